@@ -1,0 +1,81 @@
+"""Image transforms: timm's for training, in the authors' order and with their constants, and pixels on the device."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision import transforms
+
+from .errors import InputError
+
+# Inputs up to this side take padded random crops, as in the authors' `build_transform`.
+_SMALL_INPUT, _SMALL_INPUT_PADDING = 32, 4
+
+
+def build_train_transform(
+    image_size: tuple[int, int],
+    *,
+    image_mean: Sequence[float],
+    crop_scale_min: float = 0.08,
+    horizontal_flip: float = 0.5,
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+) -> Callable[[Image.Image], torch.Tensor]:
+    """The geometric and colour part of DeiT's augmentation (paper, table 9; the authors' `build_transform`).
+
+    Random resized crop with scale (crop_scale_min, 1) and ratio (3/4, 4/3), bicubic, or, for inputs of at most 32
+    pixels, a resize and a random crop with a padding of 4; horizontal flip; RandAugment. It draws from the global
+    generators of `random`, NumPy and torch, which `hf_deit.views` seeds per view.
+
+    Args:
+        image_size: (height, width) of the result.
+        image_mean: of the student's image processor; RandAugment fills with it.
+        crop_scale_min: smallest crop, as a fraction of the image's area, in (0, 1].
+        horizontal_flip: probability, in [0, 1].
+        auto_augment: timm's policy string, or None for none.
+
+    Returns:
+        A function of an RGB image, giving (3, height, width) uint8.
+
+    Raises:
+        InputError: timm does not know the policy.
+    """
+    try:
+        transform = create_transform(
+            image_size,
+            is_training=True,
+            use_prefetcher=True,  # stops before normalising: that, and erasing, happen on the device
+            scale=(crop_scale_min, 1.0),
+            hflip=horizontal_flip,
+            color_jitter=None,
+            auto_augment=auto_augment or None,
+            interpolation="bicubic",
+            mean=tuple(image_mean),
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(
+            f'auto_augment {auto_augment!r} is no policy of timm ({error!r}): try "rand-m9-mstd0.5-inc1", or "" for none'
+        ) from error
+    if max(image_size) <= _SMALL_INPUT:
+        transform.transforms[0] = transforms.Compose(
+            [
+                transforms.Resize(image_size, interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.RandomCrop(image_size, padding=_SMALL_INPUT_PADDING),
+            ]
+        )
+    return transform
+
+
+def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> torch.Tensor:
+    """Rescales to [0, 1] and normalises, on the pixels' device, with the arithmetic of the image processors.
+
+    Args:
+        pixels: (B, 3, H, W) uint8.
+        image_mean, image_std: per channel, of pixels in [0, 1].
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    mean = torch.tensor(image_mean, device=pixels.device).mul(255).view(-1, 1, 1)
+    std = torch.tensor(image_std, device=pixels.device).mul(255).view(-1, 1, 1)
+    return pixels.to(torch.float32).sub_(mean).div_(std)

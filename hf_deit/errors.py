@@ -1,0 +1,13 @@
+"""The one exception for mistakes that the user can mend."""
+
+
+class InputError(ValueError):
+    """A mistake in the user's input: an argument, a recipe, a data set, a teacher, a folder.
+
+    The message says what was got, what was expected and how to mend it. The scripts print it without a traceback and
+    exit with status 2.
+    """
+
+
+class TrainingDivergedError(RuntimeError):
+    """The training loss is no longer finite. The message names the step, the last good checkpoint and what to try."""

@@ -1,0 +1,81 @@
+"""The image processor of DeiT's evaluation. What it saves opens as transformers' `DeiTImageProcessor`."""
+
+from typing import Any
+
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+class DistilledDeiTImageProcessorKwargs(ImagesKwargs, total=False):
+    """The arguments of transformers' image processors and one more.
+
+    Attributes:
+        crop_ratio: the crop's side as a fraction of the resized image's shorter side, in (0, 1]. The authors take
+            0.875 (256 → 224, 438 → 384); CaiT takes 1.0.
+    """
+
+    crop_ratio: float | int
+
+
+class _DeiTPreprocessing:
+    """The settings of both backends: shorter side to int(crop size / crop ratio), bicubic, centre crop, ImageNet
+    statistics (the authors' `build_transform`; timm's evaluation transform).
+
+    `crop_size` is the model's input size. Without an explicit `size` the resized size follows from it and
+    `crop_ratio`.
+    """
+
+    valid_kwargs = DistilledDeiTImageProcessorKwargs
+    default_to_square = False
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    crop_size = 224
+    crop_ratio = 0.875
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True  # transformers' own processor fails on greyscale images without it
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        size, crop_size, crop_ratio = kwargs["size"], kwargs["crop_size"], kwargs.get("crop_ratio")
+        if crop_size is None or crop_ratio is None:
+            return kwargs
+        if not 0 < crop_ratio <= 1:
+            raise ValueError(f"crop_ratio must lie in (0, 1], got {crop_ratio}")
+        shorter_side = min(crop_size.height, crop_size.width)
+        if size is None:
+            kwargs["size"] = SizeDict(shortest_edge=int(shorter_side / crop_ratio))
+        elif size.shortest_edge and size.shortest_edge != int(shorter_side / crop_ratio):
+            kwargs["crop_ratio"] = shorter_side / size.shortest_edge  # an explicit size wins
+        return kwargs
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output["image_processor_type"] = "DeiTImageProcessor"
+        return output
+
+
+class DistilledDeiTImageProcessor(_DeiTPreprocessing, TorchvisionBackend):
+    """Prepares images for DeiT, with torchvision.
+
+    Takes PIL images of any mode, arrays and tensors (uint8, or float in [0, 1] with `do_rescale=False`), one or a
+    list, and returns `pixel_values` (B, 3, H, W).
+
+    Args:
+        crop_size: input size of the model, in pixels or as {"height", "width"}.
+        crop_ratio: see `DistilledDeiTImageProcessorKwargs`.
+        size: overrides the resized size and so the crop ratio, for example {"shortest_edge": 256}.
+        **kwargs: the other settings of transformers' image processors.
+
+    Raises:
+        ValueError: crop_ratio outside (0, 1].
+    """
+
+
+class DistilledDeiTImageProcessorPil(_DeiTPreprocessing, PilBackend):
+    """`DistilledDeiTImageProcessor` with Pillow and NumPy instead of torchvision: the same arguments and output."""

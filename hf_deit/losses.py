@@ -1,0 +1,99 @@
+"""The losses of DeiT (Touvron et al. 2021, section 4): pure functions of tensors, computed in at least float32."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+
+def _check_logits(name: str, logits: torch.Tensor) -> torch.Tensor:
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise ValueError(f"{name} must be floating-point of shape (B, K), got {logits.dtype} {tuple(logits.shape)}")
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def hard_distillation_loss(student_logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy to the teacher's decision, without smoothing: the second term of the paper's equation 3.
+
+    Args:
+        student_logits: (B, K), of the distillation head (or of the only head).
+        teacher: the teacher's logits, (B, K) floating-point, or its decisions, (B,) integers in [0, K).
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
+    student_logits = _check_logits("student_logits", student_logits)
+    decisions = teacher.argmax(dim=-1) if teacher.is_floating_point() else teacher
+    if decisions.shape != student_logits.shape[:1]:
+        raise ValueError(
+            f"teacher must be logits {tuple(student_logits.shape)} or decisions {tuple(student_logits.shape[:1])}, "
+            f"got {tuple(teacher.shape)}"
+        )
+    return F.cross_entropy(student_logits, decisions.long())
+
+
+def soft_distillation_loss(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    *,
+    temperature: float = 3.0,
+    reduction: Literal["batchmean", "numel"] = "batchmean",
+) -> torch.Tensor:
+    """τ² · KL(teacher ‖ student) of the two softened distributions: the second term of the paper's equation 2.
+
+    The gradient vanishes where the student already gives the teacher's distribution; unlike the hard loss it says
+    nothing about the true label.
+
+    Args:
+        student_logits: (B, K).
+        teacher_logits: (B, K).
+        temperature: τ > 0; the paper's soft setting is 3.0 with a weight of 0.1.
+        reduction: "batchmean" divides the sum by B, as the equation does. "numel" divides by B · K, as the authors'
+            code does (`losses.py`: `/ outputs_kd.numel()`), and is therefore K times smaller: 1000 times on ImageNet.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: the shapes differ, τ is not positive, or the reduction is unknown.
+    """
+    student_logits = _check_logits("student_logits", student_logits)
+    teacher_logits = _check_logits("teacher_logits", teacher_logits)
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits and teacher_logits must have one shape, "
+            f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if reduction not in ("batchmean", "numel"):
+        raise ValueError(f'reduction must be "batchmean" or "numel", got {reduction!r}')
+    divergence = F.kl_div(
+        F.log_softmax(student_logits / temperature, dim=-1),
+        F.log_softmax(teacher_logits / temperature, dim=-1),
+        reduction="sum",
+        log_target=True,
+    )
+    return divergence * temperature**2 / (len(student_logits) if reduction == "batchmean" else student_logits.numel())
+
+
+def soft_target_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy to a distribution per sample: the class head's loss on mixed or smoothed labels.
+
+    Args:
+        logits: (B, K).
+        targets: (B, K), each row non-negative with sum 1.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    logits = _check_logits("logits", logits)
+    if targets.shape != logits.shape:
+        raise ValueError(f"targets must have the logits' shape {tuple(logits.shape)}, got {tuple(targets.shape)}")
+    return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean()

@@ -1,0 +1,156 @@
+"""Recipes: YAML files of arguments. The recipe comes first, the command line on top; unknown keys are refused."""
+
+import dataclasses
+import difflib
+import enum
+import json
+import os
+import re
+from collections.abc import Sequence
+from importlib import resources
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..errors import InputError
+from ..training_args import DataArguments, DistillationTrainingArguments, ModelArguments
+
+DEFAULT_RECIPE = "digits"
+Arguments = tuple[ModelArguments, DataArguments, DistillationTrainingArguments]
+_ARGUMENT_CLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
+_NOT_IN_A_RESOLVED_RECIPE = ("output_dir", "resume_from_checkpoint", "hub_token", "logging_dir", "local_rank")
+
+
+class _Parser(HfArgumentParser):
+    """Raises instead of printing the usage, which is some 300 lines long."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def list_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    files = resources.files(__name__).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_file: str) -> dict[str, Any]:
+    """Reads a recipe.
+
+    Args:
+        name_or_file: one of `list_recipes()`, or the path of a YAML file.
+
+    Returns:
+        Arguments by name, as written: `resolve_arguments` gives them their types.
+
+    Raises:
+        InputError: no such recipe, no mapping in it, or a key that is no argument.
+    """
+    if name_or_file in list_recipes():
+        text = resources.files(__name__).joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
+    elif os.path.isfile(name_or_file):
+        with open(name_or_file, encoding="utf-8") as file:
+            text = file.read()
+    else:
+        near = difflib.get_close_matches(name_or_file, list_recipes(), n=1, cutoff=0.4)
+        raise InputError(
+            f"no recipe {name_or_file!r}{f'; did you mean {near[0]}?' if near else ''}: expected a YAML file or one of "
+            f"{', '.join(list_recipes())}"
+        )
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the recipe {name_or_file!r} is no YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"the recipe {name_or_file!r} must be a mapping of arguments, got {type(recipe).__name__}")
+    for key in recipe:
+        _check_known(key, f"the recipe {name_or_file!r} has")
+    return recipe
+
+
+def resolve_arguments(arguments: Sequence[str]) -> Arguments:
+    """Turns a command line into arguments: `--recipe` (default "digits") first, everything else on top.
+
+    Args:
+        arguments: for example ["--recipe", "digits", "--num_train_epochs", "3"].
+
+    Raises:
+        InputError: an unknown recipe or argument (with the nearest valid name), or a value of the wrong kind.
+    """
+    recipe_name, rest = _take_recipe(arguments)
+    from_recipe = _as_command_line(load_recipe(recipe_name))
+    parser = _Parser(_ARGUMENT_CLASSES, allow_abbrev=False)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        [*from_recipe, *rest], return_remaining_strings=True, look_for_args_file=False
+    )
+    for argument in unknown:
+        if argument.startswith("--"):
+            _check_known(argument[2:].split("=")[0].replace("-", "_"), "there is")
+    if unknown:
+        raise InputError(f"cannot read {' '.join(unknown)!r} on the command line: arguments are --name value")
+    return tuple(parsed)
+
+
+def save_recipe(arguments: Arguments, path: str) -> None:
+    """Writes the arguments that differ from the defaults, as a recipe that gives them again.
+
+    Without the output folder and secrets; the versions of the libraries stand in its comment.
+    """
+    recipe = {}
+    for part in arguments:
+        for field in dataclasses.fields(part):
+            value = _plain(getattr(part, field.name))
+            if field.init and field.name not in _NOT_IN_A_RESOLVED_RECIPE and value != _plain(_default(field)):
+                recipe[field.name] = value
+    versions = ", ".join(f"{name} {version(name)}" for name in ("hf_deit", "torch", "transformers", "timm", "pillow"))
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f"# Resolved arguments of a run with {versions}.\n")
+        yaml.safe_dump(recipe, file, sort_keys=False, allow_unicode=True)
+
+
+def _take_recipe(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    recipe_name, rest, remaining = DEFAULT_RECIPE, [], iter(arguments)
+    for argument in remaining:
+        if argument == "--recipe":
+            recipe_name = next(remaining, "")
+        elif argument.startswith("--recipe="):
+            recipe_name = argument.removeprefix("--recipe=")
+        else:
+            rest.append(argument)
+    return recipe_name, rest
+
+
+def _as_command_line(recipe: dict[str, Any]) -> list[str]:
+    """A recipe as arguments, so that both have one parser and one set of types: YAML reads 5e-4 as a string."""
+    line = []
+    for key, value in recipe.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        line += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
+    return line
+
+
+def _check_known(key: str, subject: str) -> None:
+    known = {field.name for part in _ARGUMENT_CLASSES for field in dataclasses.fields(part) if field.init}
+    if key in known or re.sub("^no_", "", key) in known:
+        return
+    near = difflib.get_close_matches(str(key), known, n=1)
+    raise InputError(f"{subject} no argument {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """What YAML can hold."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) or hasattr(value, "to_dict"):
+        return None  # accelerator_config and the like: made from the environment
+    return value

@@ -1,0 +1,218 @@
+"""A whole run: from arguments to a distilled model on disk."""
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import PartialState
+from transformers.utils import logging
+
+from .data import ImageData, load_data
+from .errors import InputError
+from .recipes import Arguments, resolve_arguments, save_recipe
+from .student import load_student
+from .teacher import Teacher, load_teacher
+from .trainer import DistillationTrainer
+from .training_args import DataArguments, DistillationTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+_RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass
+class RunResult:
+    """What a run achieved.
+
+    Attributes:
+        output_dir: folder of the model, its image processor, the resolved recipe and the checkpoints.
+        accuracies: top-1 on the validation images by what was measured, in [0, 1].
+        num_validation_images: how many they are.
+        images_per_second: training speed, of the student (and its teacher).
+        minutes: the whole run, a teacher trained before included.
+    """
+
+    output_dir: str
+    accuracies: dict[str, float]
+    num_validation_images: int
+    images_per_second: float
+    minutes: float
+
+    def __str__(self) -> str:
+        rows = [(name, f"{accuracy:.4f}") for name, accuracy in self.accuracies.items()]
+        rows += [("images/s in training", f"{self.images_per_second:.0f}"), ("minutes in all", f"{self.minutes:.1f}")]
+        heading = (f"top-1 on {self.num_validation_images} held-out images", "")
+        width = max(len(name) for name, _ in [heading, *rows])
+        rule = "-" * (width + 8)
+        lines = [f"{name:<{width}}  {value:>6}" for name, value in rows]
+        return "\n".join([heading[0], rule, *lines[:-2], rule, *lines[-2:]])
+
+    @property
+    def usage(self) -> str:
+        """Lines that load and use the model, with transformers alone."""
+        return (
+            "from transformers import pipeline\n\n"
+            f'classify = pipeline("image-classification", model="{self.output_dir}")\n'
+            'print(classify("image.png"))'
+        )
+
+
+def run(arguments: Arguments) -> RunResult:
+    """Loads the data, the teacher (training one first if the recipe says so) and the student, distils, evaluates, saves.
+
+    Everything that can be wrong with the input is checked before the first training step.
+
+    Args:
+        arguments: from `hf_deit.recipes.resolve_arguments`.
+
+    Raises:
+        InputError: the input cannot be used.
+        TrainingDivergedError: the loss is no longer finite.
+    """
+    start = time.perf_counter()
+    model_args, data_args, args = arguments
+    resume = _as_checkpoint(args.resume_from_checkpoint)
+    check_output_dir(args.output_dir, resuming=bool(resume))
+    data = load_data(**vars(data_args), seed=args.seed)
+    student, processor = load_student(
+        model_args.student,
+        id2label=data.id2label,
+        revision=model_args.student_revision,
+        image_size=model_args.image_size,
+        crop_ratio=model_args.crop_ratio,
+        replace_head=model_args.replace_head,
+        overrides=model_args.student_overrides,
+    )
+    teacher = None
+    if args.distillation_type != "none":
+        if model_args.teacher_model_name_or_path is None:
+            teacher_path = train_teacher(model_args.teacher_recipe, data, data_args, args)
+            model_args = replace(model_args, teacher_model_name_or_path=teacher_path)
+        teacher = load_teacher(
+            model_args.teacher_model_name_or_path,
+            student_processor=processor,
+            id2label=data.id2label,
+            revision=model_args.teacher_revision,
+            dtype=model_args.teacher_dtype,
+        )
+        model_args = replace(model_args, teacher_revision=teacher.revision)
+    elif model_args.teacher_model_name_or_path is not None:
+        raise InputError('a teacher is given but distillation_type is "none": drop one of them')
+    trainer = DistillationTrainer(
+        student,
+        args,
+        teacher=teacher,
+        processing_class=processor,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+    )
+    if args.should_save:
+        save_recipe((model_args, data_args, args), os.path.join(args.output_dir, _RECIPE_FILE))
+    trainer.train(resume_from_checkpoint=resume)
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    accuracies = {} if teacher is None else {"teacher": _teacher_accuracy(trainer, teacher)}
+    for head in ("class", "distillation"):
+        if f"eval_{head}_top1" in metrics:
+            accuracies[f"{head} head"] = metrics[f"eval_{head}_top1"]
+    accuracies["fused" if "class head" in accuracies else "student"] = metrics["eval_top1"]
+    speeds = [entry["images_per_second"] for entry in trainer.state.log_history if "images_per_second" in entry]
+    return RunResult(
+        output_dir=args.output_dir,
+        accuracies=accuracies,
+        num_validation_images=len(data.validation),
+        images_per_second=sum(speeds) / max(len(speeds), 1),
+        minutes=(time.perf_counter() - start) / 60,
+    )
+
+
+def train_teacher(
+    recipe: str | None, data: ImageData, data_args: DataArguments, student_args: DistillationTrainingArguments
+) -> str:
+    """Trains a teacher on the same data, into the folder "teacher" of the student's output folder.
+
+    Args:
+        recipe: of the teacher.
+        data: the student's.
+        data_args, student_args: the student's arguments; the seed and the device are taken over.
+
+    Returns:
+        The folder, in the Hub's format. One that is complete from an earlier start of the run is taken as it is.
+
+    Raises:
+        InputError: there is no recipe.
+    """
+    if recipe is None:
+        raise InputError(
+            "there is no teacher: give --teacher_model_name_or_path (a Hub id or a folder), or --teacher_recipe to "
+            "train one on this data first, or --distillation_type none"
+        )
+    folder = os.path.join(student_args.output_dir, "teacher")
+    if os.path.isdir(folder):
+        return folder
+    unfinished = f"{folder}.unfinished"
+    command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student_args.seed)]
+    command += ["--use_cpu", str(student_args.use_cpu)]
+    model_args, _, args = resolve_arguments(command)
+    teacher, processor = load_student(
+        model_args.student,
+        id2label=data.id2label,
+        revision=model_args.student_revision,
+        image_size=model_args.image_size,
+        crop_ratio=model_args.crop_ratio,
+        replace_head=model_args.replace_head,
+        overrides=model_args.student_overrides,
+    )
+    trainer = DistillationTrainer(
+        teacher, args, processing_class=processor, train_dataset=data.train, eval_dataset=data.validation
+    )
+    trainer.train()
+    trainer.save_model()
+    if args.should_save:
+        save_recipe((model_args, data_args, args), os.path.join(unfinished, _RECIPE_FILE))
+        os.replace(unfinished, folder)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+@torch.no_grad()
+def _teacher_accuracy(trainer: DistillationTrainer, teacher: Teacher) -> float:
+    """The teacher's top-1 on the whole validation set, every process counting its part."""
+    counts = torch.zeros(2, device=trainer.args.device)
+    for batch in trainer.get_eval_dataloader():
+        batch = trainer._prepare_inputs(batch)
+        predictions = teacher(batch["pixel_values"]).argmax(dim=-1)
+        predictions, labels = trainer.accelerator.gather_for_metrics((predictions, batch["labels"]))
+        counts += torch.stack([((predictions == labels) & (labels >= 0)).sum(), (labels >= 0).sum()])
+    return float(counts[0] / counts[1])
+
+
+def check_output_dir(output_dir: str, *, resuming: bool) -> None:
+    """Refuses an output folder that cannot be written, or that holds another run.
+
+    Raises:
+        InputError: with what to do.
+    """
+    state = PartialState()
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the output folder {output_dir!r} ({error}): give another --output_dir"
+        ) from error
+    if not resuming and any(os.scandir(output_dir)):
+        raise InputError(
+            f"the output folder {output_dir!r} holds another run: go on with it (--resume_from_checkpoint true), give "
+            "another --output_dir, or remove it"
+        )
+    state.wait_for_everyone()  # no process may write before all have looked
+
+
+def _as_checkpoint(resume_from_checkpoint: str | None) -> str | bool | None:
+    words = {"true": True, "false": None}
+    return words.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)

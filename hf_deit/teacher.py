@@ -1,0 +1,320 @@
+"""Any image classifier of the Hub as a teacher: statistics, input size and labels are read and checked, not guessed."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import huggingface_hub.errors
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import cached_file
+
+from .errors import InputError
+
+# The Hub's imagenet-1k tells its two cranes apart, as ClassLabel wants unique names; ImageNet's own list does not.
+_ALIASES = {"crane2": "crane"}
+
+
+class Teacher(nn.Module):
+    """A frozen classifier that answers in the student's terms. Made by `load_teacher`.
+
+    It stays in evaluation mode whatever is asked of it, and has no trainable parameter.
+
+    Attributes:
+        name_or_path: where it was loaded from.
+        revision: the commit it was resolved to, or None for a folder.
+        input_size: (height, width) that its input is resized to, or None if it takes the student's size as it is.
+        id2label: its labels, in the student's order.
+        dtype: that it computes in.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name_or_path: str,
+        revision: str | None,
+        id2label: Mapping[int, str],
+        label_order: list[int],
+        channel_order: list[int],
+        scale: torch.Tensor,
+        shift: torch.Tensor,
+        input_size: tuple[int, int] | None,
+    ) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.name_or_path = name_or_path
+        self.revision = revision
+        self.id2label = dict(id2label)
+        self.input_size = input_size
+        self.dtype = model.dtype
+        for name, order in (("label_order", label_order), ("channel_order", channel_order)):
+            self.register_buffer(name, None if order == sorted(order) else torch.tensor(order))
+        self.register_buffer("scale", scale.view(-1, 1, 1))
+        self.register_buffer("shift", shift.view(-1, 1, 1))
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Does nothing: a teacher whose BatchNorm or dropout is in training mode teaches noise."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Teaches a batch.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised with the student's statistics: exactly what the student sees.
+
+        Returns:
+            (B, num_labels) float32 logits, in the student's label order.
+        """
+        pixel_values = pixel_values.float()
+        if self.channel_order is not None:
+            pixel_values = pixel_values[:, self.channel_order]
+        pixel_values = pixel_values * self.scale + self.shift
+        if self.input_size is not None and tuple(pixel_values.shape[-2:]) != self.input_size:
+            pixel_values = F.interpolate(pixel_values, size=self.input_size, mode="bicubic", antialias=True)
+        logits = self.model(pixel_values=pixel_values.to(self.dtype)).logits.float()
+        return logits if self.label_order is None else logits[:, self.label_order]
+
+
+def load_teacher(
+    name_or_path: str,
+    *,
+    student_processor: BaseImageProcessor,
+    id2label: Mapping[int, str] | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> Teacher:
+    """Loads an image classifier, checks that it can teach, and adapts it to the student's pixels and labels.
+
+    Args:
+        name_or_path: a Hub id or a folder, of a transformers architecture or of a timm checkpoint (for example
+            "timm/regnety_160.deit_in1k", the paper's teacher).
+        student_processor: the student's image processor, with `image_mean`, `image_std` and `crop_size`.
+        id2label: the student's labels by index. Without it the teacher's own labels and order are kept.
+        revision: branch, tag or commit; pin it for a run to be repeatable.
+        dtype: to compute in; float32 by default.
+        device: to put it on; the CPU by default.
+
+    Returns:
+        A `Teacher`: a function of the student's normalised pixels giving logits in the student's label order.
+
+    Raises:
+        InputError: no such model; no image classifier; weights missing from the checkpoint (a head that would be
+            random); no statistics; labels that are not the student's.
+    """
+    config, model = _load_model(name_or_path, revision, _as_dtype(dtype))
+    commit = getattr(config, "_commit_hash", None)
+    processor = load_image_processor(name_or_path, commit or revision, config)
+    teacher_labels = {int(index): label for index, label in config.id2label.items()}
+    id2label = teacher_labels if id2label is None else {int(index): label for index, label in id2label.items()}
+    label_order = match_labels(teacher_labels, id2label, name_or_path)
+    channel_order, scale, shift, own_size = _relative_normalization(name_or_path, processor, student_processor)
+    student_size = (student_processor.crop_size.height, student_processor.crop_size.width)
+    teacher = Teacher(
+        model,
+        name_or_path=str(name_or_path),
+        revision=commit,
+        id2label=id2label,
+        label_order=label_order,
+        channel_order=channel_order,
+        scale=scale,
+        shift=shift,
+        input_size=_accepted_size(model, name_or_path, student_size, own_size),
+    )
+    return teacher.to(device or "cpu")
+
+
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise InputError(f"the teacher's dtype must be float32, bfloat16 or float16, got {dtype!r}")
+    return resolved
+
+
+def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        commit = getattr(config, "_commit_hash", None)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name_or_path, revision=commit or revision, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise InputError(
+            f"cannot load the teacher {name_or_path!r}"
+            f"{f' at revision {revision!r}' if revision else ''} as an image classifier: {str(error).strip()}"
+        ) from error
+    random_weights = sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
+    if random_weights:
+        raise InputError(
+            f"the teacher {name_or_path!r} has no weights for {', '.join(random_weights[:4])}"
+            f"{', …' if len(random_weights) > 4 else ''}, which would be random: take a checkpoint that was trained "
+            "to classify, or fine-tune this one first (--distillation_type none --student …)"
+        )
+    return config, model
+
+
+def load_image_processor(name_or_path: str, revision: str | None, config: Any) -> BaseImageProcessor:
+    """A checkpoint's image processor, refused if its class's defaults would have to stand in for its statistics.
+
+    Args:
+        name_or_path: a Hub id or a folder.
+        revision: branch, tag or commit.
+        config: the checkpoint's configuration.
+
+    Raises:
+        InputError: it states no mean and standard deviation.
+    """
+    remedy = "save its image processor beside the weights (processor.save_pretrained), with the statistics of training"
+    if config.model_type == "timm_wrapper":
+        stated = getattr(config, "pretrained_cfg", None) or {}
+        wanted, where = ("mean", "std"), "pretrained_cfg of config.json"
+    else:
+        try:
+            path = cached_file(name_or_path, "preprocessor_config.json", revision=revision)
+            with open(path, encoding="utf-8") as file:
+                stated = json.load(file)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{name_or_path!r} has no readable preprocessor_config.json, so what its pixels must look like is "
+                f"unknown: {remedy}"
+            ) from error
+        wanted = () if stated.get("do_normalize") is False else ("image_mean", "image_std")
+        where = "preprocessor_config.json"
+    absent = [name for name in wanted if stated.get(name) is None]
+    if absent:
+        raise InputError(f"{name_or_path!r} states no {' and '.join(absent)} in {where}: {remedy}")
+    try:
+        return AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"cannot load the image processor of {name_or_path!r}: {error}") from error
+
+
+def _relative_normalization(
+    name_or_path: str, teacher_processor: BaseImageProcessor, student_processor: BaseImageProcessor
+) -> tuple[list[int], torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """From the student's normalised pixels x to the teacher's: scale · x[channel_order] + shift, per channel.
+
+    Both processors are measured on images of one colour, as processors differ in more than mean and std: some rescale
+    to [-1, 1], some not at all, some swap the channels.
+
+    Returns:
+        channel_order, scale (3,), shift (3,) and the (height, width) that the teacher's processor makes.
+    """
+    teacher_gain, teacher_black, size = _response(name_or_path, teacher_processor)
+    student_gain, student_black, _ = _response("the student", student_processor)
+    channel_order = teacher_gain.abs().argmax(dim=1).tolist()
+    gains = teacher_gain.gather(1, torch.tensor(channel_order).unsqueeze(1)).squeeze(1)
+    if sorted(channel_order) != [0, 1, 2] or not torch.allclose(teacher_gain.sum(dim=1), gains, atol=1e-4):
+        raise InputError(
+            f"the image processor of the teacher {name_or_path!r} mixes the colour channels: take a teacher whose "
+            "pixels are only rescaled and normalised"
+        )
+    scale = gains / student_gain.diagonal()[channel_order]
+    shift = teacher_black - scale * student_black[channel_order]
+    # An exact identity, so that a teacher with the student's statistics sees the very same pixels.
+    if torch.allclose(scale, torch.ones_like(scale), atol=1e-6) and torch.allclose(
+        shift, torch.zeros_like(shift), atol=1e-6
+    ):
+        scale, shift = torch.ones_like(scale), torch.zeros_like(shift)
+    return channel_order, scale.float(), shift.float(), size
+
+
+def _response(name: str, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """What a processor makes of colours.
+
+    Returns:
+        The change of each output channel (rows) when an input channel (columns) goes from 0 to 255, (3, 3) float64;
+        the output for black, (3,) float64; and the output's (height, width).
+    """
+    colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    images = [Image.new("RGB", (64, 64), colour) for colour in colours]
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise InputError(f"the image processor of {name} must give (B, 3, H, W) pixels, got {tuple(pixels.shape)}")
+    height, width = pixels.shape[-2:]
+    centre = pixels[:, :, height // 2, width // 2].double()
+    return (centre[1:] - centre[0]).T, centre[0], (height, width)
+
+
+@torch.no_grad()
+def _accepted_size(
+    model: PreTrainedModel, name_or_path: str, student_size: tuple[int, int], own_size: tuple[int, int]
+) -> tuple[int, int] | None:
+    """None if the model takes images of the student's size, else the size that it takes."""
+
+    def failure(size: tuple[int, int]) -> Exception | None:
+        try:
+            logits = model.eval()(pixel_values=torch.zeros(1, 3, *size, dtype=model.dtype)).logits
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError, AssertionError) as error:  # what architectures say to a size they refuse
+            return error
+        return None if logits.isfinite().all() else ValueError("logits that are not finite")
+
+    if failure(student_size) is None:
+        return None
+    error = failure(own_size)
+    if error is not None:
+        raise InputError(
+            f"the teacher {name_or_path!r} accepts neither the student's {student_size} nor its own processor's "
+            f"{own_size} pixels: {error}"
+        ) from error
+    return own_size
+
+
+def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], name_or_path: str = "") -> list[int]:
+    """Finds the teacher's index of each of the student's labels.
+
+    Names are compared without regard to case and underscores. At the same index one common synonym is enough
+    ("tench" and "tench, Tinca tinca"); in another order the names must be equal and unique.
+
+    Args:
+        teacher, student: labels by index, 0 to K - 1.
+
+    Returns:
+        K indices: the teacher's `logits[:, indices]` are in the student's order.
+
+    Raises:
+        InputError: another number of labels, other labels, or an order that is not known.
+    """
+    name = f"the teacher {name_or_path!r}" if name_or_path else "the teacher"
+    count = len(student)
+    if sorted(teacher) != list(range(count)) or sorted(student) != list(range(count)):
+        raise InputError(
+            f"{name} has {len(teacher)} labels ({_some(teacher)}), the student has {count} ({_some(student)}): "
+            "fine-tune the teacher on this data first (--distillation_type none --student …) or take another one"
+        )
+    if all(_synonyms(teacher[i]) & _synonyms(student[i]) for i in range(count)):
+        return list(range(count))
+    positions = {_normalized(label): index for index, label in teacher.items()}
+    wanted = [_normalized(student[i]) for i in range(count)]
+    if len(positions) == count and sorted(positions) == sorted(wanted):
+        return [positions[label] for label in wanted]
+    missing = [student[i] for i in range(count) if wanted[i] not in positions]
+    raise InputError(
+        f"{name} has {count} labels as the student has, but not the same: it has {_some(teacher)}, expected "
+        f"{_some(student)}"
+        + (f"; it lacks {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}" if missing else "")
+        + ". If only the names differ, set id2label in the teacher's config.json, in the order of its logits"
+    )
+
+
+def _normalized(label: str) -> str:
+    label = " ".join(str(label).casefold().replace("_", " ").split())
+    return _ALIASES.get(label, label)
+
+
+def _synonyms(label: str) -> set[str]:
+    return {_normalized(label)} | {_normalized(part) for part in str(label).split(",")}
+
+
+def _some(labels: Mapping[int, str]) -> str:
+    return ", ".join(str(labels[index]) for index in sorted(labels)[:3]) + (", …" if len(labels) > 3 else "")
