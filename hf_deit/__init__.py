@@ -1,5 +1,49 @@
-"""Distil any image classifier on the Hugging Face Hub into a DeiT."""
+"""Distil any image classifier on the Hugging Face Hub into a DeiT (Touvron et al. 2021)."""
 
 from importlib.metadata import version
 
+from .configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
+from .errors import InputError, TrainingDivergedError
+from .image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
+from .losses import hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
+from .metrics import TopKAccuracy
+from .modeling_deit import (
+    DistilledDeiTForImageClassification,
+    DistilledDeiTModel,
+    PlainDeiTForImageClassification,
+    PlainDeiTModel,
+)
+from .recipes import list_recipes, load_recipe
+from .student import load_student
+from .teacher import Teacher, load_teacher
+from .trainer import DistillationTrainer
+from .training_args import DistillationTrainingArguments
+from .zoo import create_model, list_models
+
 __version__ = version("hf_deit")
+
+__all__ = [
+    "DistillationTrainer",
+    "DistillationTrainingArguments",
+    "DistilledDeiTConfig",
+    "DistilledDeiTForImageClassification",
+    "DistilledDeiTImageProcessor",
+    "DistilledDeiTImageProcessorPil",
+    "DistilledDeiTModel",
+    "InputError",
+    "PlainDeiTConfig",
+    "PlainDeiTForImageClassification",
+    "PlainDeiTModel",
+    "Teacher",
+    "TopKAccuracy",
+    "TrainingDivergedError",
+    "create_model",
+    "hard_distillation_loss",
+    "list_models",
+    "list_recipes",
+    "load_recipe",
+    "load_student",
+    "load_teacher",
+    "soft_distillation_loss",
+    "soft_target_cross_entropy",
+]

@@ -54,7 +54,7 @@ def build_train_transform(
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(
-            f'auto_augment {auto_augment!r} is no policy of timm ({error!r}): try "rand-m9-mstd0.5-inc1", or "" for none'
+            f'auto_augment {auto_augment!r} is no policy of timm ({error!r}): take "rand-m9-mstd0.5-inc1", or ""'
         ) from error
     if max(image_size) <= _SMALL_INPUT:
         transform.transforms[0] = transforms.Compose(

@@ -1,31 +1,19 @@
-"""Data sets from the Hub, from folders and from scikit-learn; checks of their columns, labels and files; collation."""
+"""Data sets from the Hub, from folders and from scikit-learn; checks of their columns, labels and files."""
 
-import itertools
 import os
-import zlib
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import Dataset
 from torchvision.datasets.folder import find_classes, make_dataset
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_transforms import convert_to_rgb
 
-from .errors import InputError
-from .views import ViewKey, preserve_global_random_state, seed_global_random_state, view_seed
+from .errors import InputError, first_line
+from .view_dataset import BAD_IMAGE_ERRORS, ImageDecoder
 
 DIGITS = "sklearn:digits"
 _NUM_DIGITS_HELD_OUT = 360
-_IGNORED_LABEL = -100
-
-# What Pillow raises for files that are truncated, corrupt, hostile or no images at all.
-_BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
 
 
 @dataclass
@@ -184,7 +172,7 @@ def _load_splits(
         splits = datasets.load_dataset(name, config_name, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"cannot load the data set {name!r}: {_first_line(error)}. Expected a Hub id, a local path that "
+            f"cannot load the data set {name!r}: {first_line(error)}. Expected a Hub id, a local path that "
             f'datasets.load_dataset takes, or "{DIGITS}"'
         ) from error
     if validation_split is None:
@@ -272,7 +260,7 @@ def _load_class_folders(folder: str, names: list[str] | None = None) -> tuple[da
     except FileNotFoundError as error:
         empty = [name for name in class_to_index if not any(os.scandir(os.path.join(folder, name)))]
         raise InputError(
-            f"class folders without images in {folder!r}: {', '.join(empty) or _first_line(error)}. Fill or remove them"
+            f"class folders without images in {folder!r}: {', '.join(empty) or first_line(error)}. Fill or remove them"
         ) from error
     names = names or found
     paths, labels = (list(column) for column in zip(*samples, strict=True))
@@ -291,7 +279,7 @@ def _path_unless_image(path: str) -> str | None:
     try:
         with Image.open(path):  # reads the header only
             return None
-    except _BAD_IMAGE_ERRORS:
+    except BAD_IMAGE_ERRORS:
         return path
 
 
@@ -300,154 +288,3 @@ def _check_some_images(dataset: datasets.Dataset, at_most: int = 64) -> None:
     decode = ImageDecoder(dataset, "image")
     for index in np.linspace(0, len(dataset) - 1, num=min(at_most, len(dataset)), dtype=int):
         decode(int(index))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-class ImageDecoder:
-    """Decodes rows of a data set to RGB, or says which row, and which file, is broken.
-
-    Args:
-        dataset: with an `Image` column.
-        image_column: its name.
-    """
-
-    def __init__(self, dataset: datasets.Dataset, image_column: str) -> None:
-        self.image_column = image_column
-        self._feature = datasets.Image()
-        self._encoded = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
-
-    def __call__(self, index: int) -> Image.Image:
-        """The image of row `index`, with transparency on white, as the image processors give it.
-
-        Raises:
-            InputError: the image is missing or broken.
-        """
-        encoded = self._encoded[index][self.image_column]
-        try:
-            if encoded is None:
-                raise ValueError("there is no image")
-            image = self._feature.decode_example(encoded)
-            if image.mode == "RGB":
-                return image
-            return Image.fromarray(convert_to_rgb(image, return_numpy=True))
-        except _BAD_IMAGE_ERRORS as error:
-            path = encoded.get("path") if encoded else None
-            raise InputError(
-                f"the image of row {index}{f' ({path})' if path else ''} cannot be decoded: {_first_line(error)}. "
-                "Mend or remove it, or pass --on_bad_image skip"
-            ) from error
-
-
-class ViewDataset(Dataset):
-    """Turns lists of `ViewKey` into training views, each seeded by its own (seed, epoch, slot).
-
-    Args:
-        dataset: with an `Image` and a `ClassLabel` column.
-        transform: from an RGB image to (3, H, W) uint8.
-        seed: the run's seed.
-        image_column, label_column: their names.
-        on_bad_image: "stop" raises `InputError`; "skip" puts the next readable image of the data set into the slot,
-            so that batches stay whole, and counts it in `bad_images`.
-    """
-
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        transform: Callable[[Image.Image], torch.Tensor],
-        *,
-        seed: int,
-        image_column: str = "image",
-        label_column: str = "label",
-        on_bad_image: Literal["stop", "skip"] = "stop",
-    ) -> None:
-        self.dataset = dataset
-        self.transform = transform
-        self.seed = seed
-        self.on_bad_image = on_bad_image
-        self._decode = ImageDecoder(dataset, image_column)
-        self._labels = np.asarray(dataset[label_column])
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def _decode_or_skip(self, index: int) -> tuple[int, Image.Image]:
-        for candidate in itertools.islice(itertools.cycle(range(len(self))), index, index + len(self)):
-            try:
-                return candidate, self._decode(candidate)
-            except InputError:
-                if self.on_bad_image == "stop":
-                    raise
-        raise InputError(f"none of the {len(self)} images can be decoded")
-
-    def __getitems__(self, keys: Sequence[ViewKey]) -> list[dict[str, Any]]:
-        samples, decoded = [], {}
-        with preserve_global_random_state():
-            for key in keys:
-                if key.index not in decoded:
-                    # The views of one image lie side by side, so that only the last image need be kept.
-                    decoded = {key.index: self._decode_or_skip(key.index)}
-                index, image = decoded[key.index]
-                seed = view_seed(self.seed, key.epoch, key.slot)
-                seed_global_random_state(seed)
-                samples.append(
-                    {
-                        "pixel_values": self.transform(image),
-                        "labels": int(self._labels[index]),
-                        "view_seeds": seed,
-                        "bad_images": int(index != key.index),
-                    }
-                )
-        return samples
-
-    def __getitem__(self, key: ViewKey) -> dict[str, Any]:
-        return self.__getitems__([key])[0]
-
-
-class EvaluationDataset(Dataset):
-    """Rows of a data set, resized and cropped by an image processor, as uint8.
-
-    Args:
-        dataset: with an `Image` and a `ClassLabel` column.
-        processor: resizes and crops every image to one size.
-        image_column, label_column: their names.
-        on_bad_image: "stop" raises `InputError`; "skip" gives a black image with the label -100, which losses and
-            metrics ignore.
-    """
-
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        processor: BaseImageProcessor,
-        *,
-        image_column: str = "image",
-        label_column: str = "label",
-        on_bad_image: Literal["stop", "skip"] = "stop",
-    ) -> None:
-        self.dataset = dataset
-        self.processor = processor
-        self.on_bad_image = on_bad_image
-        self._decode = ImageDecoder(dataset, image_column)
-        self._labels = np.asarray(dataset[label_column])
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        label = int(self._labels[index])
-        try:
-            image = self._decode(index)
-        except InputError:
-            if self.on_bad_image == "stop":
-                raise
-            image, label = Image.new("RGB", (64, 64)), _IGNORED_LABEL
-        pixels = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixels.to(torch.uint8), "labels": label}
-
-
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stacks samples: `pixel_values` (B, 3, H, W) uint8, everything else (B,) int64."""
-    batch = {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0] if name != "pixel_values"}
-    return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), **batch}

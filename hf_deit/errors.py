@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the user can mend."""
+"""The exceptions that scripts show as a message, without a traceback."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,8 @@ class InputError(ValueError):
 
 class TrainingDivergedError(RuntimeError):
     """The training loss is no longer finite. The message names the step, the last good checkpoint and what to try."""
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's message without the rest of what libraries put into it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

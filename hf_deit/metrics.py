@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-_IGNORED_LABEL = -100
+_IGNORED_LABEL = -100  # as torch's cross-entropy
 
 _DESCRIPTION = "Fraction of the samples whose label is the first (top1), or among the first five (top5), predictions."
 _INPUTS = """

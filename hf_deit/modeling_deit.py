@@ -98,7 +98,7 @@ class DeiTEmbeddings(nn.Module):
         height, width = pixel_values.shape[-2:]
         if height % self.patch_size[0] or width % self.patch_size[1] or 0 in (height, width):
             raise ValueError(
-                f"height and width must be multiples of the patch size {self.patch_size}, got {height} × {width}: "
+                f"height and width must be multiples of the patch size {self.patch_size}, got {height} x {width}: "
                 "resize or crop the images (the image processor does)"
             )
         batch_size = len(pixel_values)
@@ -310,7 +310,7 @@ class DeiTPreTrainedModelBase(PreTrainedModel):
             )
             remedy = (
                 "pass ignore_mismatched_sizes=True to start with new heads"
-                if all(map(is_head, sum(problems.values(), [])))
+                if all(is_head(key) for keys in problems.values() for key in keys)
                 else "is it a checkpoint of this architecture, and complete?"
             )
             raise ValueError(f"{pretrained_model_name_or_path} does not fit {cls.__name__}: {found}. {remedy}")

@@ -60,7 +60,7 @@ class RunResult:
 
 
 def run(arguments: Arguments) -> RunResult:
-    """Loads the data, the teacher (training one first if the recipe says so) and the student, distils, evaluates, saves.
+    """Loads data, teacher (training one first if the recipe says so) and student; distils, evaluates and saves.
 
     Everything that can be wrong with the input is checked before the first training step.
 

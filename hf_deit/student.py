@@ -1,4 +1,4 @@
-"""The student: a model of the zoo, a checkpoint, or a transformers architecture made anew, with its image processor."""
+"""The student: a model of the zoo, a checkpoint, or a transformers architecture made anew, with its processor."""
 
 import copy
 import difflib
@@ -125,7 +125,7 @@ def _load_checkpoint(
     if not same_order:
         raise InputError(
             f"the student {name_or_path!r} was trained on {model.config.num_labels} labels, the data has "
-            f"{len(id2label)}, and they are not the same in the same order: pass --replace_head to start with new heads"
+            f"{len(id2label)}, and they are not the same in the same order: pass --replace_head for new heads"
         )
     model.config.id2label = dict(id2label)
     model.config.label2id = {label: index for index, label in id2label.items()}

@@ -1,4 +1,4 @@
-"""Any image classifier of the Hub as a teacher: statistics, input size and labels are read and checked, not guessed."""
+"""Any image classifier of the Hub as a teacher: statistics, size and labels are read and checked, not guessed."""
 
 import json
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class Teacher(nn.Module):
         input_size: tuple[int, int] | None,
     ) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False).eval()
+        self.model = model.requires_grad_(False)
         self.name_or_path = name_or_path
         self.revision = revision
         self.id2label = dict(id2label)
@@ -56,10 +56,11 @@ class Teacher(nn.Module):
             self.register_buffer(name, None if order == sorted(order) else torch.tensor(order))
         self.register_buffer("scale", scale.view(-1, 1, 1))
         self.register_buffer("shift", shift.view(-1, 1, 1))
+        self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Does nothing: a teacher whose BatchNorm or dropout is in training mode teaches noise."""
-        return self
+        """Stays in evaluation mode: with BatchNorm or dropout in training mode it would teach noise."""
+        return super().train(False)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -19,12 +19,13 @@ from transformers.utils import logging
 
 from .augment import build_train_transform, normalize
 from .callbacks import TeacherCheckCallback
-from .data import EvaluationDataset, ViewDataset, collate, find_columns
+from .data import find_columns
 from .errors import InputError, TrainingDivergedError
 from .losses import hard_distillation_loss, soft_distillation_loss
 from .metrics import TopKAccuracy
 from .teacher import Teacher
 from .training_args import DistillationTrainingArguments
+from .view_dataset import EvaluationDataset, ViewDataset, collate
 from .views import ViewSampler
 
 logger = logging.get_logger(__name__)

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 from .errors import InputError
@@ -81,6 +82,9 @@ class DistillationTrainingArguments(TrainingArguments):
                 raise InputError(f"{name} must lie in {interval}, got {getattr(self, name)}")
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise InputError("remove_unused_columns and logging_nan_inf_filter must be False")
+        self.label_names = ["labels"]  # not every student's forward takes them; the batches always have them
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch would only warn at every epoch
         try:
             super().__post_init__()
         except ValueError as error:

@@ -2,8 +2,8 @@
 
     accelerate launch scripts/train.py [--recipe NAME_OR_FILE.yaml] [--any_field value]
 
-Without arguments it takes the recipe "digits": trains a small convnet on scikit-learn's handwritten digits, and distils
-it into a small DeiT. `--help` lists every field.
+Without arguments it takes the recipe "digits": trains a small convnet on scikit-learn's handwritten digits, and
+distils it into a small DeiT. `--help` lists every field.
 """
 
 import sys

@@ -56,8 +56,8 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
     else:
         near = difflib.get_close_matches(name_or_file, list_recipes(), n=1, cutoff=0.4)
         raise InputError(
-            f"no recipe {name_or_file!r}{f'; did you mean {near[0]}?' if near else ''}: expected a YAML file or one of "
-            f"{', '.join(list_recipes())}"
+            f"no recipe {name_or_file!r}{f'; did you mean {near[0]}?' if near else ''}: expected a YAML file or one "
+            f"of {', '.join(list_recipes())}"
         )
     try:
         recipe = yaml.safe_load(text)
