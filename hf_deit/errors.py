@@ -8,6 +8,12 @@ class InputError(ValueError):
     exit with status 2.
     """
 
+    def __init__(self, message: str) -> None:
+        # Raised in a DataLoader's worker, it comes back with the worker's traceback as its message.
+        if message.startswith("Caught InputError in DataLoader worker"):
+            message = message.rpartition("InputError: ")[2].strip()
+        super().__init__(message)
+
 
 class TrainingDivergedError(RuntimeError):
     """The training loss is no longer finite. The message names the step, the last good checkpoint and what to try."""

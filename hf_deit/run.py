@@ -7,17 +7,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate import PartialState
-from transformers.utils import logging
+from transformers import set_seed
 
 from .data import ImageData, load_data
 from .errors import InputError
 from .recipes import Arguments, resolve_arguments, save_recipe
 from .student import load_student
 from .teacher import Teacher, load_teacher
-from .trainer import DistillationTrainer
+from .trainer import DistillationTrainer, check_arguments, find_checkpoint
 from .training_args import DataArguments, DistillationTrainingArguments
-
-logger = logging.get_logger(__name__)
 
 _RECIPE_FILE = "recipe.yaml"
 
@@ -73,9 +71,10 @@ def run(arguments: Arguments) -> RunResult:
     """
     start = time.perf_counter()
     model_args, data_args, args = arguments
-    resume = _as_checkpoint(args.resume_from_checkpoint)
-    check_output_dir(args.output_dir, resuming=bool(resume))
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    check_output_dir(args.output_dir, resuming=checkpoint is not None)
     data = load_data(**vars(data_args), seed=args.seed)
+    set_seed(args.seed)  # the weights of a student made anew
     student, processor = load_student(
         model_args.student,
         id2label=data.id2label,
@@ -85,6 +84,7 @@ def run(arguments: Arguments) -> RunResult:
         replace_head=model_args.replace_head,
         overrides=model_args.student_overrides,
     )
+    check_arguments(args, processor)
     teacher = None
     if args.distillation_type != "none":
         if model_args.teacher_model_name_or_path is None:
@@ -110,10 +110,11 @@ def run(arguments: Arguments) -> RunResult:
     )
     if args.should_save:
         save_recipe((model_args, data_args, args), os.path.join(args.output_dir, _RECIPE_FILE))
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
+    trainer.save_metrics("eval", metrics)
     accuracies = {} if teacher is None else {"teacher": _teacher_accuracy(trainer, teacher)}
     for head in ("class", "distillation"):
         if f"eval_{head}_top1" in metrics:
@@ -157,6 +158,7 @@ def train_teacher(
     command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student_args.seed)]
     command += ["--use_cpu", str(student_args.use_cpu)]
     model_args, _, args = resolve_arguments(command)
+    set_seed(args.seed)
     teacher, processor = load_student(
         model_args.student,
         id2label=data.id2label,
@@ -211,8 +213,3 @@ def check_output_dir(output_dir: str, *, resuming: bool) -> None:
             "another --output_dir, or remove it"
         )
     state.wait_for_everyone()  # no process may write before all have looked
-
-
-def _as_checkpoint(resume_from_checkpoint: str | None) -> str | bool | None:
-    words = {"true": True, "false": None}
-    return words.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)

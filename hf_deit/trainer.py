@@ -97,6 +97,7 @@ class DistillationTrainer(Trainer):
                 f"the teacher has {len(teacher.id2label)} labels, the student {model.config.num_labels}: pass the "
                 "student's id2label to load_teacher"
             )
+        check_arguments(args, processing_class)
         self._pixel_statistics = (processing_class.image_mean, processing_class.image_std)
         kwargs.setdefault("data_collator", collate)
         kwargs.setdefault("compute_metrics", self._accuracy)
@@ -125,17 +126,9 @@ class DistillationTrainer(Trainer):
         if not isinstance(dataset, datasets.Dataset):
             return dataset
         image_column, label_column = _checked_columns(dataset, model)
-        crop_size = self.processing_class.crop_size
-        transform = build_train_transform(
-            (crop_size.height, crop_size.width),
-            image_mean=self.processing_class.image_mean,
-            crop_scale_min=self.args.crop_scale_min,
-            horizontal_flip=self.args.horizontal_flip,
-            auto_augment=self.args.auto_augment,
-        )
         return ViewDataset(
             dataset,
-            transform,
+            _train_transform(self.args, self.processing_class),
             seed=self._data_seed,
             image_column=image_column,
             label_column=label_column,
@@ -313,10 +306,7 @@ class DistillationTrainer(Trainer):
             InputError: there is no checkpoint to resume from.
             TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
         """
-        if resume_from_checkpoint is True and get_last_checkpoint(self.args.output_dir) is None:
-            raise InputError(f"there is no checkpoint to resume from in {self.args.output_dir!r}")
-        if isinstance(resume_from_checkpoint, str) and not os.path.isdir(resume_from_checkpoint):
-            raise InputError(f"there is no checkpoint {resume_from_checkpoint!r} to resume from")
+        resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self._reset_running_means()
         self._first_bad_step = torch.full_like(self._first_bad_step, -1)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -417,6 +407,51 @@ class DistillationTrainer(Trainer):
         if absent:
             raise InputError(f"the checkpoint {checkpoint!r} does not hold this student: it lacks {absent[:4]}")
         model.load_state_dict(restored.state_dict(), strict=True)
+
+
+def check_arguments(args: DistillationTrainingArguments, processing_class: BaseImageProcessor) -> None:
+    """Refuses what would otherwise be noticed only in the middle of a run.
+
+    Raises:
+        InputError: an unknown metric or augmentation, or a checkpoint to resume from that is not there.
+    """
+    metrics = {f"{head}{top}" for head in _HEADS.values() for top in ("top1", "top5")} | {"loss"}
+    if (args.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
+        raise InputError(
+            f"metric_for_best_model must be one of {', '.join(sorted(metrics))}, got {args.metric_for_best_model!r}"
+        )
+    _train_transform(args, processing_class)
+
+
+def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
+    """The checkpoint to resume from: a folder, or, for True (or "true"), the last one in `output_dir`.
+
+    Raises:
+        InputError: there is none.
+    """
+    wanted = {"true": True, "false": None, "none": None}.get(
+        str(resume_from_checkpoint).lower(), resume_from_checkpoint
+    )
+    if wanted is None:
+        return None
+    if wanted is True:
+        found = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+        if found is None:
+            raise InputError(f"there is no checkpoint to resume from in {output_dir!r}")
+        return found
+    if not os.path.isfile(os.path.join(wanted, "trainer_state.json")):
+        raise InputError(f"there is no checkpoint {wanted!r} to resume from")
+    return wanted
+
+
+def _train_transform(args: DistillationTrainingArguments, processor: BaseImageProcessor) -> Any:
+    return build_train_transform(
+        (processor.crop_size.height, processor.crop_size.width),
+        image_mean=processor.image_mean,
+        crop_scale_min=args.crop_scale_min,
+        horizontal_flip=args.horizontal_flip,
+        auto_augment=args.auto_augment,
+    )
 
 
 def _checked_columns(dataset: datasets.Dataset, model: PreTrainedModel) -> tuple[str, str]:

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         result = run(resolve_arguments(arguments))
     except (InputError, TrainingDivergedError) as error:
         if PartialState().is_main_process:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"\nerror: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     if PartialState().is_main_process:
         print(f"\n{result}\n\nThe model lies in {result.output_dir}. To use it:\n\n{result.usage}")

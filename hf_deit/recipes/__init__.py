@@ -102,7 +102,9 @@ def save_recipe(arguments: Arguments, path: str) -> None:
     for part in arguments:
         for field in dataclasses.fields(part):
             value = _plain(getattr(part, field.name))
-            if field.init and field.name not in _NOT_IN_A_RESOLVED_RECIPE and value != _plain(_default(field)):
+            if value in (None, []) or not field.init or field.name in _NOT_IN_A_RESOLVED_RECIPE:
+                continue
+            if value != _plain(_default(field)):
                 recipe[field.name] = value
     versions = ", ".join(f"{name} {version(name)}" for name in ("hf_deit", "torch", "transformers", "timm", "pillow"))
     with open(path, "w", encoding="utf-8") as file:
