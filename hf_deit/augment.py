@@ -1,5 +1,6 @@
 """Image transforms: timm's for training, in the authors' order and with their constants, and pixels on the device."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torchvision import transforms
 
 from .errors import InputError
 
+_RAND_AUGMENT_PART = re.compile(r"^(m|n|p|w|t|mstd|mmax|inc)\d")
 # Inputs up to this side take padded random crops, as in the authors' `build_transform`.
 _SMALL_INPUT, _SMALL_INPUT_PADDING = 32, 4
 
@@ -30,7 +32,7 @@ def build_train_transform(
     Args:
         image_size: (height, width) of the result.
         image_mean: of the student's image processor; RandAugment fills with it.
-        crop_scale_min: smallest crop, as a fraction of the image's area, in (0, 1].
+        crop_scale_min: smallest random resized crop, as a fraction of the image's area, in (0, 1].
         horizontal_flip: probability, in [0, 1].
         auto_augment: timm's policy string, or None for none.
 
@@ -40,6 +42,7 @@ def build_train_transform(
     Raises:
         InputError: timm does not know the policy.
     """
+    _check_policy(auto_augment)
     try:
         transform = create_transform(
             image_size,
@@ -64,6 +67,17 @@ def build_train_transform(
             ]
         )
     return transform
+
+
+def _check_policy(auto_augment: str | None) -> None:
+    """Refuses parts of a RandAugment policy that timm would leave out without a word."""
+    kind, *parts = (auto_augment or "").split("-")
+    for part in parts if kind == "rand" else ():
+        if not _RAND_AUGMENT_PART.match(part):
+            raise InputError(
+                f"auto_augment {auto_augment!r} is no policy of timm, as it has the part {part!r}: take "
+                '"rand-m9-mstd0.5-inc1", or ""'
+            )
 
 
 def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """Configurations of DeiT. What they save opens as transformers' `DeiTConfig` (distilled) and `ViTConfig` (plain)."""
 
+import difflib
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 FUSIONS = ("logits", "softmax", "cls", "distillation")
 
@@ -63,6 +65,8 @@ class DeiTConfigBase(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuses configurations that no model can be made from. (Run by `strict`, and again by the models.)"""
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -71,6 +75,16 @@ class DeiTConfigBase(PreTrainedConfig):
                 f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} heads for "
                 f"{self.hidden_size}"
             )
+        for name in ("image_size", "patch_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) and len(size) != 2:
+                raise ValueError(f"{name} must be one number or (height, width), got {size}")
+        if self.hidden_act not in ACT2FN:
+            near = difflib.get_close_matches(self.hidden_act, ACT2FN, n=1)
+            raise ValueError(f"no activation {self.hidden_act!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        for name in ("layer_norm_eps", "initializer_range"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for size, patch in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True):
             if patch < 1 or size < patch or size % patch:
                 raise ValueError(

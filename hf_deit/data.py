@@ -1,8 +1,11 @@
 """Data sets from the Hub, from folders and from scikit-learn; checks of their columns, labels and files."""
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import datasets
 import numpy as np
@@ -66,6 +69,7 @@ def load_data(
     validation_dir: str | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
+    on_bad_image: Literal["stop", "skip"] = "stop",
 ) -> ImageData:
     """Loads and checks the images to train on and to validate with.
 
@@ -80,11 +84,13 @@ def load_data(
         validation_fraction: the part held out of the training split if there is no other, in (0, 1): seeded, and
             stratified by label.
         seed: of that split.
+        on_bad_image: "stop" refuses folders with files that are no images, and data sets in which one of 64 images
+            cannot be decoded; "skip" leaves them to the training, which counts them.
 
     Raises:
         InputError: the data cannot be used; the message says what was found and what to do.
     """
-    if (dataset_name is None) == (train_dir is None):
+    if bool(dataset_name) == bool(train_dir):
         raise InputError(
             f"give either --dataset_name or --train_dir, got {dataset_name!r} and {train_dir!r}"
             + ("" if dataset_name else f'; "{DIGITS}" is a small data set that needs no download')
@@ -96,8 +102,8 @@ def load_data(
     if dataset_name == DIGITS:
         return load_digits()
     if train_dir is not None:
-        train, names = _load_class_folders(train_dir)
-        validation = None if validation_dir is None else _load_class_folders(validation_dir, names)[0]
+        train, names = _load_class_folders(train_dir, on_bad_image)
+        validation = None if validation_dir is None else _load_class_folders(validation_dir, on_bad_image, names)[0]
     else:
         train, validation = _load_splits(
             dataset_name, dataset_config_name, dataset_revision, train_split, validation_split
@@ -112,8 +118,12 @@ def load_data(
                 raise InputError(f"the validation split has no column {' and '.join(sorted(missing))}")
             validation = _standard_columns(validation, image_column, label_column)
             validation = _with_class_labels(validation, names, "validation")
-        for part in filter(None, (train, validation)):
-            _check_some_images(part)
+        if on_bad_image == "stop":
+            for part in filter(None, (train, validation)):
+                _check_some_images(part)
+    for part, dataset in (("training", train), ("validation", validation)):
+        if dataset is not None:
+            _check_label_range(dataset["label"], len(names), part)
     if validation is None:
         try:
             split = train.train_test_split(test_size=validation_fraction, seed=seed, stratify_by_column="label")
@@ -123,8 +133,6 @@ def load_data(
                 f"({error}): give more images, another --validation_fraction, or a validation set"
             ) from error
         train, validation = split["train"], split["test"]
-    for part, dataset in (("training", train), ("validation", validation)):
-        _check_label_range(np.asarray(dataset["label"]), len(names), part)
     present = np.unique(np.asarray(train["label"]))
     if len(names) < 2 or len(present) < 2:
         raise InputError(
@@ -170,7 +178,7 @@ def _load_splits(
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     try:
         splits = datasets.load_dataset(name, config_name, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, IndexError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"cannot load the data set {name!r}: {first_line(error)}. Expected a Hub id, a local path that "
             f'datasets.load_dataset takes, or "{DIGITS}"'
@@ -203,6 +211,8 @@ def _label_names(dataset: datasets.Dataset) -> list[str]:
     values = set(dataset["label"])
     if None in values:
         raise InputError("some images have no label (None) in the label column")
+    if any(isinstance(value, int) and value < 0 for value in values):
+        raise InputError(f"labels must not be negative, got {min(values)} (on the Hub -1 often stands for no label)")
     return [str(value) for value in sorted(values)]
 
 
@@ -213,7 +223,7 @@ def _with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) 
         return dataset
     labels = np.asarray(dataset["label"])
     if isinstance(feature, datasets.ClassLabel):
-        _check_label_range(labels, len(feature.names), split)
+        _check_label_range(dataset["label"], len(feature.names), split)
         values = [feature.names[label] for label in labels]
     else:
         values = [str(label) for label in labels]
@@ -229,9 +239,13 @@ def _with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) 
     return dataset.remove_columns("label").add_column("label", column, feature=class_label)
 
 
-def _check_label_range(labels: np.ndarray, num_labels: int, part: str) -> None:
-    if len(labels) == 0:
+def _check_label_range(column: Iterable[int | None], num_labels: int, part: str) -> None:
+    values = list(column)
+    if not values:
         raise InputError(f"the {part} set is empty")
+    if None in values:
+        raise InputError(f"row {values.index(None)} of the {part} set has no label (None)")
+    labels = np.asarray(values)
     bad = np.flatnonzero((labels < 0) | (labels >= num_labels))
     if len(bad):
         raise InputError(
@@ -240,23 +254,32 @@ def _check_label_range(labels: np.ndarray, num_labels: int, part: str) -> None:
         )
 
 
-def _load_class_folders(folder: str, names: list[str] | None = None) -> tuple[datasets.Dataset, list[str]]:
-    """A data set of the files in `folder`/class name/…, with the labels of `names` or of the folders found."""
+def _load_class_folders(
+    folder: str, on_bad_image: str, names: list[str] | None = None
+) -> tuple[datasets.Dataset, list[str]]:
+    """A data set of the files in `folder`/class name/…, with the labels of `names` or of the folders found.
+
+    Files and folders whose name starts with a dot are none of the data set's.
+    """
+
+    def is_hidden(path: str) -> bool:
+        return any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
+
     if not os.path.isdir(folder):
         raise InputError(f"no folder {folder!r}: expected one with a folder of images per class")
     try:
-        found, class_to_index = find_classes(folder)
+        found = [name for name in find_classes(folder)[0] if not name.startswith(".")]
+        if not found:
+            raise FileNotFoundError
     except FileNotFoundError as error:
         raise InputError(f"{folder!r} has no folders in it: expected one folder of images per class") from error
     if names is not None:
         unknown = sorted(set(found) - set(names))
         if unknown:
             raise InputError(f"{folder!r} has classes that the training folder has not: {', '.join(unknown[:5])}")
-        class_to_index = {name: index for index, name in enumerate(names) if name in found}
+    class_to_index = {name: index for index, name in enumerate(names or found) if name in found}
     try:
-        samples = make_dataset(
-            folder, class_to_index, is_valid_file=lambda path: not os.path.basename(path).startswith(".")
-        )
+        samples = make_dataset(folder, class_to_index, is_valid_file=lambda path: not is_hidden(path))
     except FileNotFoundError as error:
         empty = [name for name in class_to_index if not any(os.scandir(os.path.join(folder, name)))]
         raise InputError(
@@ -266,10 +289,11 @@ def _load_class_folders(folder: str, names: list[str] | None = None) -> tuple[da
     paths, labels = (list(column) for column in zip(*samples, strict=True))
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
         bad = [path for path in pool.map(_path_unless_image, paths, chunksize=64) if path]
-    if bad:
+    if len(bad) == len(paths) or (bad and on_bad_image == "stop"):
         raise InputError(
             f"{len(bad)} of the {len(paths)} files in {folder!r} {'is' if len(bad) == 1 else 'are'} no image that "
-            f"Pillow can open: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Remove or mend them"
+            f"Pillow can open: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Remove or mend them, "
+            "or pass --on_bad_image skip"
         )
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features), names

@@ -1,11 +1,24 @@
 """The image processor of DeiT's evaluation. What it saves opens as transformers' `DeiTImageProcessor`."""
 
+import difflib
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+# Of Pillow's modes the others, of 16 or 32 bits, become white where they pass 255.
+EIGHT_BIT_MODES = (
+    *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"),
+    "F",  # holds what arithmetic on such images gives
+)
+# What stands in preprocessor_config.json beside the settings.
+_WRITTEN_BY_TRANSFORMERS = ("image_processor_type", "processor_class", "feature_extractor_type")
 
 
 class DistilledDeiTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -40,6 +53,46 @@ class _DeiTPreprocessing:
     do_normalize = True
     do_convert_rgb = True  # transformers' own processor fails on greyscale images without it
 
+    def __init__(self, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in self.valid_kwargs.__annotations__ and name not in _WRITTEN_BY_TRANSFORMERS:
+                near = difflib.get_close_matches(name, self.valid_kwargs.__annotations__, n=1)
+                raise TypeError(
+                    f"{type(self).__name__} has no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        known = {*cls.valid_kwargs.__annotations__, *_WRITTEN_BY_TRANSFORMERS}
+        settings = {name: value for name, value in image_processor_dict.items() if name in known}
+        if {"crop_size", "crop_ratio"} & set(kwargs) and "size" not in kwargs:
+            settings.pop("size", None)  # it follows from the new crop
+        return super().from_dict(settings, **kwargs)
+
+    def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        if {"crop_size", "crop_ratio"} & set(kwargs):
+            kwargs.setdefault("size", None)  # likewise
+        return super().preprocess(images, *args, **kwargs)
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
+        def with_channels(image: Any) -> Any:
+            is_array = isinstance(image, np.ndarray | torch.Tensor)
+            return image[None] if is_array and image.ndim == 2 else image
+
+        images = (
+            [with_channels(image) for image in images] if isinstance(images, list | tuple) else with_channels(images)
+        )
+        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+
+    def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(image, Image.Image) and image.mode not in EIGHT_BIT_MODES:
+            raise ValueError(
+                f"an image of mode {image.mode!r} has more than 8 bits per channel, of which Pillow would make white: "
+                "scale it to 8 bits first"
+            )
+        return super().process_image(image, *args, **kwargs)
+
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         kwargs = super()._standardize_kwargs(**kwargs)
         size, crop_size, crop_ratio = kwargs["size"], kwargs["crop_size"], kwargs.get("crop_ratio")
@@ -73,7 +126,8 @@ class DistilledDeiTImageProcessor(_DeiTPreprocessing, TorchvisionBackend):
         **kwargs: the other settings of transformers' image processors.
 
     Raises:
-        ValueError: crop_ratio outside (0, 1].
+        TypeError: a setting that does not exist; the message names the nearest.
+        ValueError: crop_ratio outside (0, 1]; an image of more than 8 bits per channel.
     """
 
 

@@ -26,13 +26,13 @@ def hard_distillation_loss(student_logits: torch.Tensor, teacher: torch.Tensor) 
         ValueError: the shapes do not match.
     """
     student_logits = _check_logits("student_logits", student_logits)
-    decisions = teacher.argmax(dim=-1) if teacher.is_floating_point() else teacher
-    if decisions.shape != student_logits.shape[:1]:
+    expected = student_logits.shape if teacher.is_floating_point() else student_logits.shape[:1]
+    if teacher.shape != expected:
         raise ValueError(
             f"teacher must be logits {tuple(student_logits.shape)} or decisions {tuple(student_logits.shape[:1])}, "
             f"got {tuple(teacher.shape)}"
         )
-    return F.cross_entropy(student_logits, decisions.long())
+    return F.cross_entropy(student_logits, teacher.argmax(dim=-1) if teacher.is_floating_point() else teacher.long())
 
 
 def soft_distillation_loss(

@@ -269,6 +269,19 @@ class DeiTPreTrainedModelBase(PreTrainedModel):
             bound = 1 / math.sqrt(module.weight[0].numel())
             init.uniform_(module.bias, -bound, bound)
 
+    def _recorded(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
+        """What the backbone shall record: what is asked for, or else what the configuration says."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f'the "{self.config._attn_implementation}" attention gives no weights to output: call '
+                'model.set_attn_implementation("eager") first'
+            )
+        return {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         """Loads a checkpoint in either key layout of transformers, or refuses it.
@@ -289,8 +302,12 @@ class DeiTPreTrainedModelBase(PreTrainedModel):
                 f"{kwargs['use_safetensors']!r}: convert the checkpoint first (scripts that unpickle can run any code)"
             )
         return_info = kwargs.pop("output_loading_info", False)
-        new_heads_allowed = kwargs.get("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        new_heads_allowed = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        # Remembered from a file in the newer key layout, it would make `save_pretrained` write that layout again.
+        model._weight_conversions = None
         is_head = re.compile(r"^(cls_classifier|distillation_classifier|classifier)\.").search
         problems = {
             "missing": [key for key in info["missing_keys"] if not (new_heads_allowed and is_head(key))],
@@ -300,7 +317,9 @@ class DeiTPreTrainedModelBase(PreTrainedModel):
                 for key in info["unexpected_keys"]
                 if not is_head(key) or (cls._head_names and not new_heads_allowed)
             ],
-            "of another shape": [key for key, *_ in info["mismatched_keys"] if not is_head(key)],
+            "of another shape": [
+                key for key, *_ in info["mismatched_keys"] if not (new_heads_allowed and is_head(key))
+            ],
         }
         if any(problems.values()):
             found = "; ".join(
@@ -360,6 +379,7 @@ class _DeiTBackbone(DeiTPreTrainedModelBase):
         Returns:
             `last_hidden_state` (B, T, D) after the final norm, special tokens first (class, distillation, patches).
         """
+        self._recorded(output_hidden_states, output_attentions)
         hidden_states = self.embeddings(pixel_values)
         for layer in self.layers:
             hidden_states = layer(hidden_states, view_seeds)
@@ -462,9 +482,8 @@ class DistilledDeiTForImageClassification(DeiTPreTrainedModelBase):
         outputs = self.deit(
             pixel_values,
             view_seeds=view_seeds,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
             return_dict=True,
+            **self._recorded(output_hidden_states, output_attentions),
         )
         cls_logits = self.cls_classifier(outputs.last_hidden_state[:, 0])
         distillation_logits = self.distillation_classifier(outputs.last_hidden_state[:, 1])
@@ -514,9 +533,8 @@ class PlainDeiTForImageClassification(DeiTPreTrainedModelBase):
         outputs = self.vit(
             pixel_values,
             view_seeds=view_seeds,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
             return_dict=True,
+            **self._recorded(output_hidden_states, output_attentions),
         )
         logits = self.classifier(outputs.last_hidden_state[:, 0])
         loss = None if labels is None else F.cross_entropy(logits, _check_labels(labels, len(pixel_values)))

@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate import PartialState
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from .data import ImageData, load_data
 from .errors import InputError
+from .image_processing_deit import DistilledDeiTImageProcessor
 from .recipes import Arguments, resolve_arguments, save_recipe
 from .student import load_student
 from .teacher import Teacher, load_teacher
-from .trainer import DistillationTrainer, check_arguments, find_checkpoint
-from .training_args import DataArguments, DistillationTrainingArguments
+from .trainer import DistillationTrainer, check_arguments
+from .training_args import DataArguments, DistillationTrainingArguments, ModelArguments, find_checkpoint
 
 _RECIPE_FILE = "recipe.yaml"
+_UNFINISHED_TEACHER = "teacher.unfinished"
 
 
 @dataclass
@@ -73,17 +75,8 @@ def run(arguments: Arguments) -> RunResult:
     model_args, data_args, args = arguments
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     check_output_dir(args.output_dir, resuming=checkpoint is not None)
-    data = load_data(**vars(data_args), seed=args.seed)
-    set_seed(args.seed)  # the weights of a student made anew
-    student, processor = load_student(
-        model_args.student,
-        id2label=data.id2label,
-        revision=model_args.student_revision,
-        image_size=model_args.image_size,
-        crop_ratio=model_args.crop_ratio,
-        replace_head=model_args.replace_head,
-        overrides=model_args.student_overrides,
-    )
+    data = load_data(**vars(data_args), seed=args.seed, on_bad_image=args.on_bad_image)
+    student, processor = _make_student(model_args, data, args.seed)
     check_arguments(args, processor)
     teacher = None
     if args.distillation_type != "none":
@@ -154,20 +147,11 @@ def train_teacher(
     folder = os.path.join(student_args.output_dir, "teacher")
     if os.path.isdir(folder):
         return folder
-    unfinished = f"{folder}.unfinished"
+    unfinished = os.path.join(student_args.output_dir, _UNFINISHED_TEACHER)
     command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student_args.seed)]
     command += ["--use_cpu", str(student_args.use_cpu)]
     model_args, _, args = resolve_arguments(command)
-    set_seed(args.seed)
-    teacher, processor = load_student(
-        model_args.student,
-        id2label=data.id2label,
-        revision=model_args.student_revision,
-        image_size=model_args.image_size,
-        crop_ratio=model_args.crop_ratio,
-        replace_head=model_args.replace_head,
-        overrides=model_args.student_overrides,
-    )
+    teacher, processor = _make_student(model_args, data, args.seed)
     trainer = DistillationTrainer(
         teacher, args, processing_class=processor, train_dataset=data.train, eval_dataset=data.validation
     )
@@ -178,6 +162,21 @@ def train_teacher(
         os.replace(unfinished, folder)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _make_student(
+    model_args: ModelArguments, data: ImageData, seed: int
+) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
+    set_seed(seed)  # for the weights that are made anew
+    return load_student(
+        model_args.student,
+        id2label=data.id2label,
+        revision=model_args.student_revision,
+        image_size=model_args.image_size,
+        crop_ratio=model_args.crop_ratio,
+        replace_head=model_args.replace_head,
+        overrides=model_args.student_overrides,
+    )
 
 
 @torch.no_grad()
@@ -207,7 +206,8 @@ def check_output_dir(output_dir: str, *, resuming: bool) -> None:
         raise InputError(
             f"cannot write to the output folder {output_dir!r} ({error}): give another --output_dir"
         ) from error
-    if not resuming and any(os.scandir(output_dir)):
+    # A run that was killed while its teacher was trained has nothing that is worth keeping.
+    if not resuming and set(os.listdir(output_dir)) - {_UNFINISHED_TEACHER}:
         raise InputError(
             f"the output folder {output_dir!r} holds another run: go on with it (--resume_from_checkpoint true), give "
             "another --output_dir, or remove it"

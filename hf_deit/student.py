@@ -1,14 +1,13 @@
 """The student: a model of the zoo, a checkpoint, or a transformers architecture made anew, with its processor."""
 
 import copy
+import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import huggingface_hub.errors
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -16,7 +15,7 @@ from .configuration_deit import as_pair
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
-from .teacher import load_image_processor, match_labels
+from .teacher import LOADING_ERRORS, load_image_processor, match_labels, measure_processor, resolve_revision
 from .zoo import create_model, list_models
 
 _DEFAULT_IMAGE_SIZE = 224
@@ -50,6 +49,8 @@ def load_student(
         InputError: no such model; impossible fields; a checkpoint with other labels.
     """
     fields = {"id2label": dict(id2label), **(overrides or {})}
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be at least 1, got {image_size}")
     known = [*list_models(), *CONFIG_MAPPING]
     if name_or_path not in known:
         if "/" not in name_or_path and not os.path.isdir(name_or_path):
@@ -69,17 +70,30 @@ def load_student(
                 fields["image_size"] = image_size
             model = create_model(name_or_path, **fields)
         else:
+            _check_fields(name_or_path, overrides or {})
             fields["label2id"] = {label: index for index, label in id2label.items()}
             config = AutoConfig.for_model(name_or_path, **fields)
             if image_size is not None and hasattr(config, "image_size"):
                 config.image_size = image_size
             model = AutoModelForImageClassification.from_config(config)
-    except (StrictDataclassError, ValueError, TypeError) as error:
+        height, width = as_pair(image_size or getattr(model.config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
+        processor = DistilledDeiTImageProcessor(crop_size={"height": height, "width": width}, crop_ratio=crop_ratio)
+    except InputError:
+        raise
+    except (*LOADING_ERRORS, IndexError, AssertionError, ArithmeticError) as error:
         raise InputError(f"cannot make the student {name_or_path!r} with {overrides}: {error}") from error
-    size = image_size or getattr(model.config, "image_size", None) or _DEFAULT_IMAGE_SIZE
-    height, width = as_pair(size)
-    processor = DistilledDeiTImageProcessor(crop_size={"height": height, "width": width}, crop_ratio=crop_ratio)
     return model.train(), processor
+
+
+def _check_fields(model_type: str, overrides: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])} | {"num_labels"}
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise InputError(
+                f"the configuration of {model_type!r} has no field {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
 
 
 def _load_checkpoint(
@@ -90,8 +104,8 @@ def _load_checkpoint(
     overrides: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
     try:
+        revision = resolve_revision(name_or_path, revision) or revision
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        revision = getattr(config, "_commit_hash", None) or revision
         # Our own classes train what transformers' only run: labels, stochastic depth, heads.
         model_class = {
             "DeiTForImageClassificationWithTeacher": DistilledDeiTForImageClassification,
@@ -100,24 +114,21 @@ def _load_checkpoint(
         model, info = model_class.from_pretrained(
             name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True, **overrides
         )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        StrictDataclassError,
-        huggingface_hub.errors.HfHubHTTPError,
-    ) as error:
+    except LOADING_ERRORS as error:
         raise InputError(f"cannot load the student {name_or_path!r}: {str(error).strip()}") from error
-    processor = _as_deit_processor(model.config, load_image_processor(name_or_path, revision, config))
+    processor = _as_deit_processor(name_or_path, model.config, load_image_processor(name_or_path, revision, config))
+    missing = sorted(info["missing_keys"])
     if replace_head:
-        return _with_new_head(model, id2label).train(), processor
-    if info["missing_keys"]:
+        renewed, head = _with_new_head(model, id2label)
+        missing = [name for name in missing if name not in head]
+    if missing:
         raise InputError(
-            f"the student {name_or_path!r} has no weights for {', '.join(sorted(info['missing_keys'])[:4])}: pass "
-            "--replace_head if they are its heads, which then start anew"
+            f"the student {name_or_path!r} has no weights for {', '.join(missing[:4])}"
+            f"{', …' if len(missing) > 4 else ''}: take a whole checkpoint"
+            + ("" if replace_head else ", or pass --replace_head if it only lacks heads, which then start anew")
         )
+    if replace_head:
+        return renewed.train(), processor
     try:
         same_order = match_labels(model.config.id2label, id2label) == sorted(id2label)
     except InputError:
@@ -132,8 +143,8 @@ def _load_checkpoint(
     return model.train(), processor
 
 
-def _with_new_head(model: PreTrainedModel, id2label: Mapping[int, str]) -> PreTrainedModel:
-    """The same model with freshly initialised heads for these labels, whatever its heads are called."""
+def _with_new_head(model: PreTrainedModel, id2label: Mapping[int, str]) -> tuple[PreTrainedModel, set[str]]:
+    """The same model with freshly initialised heads for these labels, and the names of the heads' parameters."""
 
     def shapes(num_labels: int) -> dict[str, torch.Size]:
         config = copy.deepcopy(model.config)
@@ -150,27 +161,31 @@ def _with_new_head(model: PreTrainedModel, id2label: Mapping[int, str]) -> PreTr
     renewed = type(model)(config)
     kept = {name: tensor for name, tensor in model.state_dict().items() if name not in head}
     renewed.load_state_dict({**renewed.state_dict(), **kept}, strict=True)
-    return renewed
+    return renewed, head
 
 
-def _as_deit_processor(config: Any, processor: BaseImageProcessor) -> DistilledDeiTImageProcessor:
+def _as_deit_processor(name: str, config: Any, processor: BaseImageProcessor) -> DistilledDeiTImageProcessor:
     """A checkpoint's statistics, size and crop ratio, in the processor that this package trains and publishes with."""
-    if config.model_type == "timm_wrapper":
-        settings = processor.data_config
-        height, width = settings["input_size"][-2:]
-        mean, std, crop_ratio = settings["mean"], settings["std"], settings["crop_pct"]
+    gain, black, (height, width) = measure_processor(name, processor)
+    if (gain - torch.diag(gain.diagonal())).abs().max() > 1e-4 or (gain.diagonal() < 1e-6).any():
+        raise InputError(
+            f"the image processor of the student {name!r} mixes or reorders the colour channels, which a DeiT's "
+            "cannot: take a student with RGB input"
+        )
+    # Pixels in [0, 1] go to (pixel - mean) / std, whatever the checkpoint calls its settings.
+    std = (1 / gain.diagonal()).tolist()
+    mean = (-black / gain.diagonal()).tolist()
+    settings = getattr(processor, "data_config", None)
+    if settings is not None:  # timm
+        resized = int(min(height, width) / settings["crop_pct"])
     else:
-        mean, std = processor.image_mean, processor.image_std
-        cropped = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
-        size = cropped or processor.size
-        height, width = (size.height, size.width) if size.height else (size.shortest_edge, size.shortest_edge)
-        if getattr(config, "image_size", None):
-            height, width = as_pair(config.image_size)
-        resized = processor.size.shortest_edge if cropped else None
-        crop_ratio = min(height, width) / resized if resized else getattr(processor, "crop_pct", None) or 1.0
+        size = processor.size
+        resized = size.shortest_edge or min(size.height or height, size.width or width)
+        if getattr(processor, "crop_pct", None) and not getattr(processor, "do_center_crop", False):
+            resized = int(min(height, width) / processor.crop_pct)
     return DistilledDeiTImageProcessor(
         crop_size={"height": height, "width": width},
-        crop_ratio=min(crop_ratio, 1.0),
-        image_mean=list(mean),
-        image_std=list(std),
+        size={"shortest_edge": max(resized, height, width)},
+        image_mean=[round(value, 6) for value in mean],
+        image_std=[round(value, 6) for value in std],
     )

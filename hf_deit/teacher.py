@@ -1,20 +1,31 @@
 """Any image classifier of the Hub as a teacher: statistics, size and labels are read and checked, not guessed."""
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import huggingface_hub.errors
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
-from .errors import InputError
+from .errors import InputError, first_line
 
+logger = logging.get_logger(__name__)
+
+TEACHER_CHECK_IMAGES = 512
+# What transformers, timm, safetensors and the Hub's client raise for checkpoints that are not there, or not whole.
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError),
+    *(StrictDataclassError, HfHubHTTPError),
+)
 # The Hub's imagenet-1k tells its two cranes apart, as ClassLabel wants unique names; ImageNet's own list does not.
 _ALIASES = {"crane2": "crane"}
 
@@ -109,8 +120,8 @@ def load_teacher(
         InputError: no such model; no image classifier; weights missing from the checkpoint (a head that would be
             random); no statistics; labels that are not the student's.
     """
-    config, model = _load_model(name_or_path, revision, _as_dtype(dtype))
-    commit = getattr(config, "_commit_hash", None)
+    commit = resolve_revision(name_or_path, revision)
+    config, model = _load_model(name_or_path, commit or revision, _as_dtype(dtype))
     processor = load_image_processor(name_or_path, commit or revision, config)
     teacher_labels = {int(index): label for index, label in config.id2label.items()}
     id2label = teacher_labels if id2label is None else {int(index): label for index, label in id2label.items()}
@@ -131,23 +142,31 @@ def load_teacher(
     return teacher.to(device or "cpu")
 
 
+def resolve_revision(name_or_path: str, revision: str | None = None) -> str | None:
+    """The commit that a branch or tag of a Hub repository stands for; None for a folder."""
+    try:
+        return extract_commit_hash(cached_file(name_or_path, "config.json", revision=revision), None)
+    except OSError:  # whoever loads the model says what is wrong
+        return None
+
+
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype is None:
         return torch.float32
-    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        raise InputError(f"the teacher's dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    return resolved
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    name = str(dtype).removeprefix("torch.")
+    if name not in dtypes:
+        raise InputError(f"the teacher's dtype must be {', '.join(dtypes)}, got {dtype!r}")
+    return dtypes[name]
 
 
 def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        commit = getattr(config, "_commit_hash", None)
         model, info = AutoModelForImageClassification.from_pretrained(
-            name_or_path, revision=commit or revision, dtype=dtype, output_loading_info=True
+            name_or_path, revision=revision, dtype=dtype, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except LOADING_ERRORS as error:
         raise InputError(
             f"cannot load the teacher {name_or_path!r}"
             f"{f' at revision {revision!r}' if revision else ''} as an image classifier: {str(error).strip()}"
@@ -187,15 +206,15 @@ def load_image_processor(name_or_path: str, revision: str | None, config: Any) -
                 f"{name_or_path!r} has no readable preprocessor_config.json, so what its pixels must look like is "
                 f"unknown: {remedy}"
             ) from error
-        wanted = () if stated.get("do_normalize") is False else ("image_mean", "image_std")
-        where = "preprocessor_config.json"
-    absent = [name for name in wanted if stated.get(name) is None]
-    if absent:
-        raise InputError(f"{name_or_path!r} states no {' and '.join(absent)} in {where}: {remedy}")
+        wanted, where = ("image_mean", "image_std"), "preprocessor_config.json"
     try:
-        return AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"cannot load the image processor of {name_or_path!r}: {error}") from error
+        processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    except LOADING_ERRORS as error:
+        raise InputError(f"cannot load the image processor of {name_or_path!r}: {first_line(error)}") from error
+    absent = [name for name in wanted if stated.get(name) is None]
+    if absent and getattr(processor, "do_normalize", True):
+        raise InputError(f"{name_or_path!r} states no {' and '.join(absent)} in {where}: {remedy}")
+    return processor
 
 
 def _relative_normalization(
@@ -209,8 +228,8 @@ def _relative_normalization(
     Returns:
         channel_order, scale (3,), shift (3,) and the (height, width) that the teacher's processor makes.
     """
-    teacher_gain, teacher_black, size = _response(name_or_path, teacher_processor)
-    student_gain, student_black, _ = _response("the student", student_processor)
+    teacher_gain, teacher_black, size = measure_processor(name_or_path, teacher_processor)
+    student_gain, student_black, _ = measure_processor("the student", student_processor)
     channel_order = teacher_gain.abs().argmax(dim=1).tolist()
     gains = teacher_gain.gather(1, torch.tensor(channel_order).unsqueeze(1)).squeeze(1)
     if sorted(channel_order) != [0, 1, 2] or not torch.allclose(teacher_gain.sum(dim=1), gains, atol=1e-4):
@@ -228,7 +247,7 @@ def _relative_normalization(
     return channel_order, scale.float(), shift.float(), size
 
 
-def _response(name: str, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+def measure_processor(name: str, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
     """What a processor makes of colours.
 
     Returns:
@@ -271,11 +290,57 @@ def _accepted_size(
     return own_size
 
 
+@torch.no_grad()
+def measure_teacher(
+    teacher: Teacher,
+    *,
+    views: Iterable[Mapping[str, torch.Tensor]],
+    validation: Iterable[Mapping[str, torch.Tensor]],
+) -> dict[str, float]:
+    """Measures how good a teacher is on a run's own pixels, and warns if it is no better than guessing.
+
+    Args:
+        teacher: the teacher.
+        views: batches of training views, with `pixel_values` (B, 3, H, W) normalised for the student and `labels`
+            (B,), negative where there is none.
+        validation: batches of validation images; may be empty.
+
+    Returns:
+        `teacher_agreement_with_labels`: how often it gives the true label on the views, of which `majority_class` is
+        the largest part; and `teacher_top1`, its accuracy on the validation images, if there are any.
+    """
+
+    def decide(batches: Iterable[Mapping[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = [(teacher(batch["pixel_values"]).argmax(dim=-1), batch["labels"]) for batch in batches]
+        if not pairs:
+            return torch.tensor([]), torch.tensor([])
+        decisions, labels = (torch.cat(column).cpu() for column in zip(*pairs, strict=True))
+        return decisions[labels >= 0], labels[labels >= 0]
+
+    decisions, labels = decide(views)
+    agreement = accuracy = (decisions == labels).float().mean().item()
+    majority = labels.bincount().max().item() / len(labels)
+    report = {"teacher_agreement_with_labels": agreement, "majority_class": majority}
+    decisions, labels = decide(validation)
+    if len(labels):
+        report["teacher_top1"] = accuracy = (decisions == labels).float().mean().item()
+    if accuracy <= max(majority, 1 / len(teacher.id2label)):
+        logger.warning(
+            "the teacher %s has an accuracy of %.3f, no better than chance or than always saying the most frequent "
+            "class (%.3f): check that it was trained on these classes, and its image processor",
+            teacher.name_or_path,
+            accuracy,
+            majority,
+        )
+    return report
+
+
 def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], name_or_path: str = "") -> list[int]:
     """Finds the teacher's index of each of the student's labels.
 
-    Names are compared without regard to case and underscores. At the same index one common synonym is enough
-    ("tench" and "tench, Tinca tinca"); in another order the names must be equal and unique.
+    Names are compared without regard to case and underscores. In another order they must be equal and unique. In the
+    same order one common synonym is enough ("tench" and "tench, Tinca tinca") that is no other label's; of every
+    hundred labels one may share its synonym with another (ImageNet has two maillots), as the rest settle the order.
 
     Args:
         teacher, student: labels by index, 0 to K - 1.
@@ -293,12 +358,12 @@ def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], name_or
             f"{name} has {len(teacher)} labels ({_some(teacher)}), the student has {count} ({_some(student)}): "
             "fine-tune the teacher on this data first (--distillation_type none --student …) or take another one"
         )
-    if all(_synonyms(teacher[i]) & _synonyms(student[i]) for i in range(count)):
-        return list(range(count))
     positions = {_normalized(label): index for index, label in teacher.items()}
     wanted = [_normalized(student[i]) for i in range(count)]
     if len(positions) == count and sorted(positions) == sorted(wanted):
         return [positions[label] for label in wanted]
+    if _are_in_the_same_order([teacher[i] for i in range(count)], [student[i] for i in range(count)]):
+        return list(range(count))
     missing = [student[i] for i in range(count) if wanted[i] not in positions]
     raise InputError(
         f"{name} has {count} labels as the student has, but not the same: it has {_some(teacher)}, expected "
@@ -306,6 +371,18 @@ def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], name_or
         + (f"; it lacks {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}" if missing else "")
         + ". If only the names differ, set id2label in the teacher's config.json, in the order of its logits"
     )
+
+
+def _are_in_the_same_order(teacher: list[str], student: list[str]) -> bool:
+    owners = Counter(synonym for labels in (teacher, student) for label in labels for synonym in _synonyms(label))
+    ambiguous = 0
+    for one, other in zip(teacher, student, strict=True):
+        shared = _synonyms(one) & _synonyms(other)
+        if not shared:
+            return False
+        if _normalized(one) != _normalized(other) and not any(owners[synonym] == 2 for synonym in shared):
+            ambiguous += 1
+    return ambiguous <= len(teacher) // 100
 
 
 def _normalized(label: str) -> str:

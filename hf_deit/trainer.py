@@ -4,6 +4,7 @@ import inspect
 import itertools
 import os
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import datasets
@@ -15,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
 
 from .augment import build_train_transform, normalize
 from .callbacks import TeacherCheckCallback
@@ -23,12 +23,10 @@ from .data import find_columns
 from .errors import InputError, TrainingDivergedError
 from .losses import hard_distillation_loss, soft_distillation_loss
 from .metrics import TopKAccuracy
-from .teacher import Teacher
-from .training_args import DistillationTrainingArguments
+from .teacher import TEACHER_CHECK_IMAGES, Teacher, measure_teacher
+from .training_args import DistillationTrainingArguments, find_checkpoint
 from .view_dataset import EvaluationDataset, ViewDataset, collate
 from .views import ViewSampler
-
-logger = logging.get_logger(__name__)
 
 # Parameters that are no weights of a matrix product although they have two or more dimensions, in the names of
 # transformers and timm. (The authors' code decays the distillation token: timm's list lacked it then.)
@@ -42,7 +40,6 @@ _TOKENS_AND_POSITIONS = (
         "relative_position_bias_table",
     ),
 )
-_TEACHER_CHECK_IMAGES = 512
 # Heads by the name of their logits in a model's output; "logits" is what the published model answers.
 _HEADS = {"logits": "", "cls_logits": "class_", "distillation_logits": "distillation_"}
 
@@ -153,14 +150,24 @@ class DistillationTrainer(Trainer):
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ViewSampler:
+    def _make_sampler(self, train_dataset: Dataset) -> ViewSampler:
         args = self.args
         return ViewSampler(
-            len(self.train_dataset if train_dataset is None else train_dataset),
+            len(train_dataset),
             seed=self._data_seed,
             total_batch_size=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
             repeats=args.repeated_augmentation,
         )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ViewSampler:
+        self._sampler = self._make_sampler(self.train_dataset if train_dataset is None else train_dataset)
+        return self._sampler
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        # When a run resumes in mid-epoch, accelerate's wrapper that skips batches hides the sampler of a sharded
+        # loader from `set_epoch`.
+        self._sampler.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         return super().get_eval_dataloader(self._as_evaluation(eval_dataset, self.model))
@@ -315,48 +322,32 @@ class DistillationTrainer(Trainer):
 
     # Teacher
 
-    @torch.no_grad()
     def check_teacher(self) -> dict[str, float]:
-        """Measures and logs how good the teacher is on this data, on up to 512 images each.
+        """Measures and logs how good the teacher is on this data, and warns if it is no better than guessing.
 
         Returns:
-            `teacher_top1`: its accuracy on validation images (if there are any). `teacher_agreement_with_labels`: how
-            often it gives the true label on training views of epoch 0, of which `majority_class` is the largest part.
+            See `hf_deit.teacher.measure_teacher`.
         """
-        self.teacher_report = {}
-        if isinstance(self.eval_dataset, EvaluationDataset):
-            count = min(len(self.eval_dataset), _TEACHER_CHECK_IMAGES)
-            indices = np.linspace(0, len(self.eval_dataset) - 1, num=count, dtype=int).tolist()
-            predictions, labels = self._teach(self.eval_dataset[index] for index in indices)
-            self.teacher_report["teacher_top1"] = float((predictions == labels).float().mean())
-        keys = list(itertools.islice(self._get_train_sampler(), _TEACHER_CHECK_IMAGES))
-        predictions, labels = self._teach(self.train_dataset[key] for key in keys)
-        agreement = float((predictions == labels).float().mean())
-        majority = float(labels.bincount().max() / len(labels))
-        self.teacher_report.update(teacher_agreement_with_labels=agreement, majority_class=majority)
+        keys = itertools.islice(self._make_sampler(self.train_dataset), TEACHER_CHECK_IMAGES)
+        self.teacher_report = measure_teacher(
+            self.teacher,
+            views=self._batches(self.train_dataset[key] for key in keys),
+            validation=self._batches(self._validation_samples()),
+        )
         self.log(dict(self.teacher_report))
-        accuracy = self.teacher_report.get("teacher_top1", agreement)
-        if accuracy <= max(majority, 1.0 / self.model.config.num_labels):
-            logger.warning(
-                "the teacher %s has an accuracy of %.3f, no better than always saying the most frequent class (%.3f): "
-                "check that it was trained on these classes, and its image processor",
-                self.teacher.name_or_path,
-                accuracy,
-                majority,
-            )
         self._timer = time.perf_counter()
         return self.teacher_report
 
-    def _teach(self, samples: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The teacher's decisions and the true labels of samples, without the unlabelled ones."""
-        predictions, labels = [], []
+    def _validation_samples(self) -> Iterator[dict[str, Any]]:
+        if isinstance(self.eval_dataset, EvaluationDataset):
+            count = min(len(self.eval_dataset), TEACHER_CHECK_IMAGES)
+            for index in np.linspace(0, len(self.eval_dataset) - 1, num=count, dtype=int).tolist():
+                yield self.eval_dataset[index]
+
+    def _batches(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor]]:
         samples = iter(samples)
         while chunk := list(itertools.islice(samples, self.args.eval_batch_size)):
-            batch = self._prepare_inputs(self.data_collator(chunk))
-            predictions.append(self.teacher(batch["pixel_values"]).argmax(dim=-1))
-            labels.append(batch["labels"])
-        predictions, labels = torch.cat(predictions).cpu(), torch.cat(labels).cpu()
-        return predictions[labels >= 0], labels[labels >= 0]
+            yield self._prepare_inputs(self.data_collator(chunk))
 
     # Metrics
 
@@ -421,27 +412,6 @@ def check_arguments(args: DistillationTrainingArguments, processing_class: BaseI
             f"metric_for_best_model must be one of {', '.join(sorted(metrics))}, got {args.metric_for_best_model!r}"
         )
     _train_transform(args, processing_class)
-
-
-def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
-    """The checkpoint to resume from: a folder, or, for True (or "true"), the last one in `output_dir`.
-
-    Raises:
-        InputError: there is none.
-    """
-    wanted = {"true": True, "false": None, "none": None}.get(
-        str(resume_from_checkpoint).lower(), resume_from_checkpoint
-    )
-    if wanted is None:
-        return None
-    if wanted is True:
-        found = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-        if found is None:
-            raise InputError(f"there is no checkpoint to resume from in {output_dir!r}")
-        return found
-    if not os.path.isfile(os.path.join(wanted, "trainer_state.json")):
-        raise InputError(f"there is no checkpoint {wanted!r} to resume from")
-    return wanted
 
 
 def _train_transform(args: DistillationTrainingArguments, processor: BaseImageProcessor) -> Any:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from .errors import InputError
 
@@ -40,7 +42,7 @@ class DistillationTrainingArguments(TrainingArguments):
         metadata={"help": 'Of the soft loss; "numel", the authors\', is num_labels times smaller.'},
     )
     crop_scale_min: float = field(
-        default=0.08, metadata={"help": "Smallest random resized crop, as a fraction of the area, in (0, 1]."}
+        default=0.08, metadata={"help": "Smallest crop as a fraction of the area, in (0, 1]; for inputs above 32 px."}
     )
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip, in [0, 1]."})
     auto_augment: str | None = field(
@@ -74,6 +76,10 @@ class DistillationTrainingArguments(TrainingArguments):
             "crop_scale_min": (0 < self.crop_scale_min <= 1, "(0, 1]"),
             "horizontal_flip": (0 <= self.horizontal_flip <= 1, "[0, 1]"),
             "repeated_augmentation": (self.repeated_augmentation >= 1, "[1, ∞)"),
+            "learning_rate": (self.learning_rate >= 0, "[0, ∞)"),
+            "weight_decay": (self.weight_decay >= 0, "[0, ∞)"),
+            "num_train_epochs": (self.num_train_epochs > 0, "(0, ∞)"),
+            "per_device_eval_batch_size": (self.per_device_eval_batch_size >= 1, "[1, ∞)"),
             "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "[1, ∞)"),
             "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "[1, ∞)"),
         }
@@ -82,12 +88,13 @@ class DistillationTrainingArguments(TrainingArguments):
                 raise InputError(f"{name} must lie in {interval}, got {getattr(self, name)}")
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise InputError("remove_unused_columns and logging_nan_inf_filter must be False")
+        self.auto_augment = self.auto_augment or None
         self.label_names = ["labels"]  # not every student's forward takes them; the batches always have them
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch would only warn at every epoch
         try:
             super().__post_init__()
-        except ValueError as error:
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
             raise InputError(str(error)) from error
 
 
@@ -150,6 +157,27 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Held out, seeded and stratified, if there is no validation split; in (0, 1)."}
     )
+
+
+def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
+    """The checkpoint to resume from: a folder, or, for True (or "true"), the last one in `output_dir`.
+
+    Raises:
+        InputError: there is none.
+    """
+    wanted = {"true": True, "false": None, "none": None}.get(
+        str(resume_from_checkpoint).lower(), resume_from_checkpoint
+    )
+    if wanted is None:
+        return None
+    if wanted is True:
+        found = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+        if found is None:
+            raise InputError(f"there is no checkpoint to resume from in {output_dir!r}: start anew, in another folder")
+        return found
+    if not os.path.isfile(os.path.join(wanted, "trainer_state.json")):
+        raise InputError(f"there is no checkpoint {wanted!r} to resume from")
+    return wanted
 
 
 def _check_choices(arguments: object) -> None:

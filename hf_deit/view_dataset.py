@@ -14,6 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import convert_to_rgb
 
 from .errors import InputError, first_line
+from .image_processing_deit import EIGHT_BIT_MODES
 from .views import ViewKey, preserve_global_random_state, seed_global_random_state, view_seed
 
 IGNORED_LABEL = -100
@@ -46,7 +47,9 @@ class ImageDecoder:
             if encoded is None:
                 raise ValueError("there is no image")
             image = self._feature.decode_example(encoded)
-            if image.mode == "RGB":
+            if image.mode not in EIGHT_BIT_MODES:
+                raise ValueError(f"mode {image.mode!r} has more than 8 bits per channel, scale it to 8 bits")
+            if image.mode == "RGB" and "transparency" not in image.info:
                 return image
             return Image.fromarray(convert_to_rgb(image, return_numpy=True))
         except BAD_IMAGE_ERRORS as error:

@@ -72,6 +72,8 @@ def create_model(name: str, **overrides: Any) -> PreTrainedModel:
 
 def _label_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     """Makes `num_labels`, `id2label` and `label2id` agree: the base configuration's are for 1,000 classes."""
+    if "label2id" in overrides:
+        raise InputError("label2id follows from id2label: give only that")
     if "id2label" in overrides:
         id2label = {int(index): label for index, label in overrides["id2label"].items()}
     elif "num_labels" in overrides:

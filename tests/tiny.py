@@ -7,7 +7,7 @@ import datasets
 import torch
 from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification
 
-from hf_deit import DistilledDeiTImageProcessor, DistillationTrainer, DistillationTrainingArguments, create_model
+from hf_deit import DistillationTrainer, DistillationTrainingArguments, DistilledDeiTImageProcessor, create_model
 from hf_deit.data import load_digits
 
 IMAGE_SIZE = 16

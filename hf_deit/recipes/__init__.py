@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -21,6 +22,20 @@ DEFAULT_RECIPE = "digits"
 Arguments = tuple[ModelArguments, DataArguments, DistillationTrainingArguments]
 _ARGUMENT_CLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
 _NOT_IN_A_RESOLVED_RECIPE = ("output_dir", "resume_from_checkpoint", "hub_token", "logging_dir", "local_rank")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 5e-4 as a number, as people mean it; YAML 1.1 wants 5.0e-4."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that `_Loader` would take for numbers."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 class _Parser(HfArgumentParser):
@@ -51,8 +66,10 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
     if name_or_file in list_recipes():
         text = resources.files(__name__).joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
     elif os.path.isfile(name_or_file):
-        with open(name_or_file, encoding="utf-8") as file:
-            text = file.read()
+        try:
+            text = Path(name_or_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the recipe {name_or_file!r}: {error}") from error
     else:
         near = difflib.get_close_matches(name_or_file, list_recipes(), n=1, cutoff=0.4)
         raise InputError(
@@ -60,12 +77,14 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
             f"of {', '.join(list_recipes())}"
         )
     try:
-        recipe = yaml.safe_load(text)
+        recipe = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise InputError(f"the recipe {name_or_file!r} is no YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"the recipe {name_or_file!r} must be a mapping of arguments, got {type(recipe).__name__}")
     for key in recipe:
+        if not isinstance(key, str):
+            raise InputError(f"the recipe {name_or_file!r} has no argument {key!r}: names are words")
         _check_known(key, f"the recipe {name_or_file!r} has")
     return recipe
 
@@ -80,8 +99,8 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
         InputError: an unknown recipe or argument (with the nearest valid name), or a value of the wrong kind.
     """
     recipe_name, rest = _take_recipe(arguments)
-    from_recipe = _as_command_line(load_recipe(recipe_name))
     parser = _Parser(_ARGUMENT_CLASSES, allow_abbrev=False)
+    from_recipe = _as_command_line(load_recipe(recipe_name), {action.dest: action.nargs for action in parser._actions})
     *parsed, unknown = parser.parse_args_into_dataclasses(
         [*from_recipe, *rest], return_remaining_strings=True, look_for_args_file=False
     )
@@ -102,6 +121,8 @@ def save_recipe(arguments: Arguments, path: str) -> None:
     for part in arguments:
         for field in dataclasses.fields(part):
             value = _plain(getattr(part, field.name))
+            if value is None and isinstance(field.default, str):
+                value = ""
             if value in (None, []) or not field.init or field.name in _NOT_IN_A_RESOLVED_RECIPE:
                 continue
             if value != _plain(_default(field)):
@@ -109,7 +130,7 @@ def save_recipe(arguments: Arguments, path: str) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("hf_deit", "torch", "transformers", "timm", "pillow"))
     with open(path, "w", encoding="utf-8") as file:
         file.write(f"# Resolved arguments of a run with {versions}.\n")
-        yaml.safe_dump(recipe, file, sort_keys=False, allow_unicode=True)
+        yaml.dump(recipe, file, _Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _take_recipe(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -124,14 +145,24 @@ def _take_recipe(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return recipe_name, rest
 
 
-def _as_command_line(recipe: dict[str, Any]) -> list[str]:
-    """A recipe as arguments, so that both have one parser and one set of types: YAML reads 5e-4 as a string."""
+def _as_command_line(recipe: dict[str, Any], nargs: dict[str, Any]) -> list[str]:
+    """A recipe as arguments, so that both have one parser and one set of types.
+
+    Args:
+        recipe: arguments by name. None leaves the default, or, where that is a string, gives the empty one.
+        nargs: how many values an argument takes, as argparse has it.
+    """
+    defaults = {field.name: field.default for part in _ARGUMENT_CLASSES for field in dataclasses.fields(part)}
     line = []
     for key, value in recipe.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        line += [f"--{key}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]
+        if isinstance(value, list) and nargs.get(key) == "+":
+            line += [f"--{key}", *map(str, value)]
+        elif isinstance(value, list):
+            raise InputError(f"the argument {key!r} takes one value, the recipe has the list {value}")
+        elif value is not None:
+            line.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+        elif isinstance(defaults.get(key), str):
+            line.append(f"--{key}=")
     return line
 
 
@@ -139,7 +170,7 @@ def _check_known(key: str, subject: str) -> None:
     known = {field.name for part in _ARGUMENT_CLASSES for field in dataclasses.fields(part) if field.init}
     if key in known or re.sub("^no_", "", key) in known:
         return
-    near = difflib.get_close_matches(str(key), known, n=1)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     raise InputError(f"{subject} no argument {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
