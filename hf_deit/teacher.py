@@ -125,7 +125,7 @@ def load_teacher(
     processor = load_image_processor(name_or_path, commit or revision, config)
     teacher_labels = {int(index): label for index, label in config.id2label.items()}
     id2label = teacher_labels if id2label is None else {int(index): label for index, label in id2label.items()}
-    label_order = match_labels(teacher_labels, id2label, name_or_path)
+    label_order = match_labels(teacher_labels, id2label, owner=f"the teacher {name_or_path!r}")
     channel_order, scale, shift, own_size = _relative_normalization(name_or_path, processor, student_processor)
     student_size = (student_processor.crop_size.height, student_processor.crop_size.width)
     teacher = Teacher(
@@ -335,7 +335,7 @@ def measure_teacher(
     return report
 
 
-def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], name_or_path: str = "") -> list[int]:
+def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: str = "the teacher") -> list[int]:
     """Finds the teacher's index of each of the student's labels.
 
     Names are compared without regard to case and underscores. In another order they must be equal and unique. In the
@@ -344,6 +344,7 @@ def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], name_or
 
     Args:
         teacher, student: labels by index, 0 to K - 1.
+        owner: whose labels the first are, for the message.
 
     Returns:
         K indices: the teacher's `logits[:, indices]` are in the student's order.
@@ -351,12 +352,11 @@ def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], name_or
     Raises:
         InputError: another number of labels, other labels, or an order that is not known.
     """
-    name = f"the teacher {name_or_path!r}" if name_or_path else "the teacher"
     count = len(student)
     if sorted(teacher) != list(range(count)) or sorted(student) != list(range(count)):
         raise InputError(
-            f"{name} has {len(teacher)} labels ({_some(teacher)}), the student has {count} ({_some(student)}): "
-            "fine-tune the teacher on this data first (--distillation_type none --student …) or take another one"
+            f"{owner} has {len(teacher)} labels ({_some(teacher)}), expected {count} ({_some(student)}): fine-tune it "
+            "on this data first (--distillation_type none --replace_head --student …), or take another one"
         )
     positions = {_normalized(label): index for index, label in teacher.items()}
     wanted = [_normalized(student[i]) for i in range(count)]
@@ -366,10 +366,9 @@ def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], name_or
         return list(range(count))
     missing = [student[i] for i in range(count) if wanted[i] not in positions]
     raise InputError(
-        f"{name} has {count} labels as the student has, but not the same: it has {_some(teacher)}, expected "
-        f"{_some(student)}"
+        f"{owner} has {count} labels as expected, but not the same: it has {_some(teacher)}, expected {_some(student)}"
         + (f"; it lacks {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}" if missing else "")
-        + ". If only the names differ, set id2label in the teacher's config.json, in the order of its logits"
+        + ". If only the names differ, set id2label in its config.json, in the order of its logits"
     )
 
 

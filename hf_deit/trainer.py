@@ -23,7 +23,7 @@ from .data import find_columns
 from .errors import InputError, TrainingDivergedError
 from .losses import hard_distillation_loss, soft_distillation_loss
 from .metrics import TopKAccuracy
-from .teacher import TEACHER_CHECK_IMAGES, Teacher, measure_teacher
+from .teacher import TEACHER_CHECK_IMAGES, Teacher, match_labels, measure_teacher
 from .training_args import DistillationTrainingArguments, find_checkpoint
 from .view_dataset import EvaluationDataset, ViewDataset, collate
 from .views import ViewSampler
@@ -99,8 +99,8 @@ class DistillationTrainer(Trainer):
         kwargs.setdefault("data_collator", collate)
         kwargs.setdefault("compute_metrics", self._accuracy)
         kwargs.setdefault("preprocess_logits_for_metrics", _rank_labels)
-        self.processing_class = processing_class  # read by _as_views and _as_evaluation, before super().__init__
-        self.args = args
+        # Read by _as_views and _as_evaluation, before super().__init__ sets them.
+        self.processing_class, self.args, self.teacher = processing_class, args, teacher
         super().__init__(
             model=model,
             args=args,
@@ -110,7 +110,8 @@ class DistillationTrainer(Trainer):
             **kwargs,
         )
         self._takes_view_seeds = "view_seeds" in inspect.signature(model.forward).parameters
-        self.teacher = None if teacher is None else teacher.to(self.args.device)
+        if teacher is not None:
+            teacher.to(self.args.device)
         self.teacher_report: dict[str, float] = {}
         if self.teacher is not None:
             self.add_callback(TeacherCheckCallback(self.check_teacher))
@@ -122,7 +123,7 @@ class DistillationTrainer(Trainer):
     def _as_views(self, dataset: Any, model: PreTrainedModel) -> Any:
         if not isinstance(dataset, datasets.Dataset):
             return dataset
-        image_column, label_column = _checked_columns(dataset, model)
+        image_column, label_column = _checked_columns(dataset, model, self.teacher)
         return ViewDataset(
             dataset,
             _train_transform(self.args, self.processing_class),
@@ -137,7 +138,7 @@ class DistillationTrainer(Trainer):
             return {name: self._as_evaluation(part, model) for name, part in dataset.items()}
         if not isinstance(dataset, datasets.Dataset):
             return dataset
-        image_column, label_column = _checked_columns(dataset, model)
+        image_column, label_column = _checked_columns(dataset, model, self.teacher)
         return EvaluationDataset(
             dataset,
             self.processing_class,
@@ -424,14 +425,20 @@ def _train_transform(args: DistillationTrainingArguments, processor: BaseImagePr
     )
 
 
-def _checked_columns(dataset: datasets.Dataset, model: PreTrainedModel) -> tuple[str, str]:
+def _checked_columns(dataset: datasets.Dataset, model: PreTrainedModel, teacher: Teacher | None) -> tuple[str, str]:
+    """The image and label columns, if all have the data's labels in its order. A nameless student gets its names."""
     image_column, label_column = find_columns(dataset)
-    names = dataset.features[label_column].names
+    names = dict(enumerate(dataset.features[label_column].names))
     if len(names) != model.config.num_labels:
         raise InputError(
-            f"the data set has {len(names)} labels ({', '.join(names[:3])}, …), the student has "
-            f"{model.config.num_labels}: make it with num_labels={len(names)}"
+            f"the data set has {len(names)} labels ({', '.join(list(names.values())[:3])}, …), the student has "
+            f"{model.config.num_labels}: make it with the data's id2label"
         )
+    if all(label == f"LABEL_{index}" for index, label in model.config.id2label.items()):
+        model.config.id2label, model.config.label2id = names, {label: index for index, label in names.items()}
+    for owner, labels in (("student", model.config.id2label), ("teacher", teacher and teacher.id2label)):
+        if labels and match_labels(labels, names, owner=f"the {owner}") != sorted(names):
+            raise InputError(f"the {owner} has the data's labels in another order: make it with the data's id2label")
     return image_column, label_column
 
 

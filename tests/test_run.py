@@ -219,7 +219,7 @@ def test_teacher_of_other_classes_is_refused(main, tmp_path, capsys, finished_ru
     command = ["--recipe", str(tmp_path / "mine.yaml"), "--train_dir", train, "--output_dir", str(tmp_path / "run")]
     command += ["--teacher_model_name_or_path", str(finished_run / "teacher"), "--use_cpu", "true"]
     assert main(command) == 2
-    assert "has 10 labels (0, 1, 2, …), the student has 2 (cat, dog)" in capsys.readouterr().err
+    assert "has 10 labels (0, 1, 2, …), expected 2 (cat, dog)" in capsys.readouterr().err
 
 
 def test_broken_image_in_a_worker_stops_with_its_path_only(main, tmp_path, capsys, finished_run):

@@ -475,3 +475,19 @@ def test_golden_trajectory(tmp_path, teacher):
     losses = [entry["loss"] for entry in trainer.state.log_history if "class_loss" in entry]
     golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
     assert losses == pytest.approx(golden, abs=2e-4)
+
+
+def test_labels_are_those_of_the_data_in_its_order(tmp_path, folder_of_teacher):
+    names = {index: str(index) for index in range(10)}
+    swapped = {**names, 3: "4", 4: "3"}
+    args = tiny.arguments(tmp_path)
+    teacher_in_another_order = load_teacher(folder_of_teacher, student_processor=tiny.processor(), id2label=swapped)
+    with pytest.raises(InputError, match="the teacher has the data's labels in another order"):
+        tiny.trainer(tiny.student(), args, teacher_in_another_order)
+    with pytest.raises(InputError, match="the student has the data's labels in another order"):
+        tiny.trainer(tiny.student(id2label=swapped), tiny.arguments(tmp_path, distillation_type="none"))
+    with pytest.raises(InputError, match="the student has 10 labels as expected, but not the same"):
+        tiny.trainer(tiny.student(id2label={**names, 0: "zero"}), tiny.arguments(tmp_path, distillation_type="none"))
+    nameless = tiny.student(id2label={index: f"LABEL_{index}" for index in range(10)})
+    tiny.trainer(nameless, tiny.arguments(tmp_path, distillation_type="none"))
+    assert nameless.config.id2label == names
