@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from PIL import Image
@@ -26,8 +27,8 @@ def build_train_transform(
     """The geometric and colour part of DeiT's augmentation (paper, table 9; the authors' `build_transform`).
 
     Random resized crop with scale (crop_scale_min, 1) and ratio (3/4, 4/3), bicubic, or, for inputs of at most 32
-    pixels, a resize and a random crop with a padding of 4; horizontal flip; RandAugment. It draws from the global
-    generators of `random`, NumPy and torch, which `hf_deit.views` seeds per view.
+    pixels, a resize of the shorter side and a random crop with a padding of 4; horizontal flip; RandAugment. It draws
+    from the global generators of `random`, NumPy and torch, which `hf_deit.views` seeds per view.
 
     Args:
         image_size: (height, width) of the result.
@@ -62,7 +63,7 @@ def build_train_transform(
     if max(image_size) <= _SMALL_INPUT:
         transform.transforms[0] = transforms.Compose(
             [
-                transforms.Resize(image_size, interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.Resize(min(image_size), interpolation=transforms.InterpolationMode.BICUBIC),
                 transforms.RandomCrop(image_size, padding=_SMALL_INPUT_PADDING),
             ]
         )
@@ -80,6 +81,14 @@ def _check_policy(auto_augment: str | None) -> None:
             )
 
 
+@lru_cache(maxsize=16)  # copying constants to the device at every batch would make the host wait
+def _on_device(
+    image_mean: tuple[float, ...], image_std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(values, device=device).mul(255).view(-1, 1, 1) for values in (image_mean, image_std))
+    return mean, std
+
+
 def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> torch.Tensor:
     """Rescales to [0, 1] and normalises, on the pixels' device, with the arithmetic of the image processors.
 
@@ -90,6 +99,5 @@ def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequ
     Returns:
         (B, 3, H, W) float32.
     """
-    mean = torch.tensor(image_mean, device=pixels.device).mul(255).view(-1, 1, 1)
-    std = torch.tensor(image_std, device=pixels.device).mul(255).view(-1, 1, 1)
+    mean, std = _on_device(tuple(image_mean), tuple(image_std), pixels.device)
     return pixels.to(torch.float32).sub_(mean).div_(std)

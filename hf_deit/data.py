@@ -68,7 +68,7 @@ def load_data(
     train_dir: str | None = None,
     validation_dir: str | None = None,
     validation_fraction: float = 0.1,
-    seed: int = 0,
+    validation_seed: int = 0,
     on_bad_image: Literal["stop", "skip"] = "stop",
 ) -> ImageData:
     """Loads and checks the images to train on and to validate with.
@@ -77,13 +77,13 @@ def load_data(
         dataset_name: what `datasets.load_dataset` takes (a Hub id or a local path), or "sklearn:digits".
         dataset_config_name, dataset_revision: passed on to it.
         train_split: the split to train on.
-        validation_split: the split to validate with; without it "validation", "valid", "val" or "test" is taken, and
-            if there is none, a part of the training split.
+        validation_split: the split to validate with; without it "validation", "valid" or "val" is taken, and if there
+            is none, a part of the training split. (Never "test": checkpoints are chosen with it.)
         image_column_name, label_column_name: without them the only columns of type `Image` and `ClassLabel`.
         train_dir, validation_dir: instead of dataset_name, folders with one folder of images per class.
         validation_fraction: the part held out of the training split if there is no other, in (0, 1): seeded, and
             stratified by label.
-        seed: of that split.
+        validation_seed: of that split; not the run's, so that runs are compared on the same images.
         on_bad_image: "stop" refuses folders with files that are no images, and data sets in which one of 64 images
             cannot be decoded; "skip" leaves them to the training, which counts them.
 
@@ -123,17 +123,19 @@ def load_data(
                 _check_some_images(part)
     for part, dataset in (("training", train), ("validation", validation)):
         if dataset is not None:
-            _check_label_range(dataset["label"], len(names), part)
+            check_label_range(dataset["label"][:], len(names), part)
     if validation is None:
         try:
-            split = train.train_test_split(test_size=validation_fraction, seed=seed, stratify_by_column="label")
+            split = train.train_test_split(
+                test_size=validation_fraction, seed=validation_seed, stratify_by_column="label"
+            )
         except ValueError as error:
             raise InputError(
                 f"cannot hold out {validation_fraction:g} of the {len(train)} training images, stratified by label "
                 f"({error}): give more images, another --validation_fraction, or a validation set"
             ) from error
         train, validation = split["train"], split["test"]
-    present = np.unique(np.asarray(train["label"]))
+    present = np.unique(np.asarray(train["label"][:]))
     if len(names) < 2 or len(present) < 2:
         raise InputError(
             f"a classifier needs images of at least two classes to train on, got {len(names)} "
@@ -184,7 +186,7 @@ def _load_splits(
             f'datasets.load_dataset takes, or "{DIGITS}"'
         ) from error
     if validation_split is None:
-        validation_split = next((split for split in ("validation", "valid", "val", "test") if split in splits), None)
+        validation_split = next((split for split in ("validation", "valid", "val") if split in splits), None)
     for split in filter(None, (train_split, validation_split)):
         if split not in splits:
             raise InputError(f"the data set {name!r} has no split {split!r}; it has {', '.join(splits)}")
@@ -221,9 +223,9 @@ def _with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) 
     feature = dataset.features["label"]
     if isinstance(feature, datasets.ClassLabel) and list(feature.names) == names:
         return dataset
-    labels = np.asarray(dataset["label"])
+    labels = np.asarray(dataset["label"][:])
     if isinstance(feature, datasets.ClassLabel):
-        _check_label_range(dataset["label"], len(feature.names), split)
+        check_label_range(dataset["label"][:], len(feature.names), split)
         values = [feature.names[label] for label in labels]
     else:
         values = [str(label) for label in labels]
@@ -239,7 +241,8 @@ def _with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) 
     return dataset.remove_columns("label").add_column("label", column, feature=class_label)
 
 
-def _check_label_range(column: Iterable[int | None], num_labels: int, part: str) -> None:
+def check_label_range(column: Iterable[int | None], num_labels: int, part: str) -> None:
+    """Refuses labels outside of [0, num_labels) and missing ones, naming the first such row of the `part` set."""
     values = list(column)
     if not values:
         raise InputError(f"the {part} set is empty")

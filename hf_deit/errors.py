@@ -10,9 +10,14 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         # Raised in a DataLoader's worker, it comes back with the worker's traceback as its message.
-        if message.startswith("Caught InputError in DataLoader worker"):
-            message = message.rpartition("InputError: ")[2].strip()
+        name = type(self).__name__
+        if message.startswith(f"Caught {name} in DataLoader worker"):
+            message = message.rpartition(f"{name}: ")[2].strip()
         super().__init__(message)
+
+
+class BadImageError(InputError):
+    """An image that cannot be decoded. Of several processes only the one that meets it can tell."""
 
 
 class TrainingDivergedError(RuntimeError):

@@ -7,16 +7,27 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel, set_seed
+from transformers.utils import logging
 
+from .checks import check_arguments
 from .data import ImageData, load_data
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
-from .recipes import Arguments, resolve_arguments, save_recipe
+from .recipes import Arguments, check_same_run, resolve_arguments, save_recipe
 from .student import load_student
 from .teacher import Teacher, load_teacher
-from .trainer import DistillationTrainer, check_arguments
-from .training_args import DataArguments, DistillationTrainingArguments, ModelArguments, find_checkpoint
+from .trainer import DistillationTrainer
+from .training_args import (
+    DataArguments,
+    DistillationTrainingArguments,
+    ModelArguments,
+    find_checkpoint,
+    last_whole_checkpoint,
+)
+
+logger = logging.get_logger(__name__)
 
 _RECIPE_FILE = "recipe.yaml"
 _UNFINISHED_TEACHER = "teacher.unfinished"
@@ -31,6 +42,7 @@ class RunResult:
         accuracies: top-1 on the validation images by what was measured, in [0, 1].
         num_validation_images: how many they are.
         images_per_second: training speed, of the student (and its teacher).
+        skipped_images: how often an image could not be decoded and another took its place.
         minutes: the whole run, a teacher trained before included.
     """
 
@@ -38,16 +50,20 @@ class RunResult:
     accuracies: dict[str, float]
     num_validation_images: int
     images_per_second: float
+    skipped_images: int
     minutes: float
 
     def __str__(self) -> str:
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in self.accuracies.items()]
         rows += [("images/s in training", f"{self.images_per_second:.0f}"), ("minutes in all", f"{self.minutes:.1f}")]
+        if self.skipped_images:
+            rows.insert(-2, ("broken images skipped", str(self.skipped_images)))
         heading = (f"top-1 on {self.num_validation_images} held-out images", "")
         width = max(len(name) for name, _ in [heading, *rows])
         rule = "-" * (width + 8)
         lines = [f"{name:<{width}}  {value:>6}" for name, value in rows]
-        return "\n".join([heading[0], rule, *lines[:-2], rule, *lines[-2:]])
+        count = len(self.accuracies)
+        return "\n".join([heading[0], rule, *lines[:count], rule, *lines[count:]])
 
     @property
     def usage(self) -> str:
@@ -73,16 +89,29 @@ def run(arguments: Arguments) -> RunResult:
     """
     start = time.perf_counter()
     model_args, data_args, args = arguments
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    check_output_dir(args.output_dir, resuming=checkpoint is not None)
-    data = load_data(**vars(data_args), seed=args.seed, on_bad_image=args.on_bad_image)
+    resuming = str(args.resume_from_checkpoint).lower() not in ("none", "false")
+    check_output_dir(args.output_dir, resuming=resuming)
+    recipe_file = os.path.join(args.output_dir, _RECIPE_FILE)
+    checkpoint = None
+    if resuming and os.path.isfile(recipe_file):
+        check_same_run(recipe_file, arguments)
+        if last_whole_checkpoint(args.output_dir) is None and not os.path.isdir(args.resume_from_checkpoint):
+            logger.warning("the run in %s was stopped before its first checkpoint: it starts again", args.output_dir)
+            resuming = False
+    if resuming:
+        checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    data = load_data(**vars(data_args), on_bad_image=args.on_bad_image)
     student, processor = _make_student(model_args, data, args.seed)
-    check_arguments(args, processor)
+    check_arguments(args, student, processor)
+    if args.should_save:
+        save_recipe(arguments, recipe_file)
     teacher = None
     if args.distillation_type != "none":
         if model_args.teacher_model_name_or_path is None:
             teacher_path = train_teacher(model_args.teacher_recipe, data, data_args, args)
             model_args = replace(model_args, teacher_model_name_or_path=teacher_path)
+            # Accelerate keeps one state a process: the student's Trainer would inherit the teacher's precision.
+            AcceleratorState._reset_state()
         teacher = load_teacher(
             model_args.teacher_model_name_or_path,
             student_processor=processor,
@@ -102,7 +131,7 @@ def run(arguments: Arguments) -> RunResult:
         eval_dataset=data.validation,
     )
     if args.should_save:
-        save_recipe((model_args, data_args, args), os.path.join(args.output_dir, _RECIPE_FILE))
+        save_recipe((model_args, data_args, args), recipe_file)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
@@ -113,12 +142,12 @@ def run(arguments: Arguments) -> RunResult:
         if f"eval_{head}_top1" in metrics:
             accuracies[f"{head} head"] = metrics[f"eval_{head}_top1"]
     accuracies["fused" if "class head" in accuracies else "student"] = metrics["eval_top1"]
-    speeds = [entry["images_per_second"] for entry in trainer.state.log_history if "images_per_second" in entry]
     return RunResult(
         output_dir=args.output_dir,
         accuracies=accuracies,
         num_validation_images=len(data.validation),
-        images_per_second=sum(speeds) / max(len(speeds), 1),
+        images_per_second=trainer.images_per_second,
+        skipped_images=trainer.skipped_images,
         minutes=(time.perf_counter() - start) / 60,
     )
 
@@ -149,7 +178,8 @@ def train_teacher(
         return folder
     unfinished = os.path.join(student_args.output_dir, _UNFINISHED_TEACHER)
     command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student_args.seed)]
-    command += ["--use_cpu", str(student_args.use_cpu)]
+    for name in ("use_cpu", "disable_tqdm", "on_bad_image"):
+        command += [f"--{name}", str(getattr(student_args, name))]
     model_args, _, args = resolve_arguments(command)
     teacher, processor = _make_student(model_args, data, args.seed)
     trainer = DistillationTrainer(

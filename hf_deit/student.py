@@ -27,7 +27,7 @@ def load_student(
     id2label: Mapping[int, str],
     revision: str | None = None,
     image_size: int | None = None,
-    crop_ratio: float = 0.875,
+    crop_ratio: float | None = None,
     replace_head: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
@@ -38,7 +38,7 @@ def load_student(
         id2label: the data set's labels by index.
         revision: branch, tag or commit of a Hub id.
         image_size: input size in pixels of a model made anew.
-        crop_ratio: of a model made anew.
+        crop_ratio: of the evaluation; by default a checkpoint's own, and the authors' 0.875 for a model made anew.
         replace_head: start a checkpoint with new heads, for other labels than its own.
         overrides: fields of the configuration.
 
@@ -61,7 +61,11 @@ def load_student(
             )
         if image_size is not None:
             raise InputError(f"image_size is for a student made anew; {name_or_path!r} has its own")
-        return _load_checkpoint(name_or_path, id2label, revision, replace_head, overrides or {})
+        model, processor = _load_checkpoint(name_or_path, id2label, revision, replace_head, overrides or {})
+        if crop_ratio is not None:
+            settings = {name: getattr(processor, name) for name in ("crop_size", "image_mean", "image_std")}
+            processor = DistilledDeiTImageProcessor(**settings, crop_ratio=crop_ratio)
+        return model, processor
     if revision is not None or replace_head:
         raise InputError(f"student_revision and replace_head are for checkpoints; {name_or_path!r} is made anew")
     try:
@@ -77,7 +81,9 @@ def load_student(
                 config.image_size = image_size
             model = AutoModelForImageClassification.from_config(config)
         height, width = as_pair(image_size or getattr(model.config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
-        processor = DistilledDeiTImageProcessor(crop_size={"height": height, "width": width}, crop_ratio=crop_ratio)
+        processor = DistilledDeiTImageProcessor(
+            crop_size={"height": height, "width": width}, crop_ratio=0.875 if crop_ratio is None else crop_ratio
+        )
     except InputError:
         raise
     except (*LOADING_ERRORS, IndexError, AssertionError, ArithmeticError) as error:

@@ -324,6 +324,7 @@ def measure_teacher(
     decisions, labels = decide(validation)
     if len(labels):
         report["teacher_top1"] = accuracy = (decisions == labels).float().mean().item()
+        majority = labels.bincount().max().item() / len(labels)
     if accuracy <= max(majority, 1 / len(teacher.id2label)):
         logger.warning(
             "the teacher %s has an accuracy of %.3f, no better than chance or than always saying the most frequent "

@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,34 +13,30 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.trainer_utils import get_last_checkpoint
 
-from .augment import build_train_transform, normalize
+from .augment import normalize
 from .callbacks import TeacherCheckCallback
-from .data import find_columns
-from .errors import InputError, TrainingDivergedError
+from .checks import HEADS, check_arguments, check_data, train_transform
+from .errors import InputError, TrainingDivergedError, first_line
+from .image_processing_deit import DistilledDeiTImageProcessor
 from .losses import hard_distillation_loss, soft_distillation_loss
 from .metrics import TopKAccuracy
-from .teacher import TEACHER_CHECK_IMAGES, Teacher, match_labels, measure_teacher
-from .training_args import DistillationTrainingArguments, find_checkpoint
+from .modeling_deit import DeiTPreTrainedModelBase
+from .teacher import LOADING_ERRORS, TEACHER_CHECK_IMAGES, Teacher, measure_teacher
+from .training_args import DistillationTrainingArguments, find_checkpoint, last_whole_checkpoint
 from .view_dataset import EvaluationDataset, ViewDataset, collate
 from .views import ViewSampler
 
 # Parameters that are no weights of a matrix product although they have two or more dimensions, in the names of
 # transformers and timm. (The authors' code decays the distillation token: timm's list lacked it then.)
 _TOKENS_AND_POSITIONS = (
-    *(
-        "cls_token",
-        "distillation_token",
-        "dist_token",
-        "position_embeddings",
-        "pos_embed",
-        "relative_position_bias_table",
-    ),
+    "cls_token",
+    "distillation_token",
+    "dist_token",
+    "position_embeddings",
+    "pos_embed",
+    "relative_position_bias_table",
 )
-# Heads by the name of their logits in a model's output; "logits" is what the published model answers.
-_HEADS = {"logits": "", "cls_logits": "class_", "distillation_logits": "distillation_"}
 
 
 class DistillationTrainer(Trainer):
@@ -78,7 +73,7 @@ class DistillationTrainer(Trainer):
         args: DistillationTrainingArguments,
         *,
         teacher: Teacher | None = None,
-        processing_class: BaseImageProcessor,
+        processing_class: DistilledDeiTImageProcessor,
         train_dataset: datasets.Dataset | ViewDataset | None = None,
         eval_dataset: datasets.Dataset | EvaluationDataset | None = None,
         **kwargs: Any,
@@ -94,11 +89,15 @@ class DistillationTrainer(Trainer):
                 f"the teacher has {len(teacher.id2label)} labels, the student {model.config.num_labels}: pass the "
                 "student's id2label to load_teacher"
             )
-        check_arguments(args, processing_class)
+        is_custom = kwargs.get("compute_metrics") is not None or isinstance(eval_dataset, dict)
+        check_arguments(args, model, processing_class, check_metric=not is_custom)
+        if args.ddp_find_unused_parameters is None and isinstance(model, DeiTPreTrainedModelBase):
+            args.ddp_find_unused_parameters = False  # all of ours are used; others may have a mask token, say
         self._pixel_statistics = (processing_class.image_mean, processing_class.image_std)
         kwargs.setdefault("data_collator", collate)
-        kwargs.setdefault("compute_metrics", self._accuracy)
-        kwargs.setdefault("preprocess_logits_for_metrics", _rank_labels)
+        if kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = self._accuracy
+            kwargs.setdefault("preprocess_logits_for_metrics", _rank_labels)
         # Read by _as_views and _as_evaluation, before super().__init__ sets them.
         self.processing_class, self.args, self.teacher = processing_class, args, teacher
         super().__init__(
@@ -115,6 +114,7 @@ class DistillationTrainer(Trainer):
         self.teacher_report: dict[str, float] = {}
         if self.teacher is not None:
             self.add_callback(TeacherCheckCallback(self.check_teacher))
+        self._images_before, self._seconds_before, self._skipped_before = 0, 0.0, 0
         self._reset_running_means()
         self._first_bad_step = torch.tensor(-1, device=self.args.device)
 
@@ -123,10 +123,10 @@ class DistillationTrainer(Trainer):
     def _as_views(self, dataset: Any, model: PreTrainedModel) -> Any:
         if not isinstance(dataset, datasets.Dataset):
             return dataset
-        image_column, label_column = _checked_columns(dataset, model, self.teacher)
+        image_column, label_column = check_data(dataset, model, self.teacher)
         return ViewDataset(
             dataset,
-            _train_transform(self.args, self.processing_class),
+            train_transform(self.args, self.processing_class),
             seed=self._data_seed,
             image_column=image_column,
             label_column=label_column,
@@ -138,7 +138,7 @@ class DistillationTrainer(Trainer):
             return {name: self._as_evaluation(part, model) for name, part in dataset.items()}
         if not isinstance(dataset, datasets.Dataset):
             return dataset
-        image_column, label_column = _checked_columns(dataset, model, self.teacher)
+        image_column, label_column = check_data(dataset, model, self.teacher)
         return EvaluationDataset(
             dataset,
             self.processing_class,
@@ -200,8 +200,10 @@ class DistillationTrainer(Trainer):
         pixel_values, labels = inputs["pixel_values"], inputs["labels"]
         if not model.training:
             outputs = model(pixel_values=pixel_values)
-            loss = F.cross_entropy(outputs.logits.float(), labels)
-            return (loss, outputs) if return_outputs else loss
+            heads = {name: outputs[name] for name in HEADS if outputs.get(name) is not None}
+            # A batch may be all of images that were skipped.
+            loss = F.cross_entropy(heads["logits"].float(), labels, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+            return (loss, heads) if return_outputs else loss
 
         seeds = {"view_seeds": inputs["view_seeds"]} if self._takes_view_seeds and "view_seeds" in inputs else {}
         outputs = model(pixel_values=pixel_values, **seeds)
@@ -237,6 +239,16 @@ class DistillationTrainer(Trainer):
 
     # Logs
 
+    @property
+    def images_per_second(self) -> float:
+        """Of the last call of `train`, over all processes, without evaluation and saving."""
+        return self._images_before / max(self._seconds_before, 1e-9)
+
+    @property
+    def skipped_images(self) -> int:
+        """How many of the last call of `train` could not be decoded."""
+        return self._skipped_before
+
     def _reset_running_means(self) -> None:
         self._running_sums: dict[str, torch.Tensor] = {}
         self._num_batches = 0
@@ -258,7 +270,7 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training log lines: class_loss, distillation_loss, teacher_agreement, images_per_second."""
-        if self.is_in_train and "loss" in logs and self._num_batches:
+        if self.is_in_train and {"loss", "train_loss"} & set(logs) and self._num_batches:
             for name, total in self._running_sums.items():
                 logs[name] = self.accelerator.gather(total / self._num_batches).mean().item()
             bad_images = int(self.accelerator.gather(self._bad_images).sum())
@@ -266,6 +278,9 @@ class DistillationTrainer(Trainer):
                 logs["skipped_images"] = bad_images
             seconds = time.perf_counter() - self._timer - self._seconds_elsewhere
             logs["images_per_second"] = round(self._num_images / max(seconds, 1e-9), 1)
+            self._images_before += self._num_images
+            self._seconds_before += seconds
+            self._skipped_before += bad_images
             self._reset_running_means()
         super().log(logs, start_time)
 
@@ -287,15 +302,20 @@ class DistillationTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
-            self._stop_if_diverged()
+            self._stop_if_diverged(check_weights=self.control.should_save)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _stop_if_diverged(self) -> None:
+    def _stop_if_diverged(self, check_weights: bool) -> None:
+        if check_weights and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # The loss of a step is computed before the update that may spoil the weights.
+            norm = torch.nn.utils.get_total_norm(list(self.model.parameters()))
+            is_first = ~norm.isfinite() & (self._first_bad_step < 0)
+            self._first_bad_step = torch.where(is_first, self.state.global_step, self._first_bad_step)
         steps = self.accelerator.gather(self._first_bad_step)
         steps = steps[steps >= 0]
         if len(steps) == 0:
             return
-        checkpoint = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        checkpoint = last_whole_checkpoint(self.args.output_dir)
         if checkpoint is None:
             advice = "no checkpoint was written before"
         else:
@@ -303,7 +323,7 @@ class DistillationTrainer(Trainer):
                 f"the last good checkpoint is {checkpoint}; go on from it with --resume_from_checkpoint {checkpoint}"
             )
         raise TrainingDivergedError(
-            f"the loss was not finite at step {int(steps.min())}: {advice}. Try a lower --learning_rate, more "
+            f"loss or weights were not finite at step {int(steps.min())}: {advice}. Try a lower --learning_rate, more "
             "--warmup_steps, --max_grad_norm 1.0, or --bf16 instead of --fp16"
         )
 
@@ -317,8 +337,9 @@ class DistillationTrainer(Trainer):
         resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self._reset_running_means()
         self._first_bad_step = torch.full_like(self._first_bad_step, -1)
+        self._images_before, self._seconds_before, self._skipped_before = 0, 0.0, 0
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._stop_if_diverged()
+        self._stop_if_diverged(check_weights=True)
         return output
 
     # Teacher
@@ -340,10 +361,12 @@ class DistillationTrainer(Trainer):
         return self.teacher_report
 
     def _validation_samples(self) -> Iterator[dict[str, Any]]:
-        if isinstance(self.eval_dataset, EvaluationDataset):
-            count = min(len(self.eval_dataset), TEACHER_CHECK_IMAGES)
-            for index in np.linspace(0, len(self.eval_dataset) - 1, num=count, dtype=int).tolist():
-                yield self.eval_dataset[index]
+        dataset = self.eval_dataset
+        dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
+        if isinstance(dataset, EvaluationDataset):
+            count = min(len(dataset), TEACHER_CHECK_IMAGES)
+            for index in np.linspace(0, len(dataset) - 1, num=count, dtype=int).tolist():
+                yield dataset[index]
 
     def _batches(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor]]:
         samples = iter(samples)
@@ -354,7 +377,7 @@ class DistillationTrainer(Trainer):
 
     def _accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
         rankings = prediction.predictions  # (N, heads, k)
-        heads = list(_HEADS.values())[: rankings.shape[1]]
+        heads = list(HEADS.values())[: rankings.shape[1]]
         metrics = {}
         for index, head in enumerate(heads):
             result = TopKAccuracy(keep_in_memory=True).compute(
@@ -367,10 +390,11 @@ class DistillationTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay applies to: no biases, norms, tokens or positions."""
+        candidates = set(super().get_decay_parameter_names(model))
         return [
             name
             for name, parameter in model.named_parameters()
-            if parameter.ndim >= 2 and not name.endswith(_TOKENS_AND_POSITIONS)
+            if name in candidates and parameter.ndim >= 2 and not name.endswith(_TOKENS_AND_POSITIONS)
         ]
 
     # Checkpoints
@@ -394,52 +418,17 @@ class DistillationTrainer(Trainer):
         checkpoint conversion are in another layout, so that nothing is restored and only a warning tells.
         """
         model = self.accelerator.unwrap_model(self.model)
-        restored, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+        try:
+            restored, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+        except LOADING_ERRORS as error:
+            raise InputError(f"cannot restore this student from {checkpoint!r}: {first_line(error)}") from error
         absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         if absent:
             raise InputError(f"the checkpoint {checkpoint!r} does not hold this student: it lacks {absent[:4]}")
-        model.load_state_dict(restored.state_dict(), strict=True)
-
-
-def check_arguments(args: DistillationTrainingArguments, processing_class: BaseImageProcessor) -> None:
-    """Refuses what would otherwise be noticed only in the middle of a run.
-
-    Raises:
-        InputError: an unknown metric or augmentation, or a checkpoint to resume from that is not there.
-    """
-    metrics = {f"{head}{top}" for head in _HEADS.values() for top in ("top1", "top5")} | {"loss"}
-    if (args.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
-        raise InputError(
-            f"metric_for_best_model must be one of {', '.join(sorted(metrics))}, got {args.metric_for_best_model!r}"
-        )
-    _train_transform(args, processing_class)
-
-
-def _train_transform(args: DistillationTrainingArguments, processor: BaseImageProcessor) -> Any:
-    return build_train_transform(
-        (processor.crop_size.height, processor.crop_size.width),
-        image_mean=processor.image_mean,
-        crop_scale_min=args.crop_scale_min,
-        horizontal_flip=args.horizontal_flip,
-        auto_augment=args.auto_augment,
-    )
-
-
-def _checked_columns(dataset: datasets.Dataset, model: PreTrainedModel, teacher: Teacher | None) -> tuple[str, str]:
-    """The image and label columns, if all have the data's labels in its order. A nameless student gets its names."""
-    image_column, label_column = find_columns(dataset)
-    names = dict(enumerate(dataset.features[label_column].names))
-    if len(names) != model.config.num_labels:
-        raise InputError(
-            f"the data set has {len(names)} labels ({', '.join(list(names.values())[:3])}, …), the student has "
-            f"{model.config.num_labels}: make it with the data's id2label"
-        )
-    if all(label == f"LABEL_{index}" for index, label in model.config.id2label.items()):
-        model.config.id2label, model.config.label2id = names, {label: index for index, label in names.items()}
-    for owner, labels in (("student", model.config.id2label), ("teacher", teacher and teacher.id2label)):
-        if labels and match_labels(labels, names, owner=f"the {owner}") != sorted(names):
-            raise InputError(f"the {owner} has the data's labels in another order: make it with the data's id2label")
-    return image_column, label_column
+        try:
+            model.load_state_dict(restored.state_dict(), strict=True)
+        except RuntimeError as error:
+            raise InputError(f"the checkpoint {checkpoint!r} is of another student: {first_line(error)}") from error
 
 
 def _rank_labels(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:

@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from .errors import InputError
+
+logger = logging.get_logger(__name__)
 
 DistillationType = Literal["hard", "soft", "none"]
 
@@ -63,7 +66,6 @@ class DistillationTrainingArguments(TrainingArguments):
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "ε of the class head's labels, in [0, 1)."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
     # The default would average a NaN away in the log, and would wait for the device at every step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False."})
 
@@ -88,6 +90,8 @@ class DistillationTrainingArguments(TrainingArguments):
                 raise InputError(f"{name} must lie in {interval}, got {getattr(self, name)}")
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise InputError("remove_unused_columns and logging_nan_inf_filter must be False")
+        if self.train_sampling_strategy != "random":
+            raise InputError(f'train_sampling_strategy must be "random", got {self.train_sampling_strategy!r}')
         self.auto_augment = self.auto_augment or None
         self.label_names = ["labels"]  # not every student's forward takes them; the batches always have them
         if not torch.accelerator.is_available():
@@ -118,9 +122,9 @@ class ModelArguments:
     student_overrides: dict | str | None = field(
         default=None, metadata={"help": "Fields of the student's configuration, as JSON: '{\"drop_path_rate\": 0.1}'."}
     )
-    crop_ratio: float = field(
-        default=0.875,
-        metadata={"help": "Evaluation crop as a fraction of the resized shorter side, for a new student."},
+    crop_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Evaluation crop as a fraction of the shorter side; a checkpoint's own, or else 0.875."},
     )
     teacher_model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the teacher."})
     teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
@@ -157,6 +161,22 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Held out, seeded and stratified, if there is no validation split; in (0, 1)."}
     )
+    validation_seed: int = field(default=0, metadata={"help": "Of that split; not the run's, to compare runs."})
+
+
+def last_whole_checkpoint(output_dir: str) -> str | None:
+    """The newest checkpoint in a folder that was written to its end, or None. Warns of those that were not."""
+    if not os.path.isdir(output_dir):
+        return None
+    numbered = [(re.fullmatch(r"checkpoint-(\d+)", entry.name), entry.path) for entry in os.scandir(output_dir)]
+    for _, path in sorted(((int(match[1]), path) for match, path in numbered if match), reverse=True):
+        try:  # the Trainer writes this file last
+            TrainerState.load_from_json(os.path.join(path, "trainer_state.json"))
+        except (OSError, ValueError, TypeError):
+            logger.warning("the checkpoint %s is torn, as of a run killed while it saved: it is left out", path)
+        else:
+            return path
+    return None
 
 
 def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
@@ -171,9 +191,9 @@ def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) 
     if wanted is None:
         return None
     if wanted is True:
-        found = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+        found = last_whole_checkpoint(output_dir)
         if found is None:
-            raise InputError(f"there is no checkpoint to resume from in {output_dir!r}: start anew, in another folder")
+            raise InputError(f"there is no checkpoint to resume from in {output_dir!r}")
         return found
     if not os.path.isfile(os.path.join(wanted, "trainer_state.json")):
         raise InputError(f"there is no checkpoint {wanted!r} to resume from")

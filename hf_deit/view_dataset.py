@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import convert_to_rgb
 
-from .errors import InputError, first_line
+from .errors import BadImageError, InputError, first_line
 from .image_processing_deit import EIGHT_BIT_MODES
 from .views import ViewKey, preserve_global_random_state, seed_global_random_state, view_seed
 
@@ -40,7 +40,7 @@ class ImageDecoder:
         """The image of row `index`, with transparency on white, as the image processors give it.
 
         Raises:
-            InputError: the image is missing or broken.
+            BadImageError: the image is missing or broken.
         """
         encoded = self._encoded[index][self.image_column]
         try:
@@ -54,7 +54,7 @@ class ImageDecoder:
             return Image.fromarray(convert_to_rgb(image, return_numpy=True))
         except BAD_IMAGE_ERRORS as error:
             path = encoded.get("path") if encoded else None
-            raise InputError(
+            raise BadImageError(
                 f"the image of row {index}{f' ({path})' if path else ''} cannot be decoded: {first_line(error)}. "
                 "Mend or remove it, or pass --on_bad_image skip"
             ) from error
@@ -68,7 +68,7 @@ class ViewDataset(Dataset):
         transform: from an RGB image to (3, H, W) uint8.
         seed: the run's seed.
         image_column, label_column: their names.
-        on_bad_image: "stop" raises `InputError`; "skip" puts the next readable image of the data set into the slot,
+        on_bad_image: "stop" raises `BadImageError`; "skip" puts the next readable image of the data set into the slot,
             so that batches stay whole, and counts it in `bad_images`.
     """
 
@@ -87,7 +87,7 @@ class ViewDataset(Dataset):
         self.seed = seed
         self.on_bad_image = on_bad_image
         self._decode = ImageDecoder(dataset, image_column)
-        self._labels = np.asarray(dataset[label_column])
+        self._labels = np.asarray(dataset[label_column][:])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -96,7 +96,7 @@ class ViewDataset(Dataset):
         for candidate in itertools.islice(itertools.cycle(range(len(self))), index, index + len(self)):
             try:
                 return candidate, self._decode(candidate)
-            except InputError:
+            except BadImageError:
                 if self.on_bad_image == "stop":
                     raise
         raise InputError(f"none of the {len(self)} images can be decoded")
@@ -132,7 +132,7 @@ class EvaluationDataset(Dataset):
         dataset: with an `Image` and a `ClassLabel` column.
         processor: resizes and crops every image to one size.
         image_column, label_column: their names.
-        on_bad_image: "stop" raises `InputError`; "skip" gives a black image with the label -100, which losses and
+        on_bad_image: "stop" raises `BadImageError`; "skip" gives a black image with the label -100, which losses and
             metrics ignore.
     """
 
@@ -149,7 +149,7 @@ class EvaluationDataset(Dataset):
         self.processor = processor
         self.on_bad_image = on_bad_image
         self._decode = ImageDecoder(dataset, image_column)
-        self._labels = np.asarray(dataset[label_column])
+        self._labels = np.asarray(dataset[label_column][:])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -158,7 +158,7 @@ class EvaluationDataset(Dataset):
         label = int(self._labels[index])
         try:
             image = self._decode(index)
-        except InputError:
+        except BadImageError:
             if self.on_bad_image == "stop":
                 raise
             image, label = Image.new("RGB", (64, 64)), IGNORED_LABEL

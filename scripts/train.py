@@ -10,7 +10,7 @@ import sys
 
 from accelerate import PartialState
 
-from hf_deit.errors import InputError, TrainingDivergedError
+from hf_deit.errors import BadImageError, InputError, TrainingDivergedError
 from hf_deit.recipes import resolve_arguments
 from hf_deit.run import run
 
@@ -19,8 +19,8 @@ def main(arguments: list[str]) -> int:
     try:
         result = run(resolve_arguments(arguments))
     except (InputError, TrainingDivergedError) as error:
-        if PartialState().is_main_process:
-            print(f"\nerror: {error}", file=sys.stderr)
+        if PartialState().is_main_process or isinstance(error, BadImageError):
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
     if PartialState().is_main_process:
         print(f"\n{result}\n\nThe model lies in {result.output_dir}. To use it:\n\n{result.usage}")

@@ -99,13 +99,15 @@ def test_randaugment_fills_with_the_students_mean():
 def test_small_inputs_are_resized_and_cropped_with_a_padding_of_4(source_size):
     image = noise(*source_size)
     transform = build_train_transform((32, 32), image_mean=IMAGENET_MEAN, horizontal_flip=0.0, auto_augment=None)
-    resized = pil_to_tensor(image.resize((32, 32), Image.Resampling.BICUBIC))
-    padded = torch.zeros(3, 40, 40, dtype=torch.uint8)
-    padded[:, 4:36, 4:36] = resized
+    ratio = 32 / min(image.size)  # the shorter side goes to 32
+    resized = pil_to_tensor(image.resize([int(side * ratio) for side in image.size], Image.Resampling.BICUBIC))
+    height, width = resized.shape[-2:]
+    padded = torch.zeros(3, height + 8, width + 8, dtype=torch.uint8)
+    padded[:, 4:-4, 4:-4] = resized
     windows = {
         padded[:, top : top + 32, left : left + 32].numpy().tobytes(): (top, left)
-        for top in range(9)
-        for left in range(9)
+        for top in range(height + 8 - 31)
+        for left in range(width + 8 - 31)
     }
     found = set()
     for seed in range(300):
@@ -113,7 +115,8 @@ def test_small_inputs_are_resized_and_cropped_with_a_padding_of_4(source_size):
         window = transform(image)
         assert window.numpy().tobytes() in windows, "not a crop of the resized and padded image"
         found.add(windows[window.numpy().tobytes()])
-    assert {top for top, _ in found} == {left for _, left in found} == set(range(9))
+    assert {top for top, _ in found} == set(range(height + 8 - 31))
+    assert {left for _, left in found} == set(range(width + 8 - 31))
 
 
 def test_small_inputs_keep_the_flip_and_randaugment():

@@ -14,7 +14,7 @@ LAYERS = [
     ["configuration_deit", "losses", "metrics", "views"],
     ["modeling_deit", "image_processing_deit", "augment"],
     ["zoo", "view_dataset", "data", "teacher", "student"],
-    ["training_args", "callbacks", "trainer"],
+    ["training_args", "checks", "callbacks", "trainer"],
     ["recipes"],
     ["run"],
 ]

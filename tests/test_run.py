@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,101 @@ def test_stopped_run_resumes_from_the_command_line(main, tmp_path, finished_run)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return DistilledDeiTForImageClassification.from_pretrained(folder).state_dict()
+
+
+def test_a_torn_checkpoint_is_left_out(main, tmp_path, finished_run, caplog):
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    (tmp_path / "run" / "checkpoint-6" / "trainer_state.json").unlink()  # as if killed while it saved
+    command = ["--recipe", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    assert "checkpoint-6 is torn" in caplog.text
+    one, other = weights(finished_run), weights(tmp_path / "run")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(main, tmp_path, finished_run, caplog):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copytree(finished_run / "teacher", run / "teacher")
+    shutil.copy(finished_run / "recipe.yaml", run)
+    before = (run / "teacher" / "model.safetensors").stat().st_mtime_ns
+    command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true"]
+    assert main(command) == 2
+    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    assert "before its first checkpoint" in caplog.text
+    assert (run / "teacher" / "model.safetensors").stat().st_mtime_ns == before
+    one, other = weights(finished_run), weights(run)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("change", [["--seed", "7"], ["--max_steps", "9"], ["--validation_fraction", "0.3"]])
+def test_resuming_as_another_run_is_refused(main, tmp_path, capsys, finished_run, change):
+    shutil.copytree(finished_run, tmp_path / "run")
+    command = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    assert main([*command, "--resume_from_checkpoint", "true", *change]) == 2
+    assert f"was started with {change[0][2:]}" in capsys.readouterr().err
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == (finished_run / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("options", [["--bf16", "true"], ["--torch_compile", "true"]])
+def test_precision_and_compilation_hold_after_a_teacher_was_trained(main, tmp_path, options):
+    dtypes, compiled = set(), []
+
+    def watch(module, args, output):
+        if type(module).__name__ == "DeiTMLP" and module.training:
+            dtypes.add(output.dtype)
+
+    real_compile = torch.compile
+    torch.compile = lambda model, *args, **kwargs: compiled.append(type(model).__name__) or model
+    handle = torch.nn.modules.module.register_module_forward_hook(watch)
+    try:
+        command = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+        assert main([*command, *options]) == 0
+    finally:
+        handle.remove()
+        torch.compile = real_compile
+    if options[0] == "--bf16":
+        assert dtypes == {torch.bfloat16}
+    else:
+        assert compiled == ["DistilledDeiTForImageClassification"]
+
+
+def test_a_broken_image_that_the_second_process_meets_is_named(tmp_path):
+    train = Path(image_folder(tmp_path / "train", {"cat": 16, "dog": 16}, size=64))
+    for path in train.glob("*/1?.png"):
+        path.write_bytes(path.read_bytes()[:3000])
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug_teacher.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**recipe, "per_device_train_batch_size": 1, "max_steps": 30}))
+    command = [sys.executable, "-m", *LAUNCHERS["torchrun"], SCRIPT, "--recipe", tmp_path / "mine.yaml"]
+    command += ["--train_dir", train, "--validation_dir", train, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0
+    assert re.search(r"error: the image of row \d+ \(.*/1\d\.png\) cannot be decoded", done.stderr), done.stderr[
+        -2000:
+    ]
+
+
+def test_skipping_broken_images_holds_for_the_teacher_too(main, tmp_path, capsys):
+    train = Path(image_folder(tmp_path / "train", {"cat": 16, "dog": 16}, size=64))
+    broken = train / "cat" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    command = [
+        "--recipe",
+        "debug",
+        "--train_dir",
+        str(train),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--use_cpu",
+        "true",
+    ]
+    assert main([*command, "--validation_dir", str(train), "--on_bad_image", "skip"]) == 0
+    assert "broken images skipped" in capsys.readouterr().out
+
+
 def test_own_images_and_own_teacher(main, tmp_path, capsys):
     train = image_folder(tmp_path / "train", {"cat": 12, "dog": 12})
     recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug_teacher.yaml").read_text())
@@ -179,7 +275,7 @@ MISTAKES = {
     "teacher dtype": (["--teacher_model_name_or_path", "TEACHER", "--teacher_dtype", "int3"], "float32, bfloat16"),
     "teacher and none": (["--distillation_type", "none", "--teacher_model_name_or_path", "TEACHER"], "drop one"),
     "data set": (["--dataset_name", "nobody/nothing"], "cannot load the data set 'nobody/nothing'"),
-    "both data": (["--train_dir", "somewhere"], "either --dataset_name or --train_dir"),
+    "both data": (["--train_dir", "somewhere", "--dataset_name", "something"], "either --dataset_name or --train_dir"),
     "augmentation": (["--auto_augment", "nonsense"], "no policy of timm"),
     "fraction": (["--validation_fraction", "1.5"], r"\(0, 1\)"),
     "metric": (["--metric_for_best_model", "acuracy"], "top1"),
@@ -238,8 +334,11 @@ def test_broken_image_in_a_worker_stops_with_its_path_only(main, tmp_path, capsy
     assert str(broken) in error[0]
 
 
-@pytest.mark.slow
-def test_default_recipe_reaches_its_accuracy(main, tmp_path, capsys):
-    assert main(["--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]) == 0
-    fused = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fused"))
+def test_default_recipe_reaches_its_accuracy(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", SCRIPT]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    fused = next(line for line in done.stdout.splitlines() if line.startswith("fused"))
     assert float(fused.split()[1]) >= 0.95
+    assert (tmp_path / "outputs" / "digits" / "model.safetensors").is_file()

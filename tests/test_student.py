@@ -468,3 +468,15 @@ def test_preprocessing_survives_any_number_of_rounds(tmp_path):
         assert torch.equal(prepared, expected), f"generation {generation}"
         save_resnet(tmp_path / str(generation), processor)
         _, processor = load_student(str(tmp_path / str(generation)), id2label=LABELS)
+
+
+def test_the_crop_ratio_of_a_checkpoint_can_be_set(tmp_path):
+    model, processor = load_student(
+        "deit_tiny_distilled_patch16_224", id2label=LABELS, overrides={**TINY, "image_size": 32}
+    )
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert load_student(str(tmp_path), id2label=LABELS)[1].crop_ratio == 0.875
+    changed = load_student(str(tmp_path), id2label=LABELS, crop_ratio=0.5)[1]
+    assert changed.size.shortest_edge == 2 * changed.crop_size.height
+    assert changed.image_mean == processor.image_mean

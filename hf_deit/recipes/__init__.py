@@ -21,7 +21,20 @@ from ..training_args import DataArguments, DistillationTrainingArguments, ModelA
 DEFAULT_RECIPE = "digits"
 Arguments = tuple[ModelArguments, DataArguments, DistillationTrainingArguments]
 _ARGUMENT_CLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
-_NOT_IN_A_RESOLVED_RECIPE = ("output_dir", "resume_from_checkpoint", "hub_token", "logging_dir", "local_rank")
+# Where a run writes and how it was started, secrets, and what transformers derives from the rest and the machine.
+_NOT_IN_A_RESOLVED_RECIPE = (
+    *("output_dir", "resume_from_checkpoint", "hub_token", "local_rank", "disable_tqdm", "dataloader_pin_memory"),
+    *("label_names", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+)
+
+
+_DEFINES_A_RUN = (
+    *("student", "student_revision", "student_overrides", "image_size", "crop_ratio", "replace_head"),
+    *("distillation_type", "distillation_alpha", "distillation_temperature", "distillation_reduction"),
+    *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "label_smoothing_factor"),
+    *("seed", "data_seed", "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    *("warmup_steps", "max_steps", "num_train_epochs", "max_grad_norm"),
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -99,8 +112,12 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
         InputError: an unknown recipe or argument (with the nearest valid name), or a value of the wrong kind.
     """
     recipe_name, rest = _take_recipe(arguments)
+    recipe = load_recipe(recipe_name)
+    for given, replaced in (("train_dir", "dataset_name"), ("dataset_name", "train_dir")):
+        if any(argument.split("=")[0].replace("-", "_") == f"__{given}" for argument in rest):
+            recipe.pop(replaced, None)  # the command line's data take the place of the recipe's
     parser = _Parser(_ARGUMENT_CLASSES, allow_abbrev=False)
-    from_recipe = _as_command_line(load_recipe(recipe_name), {action.dest: action.nargs for action in parser._actions})
+    from_recipe = _as_command_line(recipe, {action.dest: action.nargs for action in parser._actions})
     *parsed, unknown = parser.parse_args_into_dataclasses(
         [*from_recipe, *rest], return_remaining_strings=True, look_for_args_file=False
     )
@@ -112,11 +129,28 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     return tuple(parsed)
 
 
-def save_recipe(arguments: Arguments, path: str) -> None:
-    """Writes the arguments that differ from the defaults, as a recipe that gives them again.
+def check_same_run(path: str, arguments: Arguments) -> None:
+    """Refuses to go on with a run under other arguments than its own; those that do not define it may differ.
 
-    Without the output folder and secrets; the versions of the libraries stand in its comment.
+    Args:
+        path: the recipe that the run was started with.
+        arguments: those that it shall go on with.
+
+    Raises:
+        InputError: with the first difference, and both values.
     """
+    before, now = load_recipe(path), resolved_recipe(arguments)
+    for name in [*_DEFINES_A_RUN, *(field.name for field in dataclasses.fields(DataArguments))]:
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"the run in {os.path.dirname(path)!r} was started with {name} {before.get(name, 'at its default')}, "
+                f"got {now.get(name, 'its default')}: resume with the same arguments (--recipe {path}), or start "
+                "another run in another --output_dir"
+            )
+
+
+def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
+    """The arguments that differ from the defaults, without the output folder, secrets and what is derived."""
     recipe = {}
     for part in arguments:
         for field in dataclasses.fields(part):
@@ -125,12 +159,18 @@ def save_recipe(arguments: Arguments, path: str) -> None:
                 value = ""
             if value in (None, []) or not field.init or field.name in _NOT_IN_A_RESOLVED_RECIPE:
                 continue
-            if value != _plain(_default(field)):
+            default = _plain(_default(field))
+            if value != default and not (value is False and default is None):
                 recipe[field.name] = value
+    return recipe
+
+
+def save_recipe(arguments: Arguments, path: str) -> None:
+    """Writes `resolved_recipe` as a recipe that gives the arguments again, with the libraries' versions above it."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("hf_deit", "torch", "transformers", "timm", "pillow"))
     with open(path, "w", encoding="utf-8") as file:
         file.write(f"# Resolved arguments of a run with {versions}.\n")
-        yaml.dump(recipe, file, _Dumper, sort_keys=False, allow_unicode=True)
+        yaml.dump(resolved_recipe(arguments), file, _Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _take_recipe(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -1,0 +1,83 @@
+"""Student, teacher, image processor, data and arguments must fit together: checked before anything is trained."""
+
+from typing import Any
+
+import datasets
+from transformers import PreTrainedModel
+
+from .augment import build_train_transform
+from .data import check_label_range, find_columns
+from .errors import InputError
+from .image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
+from .teacher import Teacher, match_labels
+from .training_args import DistillationTrainingArguments
+
+# Heads by the name of their logits in a model's output; "logits" is what the published model answers.
+HEADS = {"logits": "", "cls_logits": "class_", "distillation_logits": "distillation_"}
+_HEADS = {"logits": "", "cls_logits": "class_", "distillation_logits": "distillation_"}
+
+
+def check_arguments(
+    args: DistillationTrainingArguments,
+    model: PreTrainedModel,
+    processor: DistilledDeiTImageProcessor,
+    check_metric: bool = True,
+) -> None:
+    """Refuses what would otherwise be noticed only in the middle of a run.
+
+    Raises:
+        InputError: an unknown metric or augmentation, or a processor that does not do what training does.
+    """
+    heads = list(HEADS.values()) if hasattr(model, "distillation_classifier") else [""]
+    tops = ("top1", "top5") if model.config.num_labels >= 5 else ("top1",)
+    metrics = {f"{head}{top}" for head in heads for top in tops} | {"loss"}
+    if check_metric and (args.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
+        raise InputError(
+            f"metric_for_best_model must be one of {', '.join(sorted(metrics))}, got {args.metric_for_best_model!r}"
+        )
+    if not isinstance(processor, DistilledDeiTImageProcessor | DistilledDeiTImageProcessorPil):
+        raise InputError(f"processing_class must be a DistilledDeiTImageProcessor, got {type(processor).__name__}")
+    switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    off = [name for name in switches if not getattr(processor, name)]
+    if off or abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        raise InputError(
+            f"training resizes, crops, rescales by 1/255 and normalises; the image processor has "
+            f"{' and '.join(off) or f'rescale_factor {processor.rescale_factor}'}{' off' if off else ''}"
+        )
+    train_transform(args, processor)
+
+
+def train_transform(args: DistillationTrainingArguments, processor: DistilledDeiTImageProcessor) -> Any:
+    """The training transform that the arguments ask for."""
+    return build_train_transform(
+        (processor.crop_size.height, processor.crop_size.width),
+        image_mean=processor.image_mean,
+        crop_scale_min=args.crop_scale_min,
+        horizontal_flip=args.horizontal_flip,
+        auto_augment=args.auto_augment,
+    )
+
+
+def check_data(dataset: datasets.Dataset, model: PreTrainedModel, teacher: Teacher | None) -> tuple[str, str]:
+    """Checks that student and teacher have the data's labels in its order. A student without names gets the data's.
+
+    Returns:
+        The names of the image and the label column.
+
+    Raises:
+        InputError: other labels, or labels out of range.
+    """
+    image_column, label_column = find_columns(dataset)
+    names = dict(enumerate(dataset.features[label_column].names))
+    if len(names) != model.config.num_labels:
+        raise InputError(
+            f"the data set has {len(names)} labels ({', '.join(list(names.values())[:3])}, …), the student has "
+            f"{model.config.num_labels}: make it with the data's id2label"
+        )
+    if all(label == f"LABEL_{index}" for index, label in model.config.id2label.items()):
+        model.config.id2label, model.config.label2id = names, {label: index for index, label in names.items()}
+    check_label_range(dataset[label_column][:], len(names), "given")
+    for owner, labels in (("student", model.config.id2label), ("teacher", teacher and teacher.id2label)):
+        if labels and match_labels(labels, names, owner=f"the {owner}") != sorted(names):
+            raise InputError(f"the {owner} has the data's labels in another order: make it with the data's id2label")
+    return image_column, label_column
