@@ -58,15 +58,6 @@ FAMILIES = list(OURS)
 LOGITS = ("logits", "cls_logits", "distillation_logits")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from more, and on a machine that is shared they wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Sets every parameter, norms and biases included, so that none is at a value that hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
