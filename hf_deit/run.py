@@ -25,6 +25,7 @@ from .training_args import (
     ModelArguments,
     find_checkpoint,
     last_whole_checkpoint,
+    resume_wish,
 )
 
 logger = logging.get_logger(__name__)
@@ -89,7 +90,7 @@ def run(arguments: Arguments) -> RunResult:
     """
     start = time.perf_counter()
     model_args, data_args, args = arguments
-    resuming = str(args.resume_from_checkpoint).lower() not in ("none", "false")
+    resuming = resume_wish(args.resume_from_checkpoint) is not None
     check_output_dir(args.output_dir, resuming=resuming)
     recipe_file = os.path.join(args.output_dir, _RECIPE_FILE)
     checkpoint = None
@@ -103,12 +104,14 @@ def run(arguments: Arguments) -> RunResult:
     data = load_data(**vars(data_args), on_bad_image=args.on_bad_image)
     student, processor = _make_student(model_args, data, args.seed)
     check_arguments(args, student, processor)
-    if args.should_save:
-        save_recipe(arguments, recipe_file)
+    if args.distillation_type == "none" and model_args.teacher_model_name_or_path is not None:
+        raise InputError('a teacher is given but distillation_type is "none": drop one of them')
     teacher = None
     if args.distillation_type != "none":
         if model_args.teacher_model_name_or_path is None:
             teacher_path = train_teacher(model_args.teacher_recipe, data, data_args, args)
+            if args.should_save:  # from here on there is something to go on with; not before, for the refusals' sake
+                save_recipe(arguments, recipe_file)
             model_args = replace(model_args, teacher_model_name_or_path=teacher_path)
             # Accelerate keeps one state a process: the student's Trainer would inherit the teacher's precision.
             AcceleratorState._reset_state()
@@ -120,8 +123,6 @@ def run(arguments: Arguments) -> RunResult:
             dtype=model_args.teacher_dtype,
         )
         model_args = replace(model_args, teacher_revision=teacher.revision)
-    elif model_args.teacher_model_name_or_path is not None:
-        raise InputError('a teacher is given but distillation_type is "none": drop one of them')
     trainer = DistillationTrainer(
         student,
         args,

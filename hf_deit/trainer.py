@@ -114,9 +114,7 @@ class DistillationTrainer(Trainer):
         self.teacher_report: dict[str, float] = {}
         if self.teacher is not None:
             self.add_callback(TeacherCheckCallback(self.check_teacher))
-        self._images_before, self._seconds_before, self._skipped_before = 0, 0.0, 0
-        self._reset_running_means()
-        self._first_bad_step = torch.tensor(-1, device=self.args.device)
+        self._reset_totals()
 
     # Data
 
@@ -249,6 +247,11 @@ class DistillationTrainer(Trainer):
         """How many of the last call of `train` could not be decoded."""
         return self._skipped_before
 
+    def _reset_totals(self) -> None:
+        self._images_before, self._seconds_before, self._skipped_before = 0, 0.0, 0
+        self._first_bad_step = torch.tensor(-1, device=self.args.device)
+        self._reset_running_means()
+
     def _reset_running_means(self) -> None:
         self._running_sums: dict[str, torch.Tensor] = {}
         self._num_batches = 0
@@ -335,9 +338,7 @@ class DistillationTrainer(Trainer):
             TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
         """
         resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        self._reset_running_means()
-        self._first_bad_step = torch.full_like(self._first_bad_step, -1)
-        self._images_before, self._seconds_before, self._skipped_before = 0, 0.0, 0
+        self._reset_totals()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._stop_if_diverged(check_weights=True)
         return output

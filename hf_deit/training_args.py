@@ -179,15 +179,19 @@ def last_whole_checkpoint(output_dir: str) -> str | None:
     return None
 
 
+def resume_wish(resume_from_checkpoint: str | bool | None) -> str | Literal[True] | None:
+    """What `resume_from_checkpoint` asks for, also in the command line's words: a folder, the last one, or nothing."""
+    words = {"true": True, "false": None, "none": None}
+    return words.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
+
+
 def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
     """The checkpoint to resume from: a folder, or, for True (or "true"), the last one in `output_dir`.
 
     Raises:
         InputError: there is none.
     """
-    wanted = {"true": True, "false": None, "none": None}.get(
-        str(resume_from_checkpoint).lower(), resume_from_checkpoint
-    )
+    wanted = resume_wish(resume_from_checkpoint)
     if wanted is None:
         return None
     if wanted is True:
