@@ -2,11 +2,14 @@
 
 from importlib.metadata import version
 
+from .configuration_cait import CaiTConfig
 from .configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
+from .conversion import convert_checkpoint
 from .errors import InputError, TrainingDivergedError
 from .image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
 from .losses import hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
 from .metrics import TopKAccuracy
+from .modeling_cait import CaiTForImageClassification, CaiTModel
 from .modeling_deit import (
     DistilledDeiTForImageClassification,
     DistilledDeiTModel,
@@ -23,6 +26,9 @@ from .zoo import create_model, list_models
 __version__ = version("hf_deit")
 
 __all__ = [
+    "CaiTConfig",
+    "CaiTForImageClassification",
+    "CaiTModel",
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "DistilledDeiTConfig",
@@ -37,6 +43,7 @@ __all__ = [
     "Teacher",
     "TopKAccuracy",
     "TrainingDivergedError",
+    "convert_checkpoint",
     "create_model",
     "hard_distillation_loss",
     "list_models",

@@ -1,8 +1,7 @@
-"""Image transforms: timm's for training, in the authors' order and with their constants, and pixels on the device."""
+"""Image transforms for training: timm's, in the authors' order and with their constants."""
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 from PIL import Image
@@ -79,25 +78,3 @@ def _check_policy(auto_augment: str | None) -> None:
                 f"auto_augment {auto_augment!r} is no policy of timm, as it has the part {part!r}: take "
                 '"rand-m9-mstd0.5-inc1", or ""'
             )
-
-
-@lru_cache(maxsize=16)  # copying constants to the device at every batch would make the host wait
-def _on_device(
-    image_mean: tuple[float, ...], image_std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(values, device=device).mul(255).view(-1, 1, 1) for values in (image_mean, image_std))
-    return mean, std
-
-
-def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> torch.Tensor:
-    """Rescales to [0, 1] and normalises, on the pixels' device, with the arithmetic of the image processors.
-
-    Args:
-        pixels: (B, 3, H, W) uint8.
-        image_mean, image_std: per channel, of pixels in [0, 1].
-
-    Returns:
-        (B, 3, H, W) float32.
-    """
-    mean, std = _on_device(tuple(image_mean), tuple(image_std), pixels.device)
-    return pixels.to(torch.float32).sub_(mean).div_(std)

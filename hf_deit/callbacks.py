@@ -20,3 +20,19 @@ class TeacherCheckCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.check()
+
+
+class StepEndCallback(TrainerCallback):
+    """Calls a function with the number of each optimizer step that is done, before anything is evaluated or saved.
+
+    Args:
+        function: of the step, counted from 1.
+    """
+
+    def __init__(self, function: Callable[[int], Any]) -> None:
+        self.function = function
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.function(state.global_step)

@@ -9,12 +9,9 @@ from .augment import build_train_transform
 from .data import check_label_range, find_columns
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
+from .metrics import HEADS
 from .teacher import Teacher, match_labels
 from .training_args import DistillationTrainingArguments
-
-# Heads by the name of their logits in a model's output; "logits" is what the published model answers.
-HEADS = {"logits": "", "cls_logits": "class_", "distillation_logits": "distillation_"}
-_HEADS = {"logits": "", "cls_logits": "class_", "distillation_logits": "distillation_"}
 
 
 def check_arguments(
@@ -31,6 +28,8 @@ def check_arguments(
     heads = list(HEADS.values()) if hasattr(model, "distillation_classifier") else [""]
     tops = ("top1", "top5") if model.config.num_labels >= 5 else ("top1",)
     metrics = {f"{head}{top}" for head in heads for top in tops} | {"loss"}
+    if args.ema_decay:
+        metrics |= {f"ema_{metric}" for metric in metrics}
     if check_metric and (args.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
         raise InputError(
             f"metric_for_best_model must be one of {', '.join(sorted(metrics))}, got {args.metric_for_best_model!r}"
@@ -58,7 +57,9 @@ def train_transform(args: DistillationTrainingArguments, processor: DistilledDei
     )
 
 
-def check_data(dataset: datasets.Dataset, model: PreTrainedModel, teacher: Teacher | None) -> tuple[str, str]:
+def check_data(
+    dataset: datasets.Dataset | datasets.IterableDataset, model: PreTrainedModel, teacher: Teacher | None
+) -> tuple[str, str]:
     """Checks that student and teacher have the data's labels in its order. A student without names gets the data's.
 
     Returns:
@@ -76,7 +77,8 @@ def check_data(dataset: datasets.Dataset, model: PreTrainedModel, teacher: Teach
         )
     if all(label == f"LABEL_{index}" for index, label in model.config.id2label.items()):
         model.config.id2label, model.config.label2id = names, {label: index for index, label in names.items()}
-    check_label_range(dataset[label_column][:], len(names), "given")
+    if isinstance(dataset, datasets.Dataset):
+        check_label_range(dataset[label_column][:], len(names), "given")
     for owner, labels in (("student", model.config.id2label), ("teacher", teacher and teacher.id2label)):
         if labels and match_labels(labels, names, owner=f"the {owner}") != sorted(names):
             raise InputError(f"the {owner} has the data's labels in another order: make it with the data's id2label")

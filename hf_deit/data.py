@@ -1,19 +1,17 @@
 """Data sets from the Hub, from folders and from scikit-learn; checks of their columns, labels and files."""
 
-import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import datasets
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import find_classes, make_dataset
 
 from .errors import InputError, first_line
-from .view_dataset import BAD_IMAGE_ERRORS, ImageDecoder
+from .folders import load_class_folders, load_images
+from .streams import ImageStream
+from .view_dataset import ImageDecoder
 
 DIGITS = "sklearn:digits"
 _NUM_DIGITS_HELD_OUT = 360
@@ -21,20 +19,43 @@ _NUM_DIGITS_HELD_OUT = 360
 
 @dataclass
 class ImageData:
-    """A training and a validation set with the columns "image" and "label" and the same labels.
+    """Images to train on and to validate with, with the columns "image" and "label" and the same labels.
 
     Attributes:
-        train, validation: with an `Image` and a `ClassLabel` column.
+        train: with an `Image` and a `ClassLabel` column, or a stream, or None if there are only unlabelled images.
+        validation: with an `Image` and a `ClassLabel` column, or None.
         label_names: names of the labels by index.
+        unlabeled: with the column "image" alone, or None.
     """
 
-    train: datasets.Dataset
-    validation: datasets.Dataset
+    train: datasets.Dataset | ImageStream | None
+    validation: datasets.Dataset | None
     label_names: list[str]
+    unlabeled: datasets.Dataset | None = None
 
     @property
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.label_names))
+
+    def with_labels_kept(self, count: int | None, seed: int) -> "ImageData":
+        """Keeps the labels of `count` training images, chosen by the seed and stratified; the rest becomes unlabelled.
+
+        Raises:
+            InputError: there are not so many, or too few for every class to have one.
+        """
+        if count is None:
+            return self
+        if not isinstance(self.train, datasets.Dataset):
+            raise InputError("labels_kept needs labelled training images that are no stream")
+        try:
+            split = self.train.train_test_split(train_size=count, seed=seed, stratify_by_column="label")
+        except ValueError as error:
+            raise InputError(
+                f"cannot keep the labels of {count} of the {len(self.train)} training images, stratified by label "
+                f"({error}): give another --labels_kept"
+            ) from error
+        parts = [split["test"].select_columns("image"), *([self.unlabeled] if self.unlabeled is not None else [])]
+        return replace(self, train=split["train"], unlabeled=datasets.concatenate_datasets(parts))
 
 
 def load_digits(seed: int = 0) -> ImageData:
@@ -69,6 +90,13 @@ def load_data(
     validation_dir: str | None = None,
     validation_fraction: float = 0.1,
     validation_seed: int = 0,
+    unlabeled_dir: str | None = None,
+    unlabeled_dataset_name: str | None = None,
+    unlabeled_split: str = "train",
+    streaming: bool = False,
+    images_per_epoch: int | None = None,
+    shuffle_buffer_size: int = 10_000,
+    label_names: list[str] | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
 ) -> ImageData:
     """Loads and checks the images to train on and to validate with.
@@ -84,26 +112,47 @@ def load_data(
         validation_fraction: the part held out of the training split if there is no other, in (0, 1): seeded, and
             stratified by label.
         validation_seed: of that split; not the run's, so that runs are compared on the same images.
+        unlabeled_dir, unlabeled_dataset_name, unlabeled_split: images without labels, beside the others or alone: a
+            folder with images at any depth, or what `datasets.load_dataset` takes.
+        streaming: read the training split as a stream; it then needs a validation split, and `ClassLabel` labels.
+        images_per_epoch: views that make an epoch of a stream; by default as many as the data set says it has.
+        shuffle_buffer_size: images to choose a stream's next one from.
+        label_names: the labels if there are unlabelled images alone.
         on_bad_image: "stop" refuses folders with files that are no images, and data sets in which one of 64 images
             cannot be decoded; "skip" leaves them to the training, which counts them.
 
     Raises:
         InputError: the data cannot be used; the message says what was found and what to do.
     """
-    if bool(dataset_name) == bool(train_dir):
+    unlabeled = _load_unlabeled(unlabeled_dir, unlabeled_dataset_name, unlabeled_split, on_bad_image)
+    if bool(dataset_name) == bool(train_dir) and (dataset_name or unlabeled is None):
         raise InputError(
             f"give either --dataset_name or --train_dir, got {dataset_name!r} and {train_dir!r}"
             + ("" if dataset_name else f'; "{DIGITS}" is a small data set that needs no download')
         )
-    if validation_dir is not None and train_dir is None:
+    if validation_dir is not None and train_dir is None and unlabeled is None:
         raise InputError("--validation_dir needs --train_dir")
     if not 0 < validation_fraction < 1:
         raise InputError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
+    if not streaming and images_per_epoch is not None:
+        raise InputError("images_per_epoch is for --streaming: other data sets know their length")
+    if streaming and (train_dir or dataset_name in (None, DIGITS) or unlabeled is not None):
+        raise InputError("streaming needs a --dataset_name for load_dataset, and no unlabelled images beside it")
+    if not (dataset_name or train_dir):
+        if label_names is None:
+            raise InputError("images without labels alone need a teacher whose labels they get")
+        validation = validation_dir and load_class_folders(validation_dir, on_bad_image, label_names)[0]
+        return ImageData(None, validation or None, label_names, unlabeled)
+    if streaming:
+        return _load_stream(
+            *(dataset_name, dataset_config_name, dataset_revision, train_split, validation_split),
+            *(image_column_name, label_column_name, images_per_epoch, shuffle_buffer_size, validation_seed),
+        )
     if dataset_name == DIGITS:
-        return load_digits()
+        return replace(load_digits(), unlabeled=unlabeled)
     if train_dir is not None:
-        train, names = _load_class_folders(train_dir, on_bad_image)
-        validation = None if validation_dir is None else _load_class_folders(validation_dir, on_bad_image, names)[0]
+        train, names = load_class_folders(train_dir, on_bad_image)
+        validation = None if validation_dir is None else load_class_folders(validation_dir, on_bad_image, names)[0]
     else:
         train, validation = _load_splits(
             dataset_name, dataset_config_name, dataset_revision, train_split, validation_split
@@ -141,7 +190,7 @@ def load_data(
             f"a classifier needs images of at least two classes to train on, got {len(names)} "
             f"({', '.join(names[:3])}) with images of {len(present)}"
         )
-    return ImageData(train, validation, names)
+    return ImageData(train, validation, names, unlabeled)
 
 
 def find_columns(
@@ -257,57 +306,117 @@ def check_label_range(column: Iterable[int | None], num_labels: int, part: str) 
         )
 
 
-def _load_class_folders(
-    folder: str, on_bad_image: str, names: list[str] | None = None
-) -> tuple[datasets.Dataset, list[str]]:
-    """A data set of the files in `folder`/class name/…, with the labels of `names` or of the folders found.
-
-    Files and folders whose name starts with a dot are none of the data set's.
-    """
-
-    def is_hidden(path: str) -> bool:
-        return any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
-
-    if not os.path.isdir(folder):
-        raise InputError(f"no folder {folder!r}: expected one with a folder of images per class")
-    try:
-        found = [name for name in find_classes(folder)[0] if not name.startswith(".")]
-        if not found:
-            raise FileNotFoundError
-    except FileNotFoundError as error:
-        raise InputError(f"{folder!r} has no folders in it: expected one folder of images per class") from error
-    if names is not None:
-        unknown = sorted(set(found) - set(names))
-        if unknown:
-            raise InputError(f"{folder!r} has classes that the training folder has not: {', '.join(unknown[:5])}")
-    class_to_index = {name: index for index, name in enumerate(names or found) if name in found}
-    try:
-        samples = make_dataset(folder, class_to_index, is_valid_file=lambda path: not is_hidden(path))
-    except FileNotFoundError as error:
-        empty = [name for name in class_to_index if not any(os.scandir(os.path.join(folder, name)))]
+def _load_unlabeled(
+    folder: str | None, dataset_name: str | None, split: str, on_bad_image: str
+) -> datasets.Dataset | None:
+    """The column "image" alone of what is given, or None."""
+    if folder is None and dataset_name is None:
+        return None
+    if folder is not None and dataset_name is not None:
         raise InputError(
-            f"class folders without images in {folder!r}: {', '.join(empty) or first_line(error)}. Fill or remove them"
-        ) from error
-    names = names or found
-    paths, labels = (list(column) for column in zip(*samples, strict=True))
-    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        bad = [path for path in pool.map(_path_unless_image, paths, chunksize=64) if path]
-    if len(bad) == len(paths) or (bad and on_bad_image == "stop"):
-        raise InputError(
-            f"{len(bad)} of the {len(paths)} files in {folder!r} {'is' if len(bad) == 1 else 'are'} no image that "
-            f"Pillow can open: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Remove or mend them, "
-            "or pass --on_bad_image skip"
+            f"give either --unlabeled_dir or --unlabeled_dataset_name, got {folder!r} and {dataset_name!r}"
         )
+    if dataset_name is not None:
+        dataset, _ = _load_splits(dataset_name, None, None, split, None)
+        columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+        if len(columns) != 1:
+            raise InputError(f"the unlabelled data set {dataset_name!r} must have one image column, got {columns}")
+        dataset = dataset.select_columns(columns)
+        return dataset if columns == ["image"] else dataset.rename_column(columns[0], "image")
+    return load_images(folder, on_bad_image)
+
+
+def join_unlabeled(
+    labeled: datasets.Dataset | None, unlabeled: datasets.Dataset, names: list[str]
+) -> datasets.Dataset:
+    """Labelled and unlabelled images in one data set; the label of the latter is None.
+
+    Args:
+        labeled: with an `Image` and a `ClassLabel` column, or None.
+        unlabeled: with an `Image` column.
+        names: of the labels.
+    """
+    columns = [name for name, feature in unlabeled.features.items() if isinstance(feature, datasets.Image)]
+    if len(columns) != 1:
+        raise InputError(
+            f"the unlabelled data set must have one image column, got {columns or list(unlabeled.features)}"
+        )
+    unlabeled = unlabeled.select_columns(columns)
+    unlabeled = unlabeled if columns == ["image"] else unlabeled.rename_column(columns[0], "image")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features), names
+    unlabeled = unlabeled.add_column("label", [None] * len(unlabeled), feature=features["label"])
+    if labeled is None:
+        return unlabeled
+    labeled = _standard_columns(labeled, *find_columns(labeled))
+    labeled, unlabeled = (part if part.features == features else part.cast(features) for part in (labeled, unlabeled))
+    return datasets.concatenate_datasets([labeled, unlabeled])
 
 
-def _path_unless_image(path: str) -> str | None:
+def _load_stream(
+    name: str,
+    config_name: str | None,
+    revision: str | None,
+    train_split: str,
+    validation_split: str | None,
+    image_column_name: str | None,
+    label_column_name: str | None,
+    images_per_epoch: int | None,
+    shuffle_buffer_size: int,
+    seed: int,
+) -> ImageData:
     try:
-        with Image.open(path):  # reads the header only
-            return None
-    except BAD_IMAGE_ERRORS:
-        return path
+        splits = datasets.load_dataset(name, config_name, revision=revision, streaming=True)
+    except (OSError, ValueError, RuntimeError, IndexError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"cannot open the data set {name!r} as a stream: {first_line(error)}") from error
+    if validation_split is None:
+        validation_split = next((split for split in ("validation", "valid", "val") if split in splits), None)
+    if train_split not in splits or validation_split not in splits or train_split == validation_split:
+        raise InputError(
+            f"a stream needs a training and another validation split, got {train_split!r} and {validation_split!r}; "
+            f"{name!r} has {', '.join(splits)}"
+        )
+    stream = splits[train_split]
+    if stream.features is None:
+        stream = stream._resolve_features()
+    image_column, label_column = find_columns(stream, image_column_name, label_column_name)
+    if not isinstance(stream.features[label_column], datasets.ClassLabel):
+        raise InputError(
+            f"a stream's labels must be of type ClassLabel, as they cannot be counted first, got "
+            f"{stream.features[label_column]}"
+        )
+    names = list(stream.features[label_column].names)
+    stream = _standard_columns(stream, image_column, label_column)
+    known = stream.info.splits[train_split].num_examples if stream.info.splits else None
+    if not (images_per_epoch or known):
+        raise InputError(f"{name!r} does not say how many images it has: give --images_per_epoch")
+    # The rows of the validation split are written once to the cache of datasets, encoded as they are.
+    validation = datasets.Dataset.from_generator(
+        _encoded_rows,
+        features=splits[validation_split].features,
+        gen_kwargs={
+            "source": (name, config_name, revision, validation_split),
+            # Changes with the files, so that others are not taken from the cache.
+            "fingerprint": datasets.load_dataset_builder(name, config_name, revision=revision).cache_dir,
+        },
+    )
+    validation = _with_class_labels(_standard_columns(validation, image_column, label_column), names, "validation")
+    check_label_range(validation["label"][:], len(names), "validation")
+    train = ImageStream(
+        stream,
+        images_per_epoch=images_per_epoch or known,
+        seed=seed,
+        shuffle_buffer_size=shuffle_buffer_size,
+    )
+    return ImageData(train, validation, names)
+
+
+def _encoded_rows(source: tuple[str, str | None, str | None, str], fingerprint: str) -> Iterator[dict]:
+    name, config_name, revision, split = source
+    stream = datasets.load_dataset(name, config_name, revision=revision, split=split, streaming=True)
+    for column, feature in stream.features.items():
+        if isinstance(feature, datasets.Image):
+            stream = stream.cast_column(column, datasets.Image(decode=False))
+    yield from stream
 
 
 def _check_some_images(dataset: datasets.Dataset, at_most: int = 64) -> None:

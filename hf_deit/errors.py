@@ -24,6 +24,10 @@ class TrainingDivergedError(RuntimeError):
     """The training loss is no longer finite. The message names the step, the last good checkpoint and what to try."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, say on a full disk. The message names the last whole one."""
+
+
 def first_line(error: BaseException) -> str:
     """An exception's message without the rest of what libraries put into it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

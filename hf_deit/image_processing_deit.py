@@ -107,6 +107,23 @@ class _DeiTPreprocessing:
             kwargs["crop_ratio"] = shorter_side / size.shortest_edge  # an explicit size wins
         return kwargs
 
+    def at_crop_size(self, crop_size: int | tuple[int, int], crop_ratio: float | None = None) -> Any:
+        """A processor for inputs of another size, with the same crop ratio (unless another is given) and statistics.
+
+        Args:
+            crop_size: in pixels, or (height, width).
+            crop_ratio: see `DistilledDeiTImageProcessorKwargs`.
+        """
+        height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+        kept = ("image_mean", "image_std", "resample", "rescale_factor", *switches)
+        settings = {name: getattr(self, name) for name in kept}
+        return type(self)(
+            crop_size={"height": height, "width": width},
+            crop_ratio=self.crop_ratio if crop_ratio is None else crop_ratio,
+            **settings,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
         output["image_processor_type"] = "DeiTImageProcessor"

@@ -85,7 +85,7 @@ def soft_target_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> to
 
     Args:
         logits: (B, K).
-        targets: (B, K), each row non-negative with sum 1.
+        targets: (B, K), each row non-negative with sum 1, or less where a label is not known: that part is masked.
 
     Returns:
         The mean over the batch, a scalar.
@@ -97,3 +97,39 @@ def soft_target_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> to
     if targets.shape != logits.shape:
         raise ValueError(f"targets must have the logits' shape {tuple(logits.shape)}, got {tuple(targets.shape)}")
     return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1).mean()
+
+
+def class_targets(
+    labels: torch.Tensor,
+    num_labels: int,
+    *,
+    smoothing: float = 0.0,
+    partner_labels: torch.Tensor | None = None,
+    label_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What the class head shall say: smoothed labels, mixed where views are (timm's `mixup_target`).
+
+    A label has 1 - ε + ε / K of the target and every other class ε / K, also where two labels are mixed.
+
+    Args:
+        labels: (B,) in [0, K), or negative where the label is not known: it then has no target.
+        num_labels: K.
+        smoothing: ε, in [0, 1).
+        partner_labels: (B,) likewise, of the views that they are mixed with.
+        label_weights: (B,) λ, the weight of `labels`; the partners' is the rest.
+
+    Returns:
+        (B, K) float32; rows have the sum 1, less the weight of what is not known.
+    """
+
+    def smoothed(labels: torch.Tensor) -> torch.Tensor:
+        known = (labels >= 0).float().unsqueeze(1)
+        one_hot = torch.zeros(len(labels), num_labels, device=labels.device).scatter_(
+            1, labels.clamp(min=0).unsqueeze(1), 1 - smoothing
+        )
+        return (one_hot + smoothing / num_labels) * known
+
+    if partner_labels is None or label_weights is None:
+        return smoothed(labels)
+    weights = label_weights.float().unsqueeze(1)
+    return weights * smoothed(labels) + (1 - weights) * smoothed(partner_labels)

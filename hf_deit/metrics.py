@@ -5,7 +5,11 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+import torch
+from transformers import EvalPrediction
 
+# Heads by the name of their logits in a model's output; "logits" is what the published model answers.
+HEADS = {"logits": "", "cls_logits": "class_", "distillation_logits": "distillation_"}
 _IGNORED_LABEL = -100  # as torch's cross-entropy
 
 _DESCRIPTION = "Fraction of the samples whose label is the first (top1), or among the first five (top5), predictions."
@@ -46,3 +50,21 @@ class TopKAccuracy(evaluate.Metric):
         if hits.shape[1] >= 5:
             result["top5"] = float(hits[:, :5].any(axis=1).mean())
         return result
+
+
+def rank_labels(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+    """Keeps of each head's (B, K) logits the five best labels: (B, heads, min(5, K))."""
+    heads = torch.stack(logits if isinstance(logits, tuple) else (logits,), dim=1)
+    return heads.topk(min(5, heads.shape[-1]), dim=-1).indices
+
+
+def head_accuracies(prediction: EvalPrediction) -> dict[str, float]:
+    """Top-1 and top-5 of each head, of predictions (N, heads, k) from `rank_labels`."""
+    rankings = prediction.predictions
+    metrics = {}
+    for index, head in enumerate(list(HEADS.values())[: rankings.shape[1]]):
+        result = TopKAccuracy(keep_in_memory=True).compute(
+            predictions=rankings[:, index], references=prediction.label_ids
+        )
+        metrics.update({f"{head}{name}": value for name, value in result.items()})
+    return metrics

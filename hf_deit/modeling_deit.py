@@ -7,48 +7,29 @@ Shape legend: B images, C channels, H × W pixels, N patches, T = N + special to
 """
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair
-from .views import keyed_uniform
-
-
-@dataclass
-class DistilledDeiTImageClassifierOutput(ModelOutput):
-    """Output of `DistilledDeiTForImageClassification`, in training and in evaluation.
-
-    Attributes:
-        loss: scalar, if `labels` were given: the mean of the two heads' cross-entropies to the labels.
-        logits: (B, K), the two heads fused as `config.fusion` says. For "softmax" these are log-probabilities.
-        cls_logits: (B, K), of the class head.
-        distillation_logits: (B, K), of the distillation head.
-        hidden_states: if asked for, num_hidden_layers + 1 tensors (B, T, D): the embeddings, then each block's output.
-        attentions: if asked for, num_hidden_layers tensors (B, heads, T, T); needs the "eager" implementation.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    cls_logits: torch.Tensor | None = None
-    distillation_logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+from .modeling_common import (
+    DistilledImageClassifierOutput,
+    ImageClassifierBase,
+    StochasticDepth,
+    check_labels,
+    fuse_logits,
+    interpolate_positions,
+)
 
 
 class DeiTEmbeddings(nn.Module):
@@ -85,9 +66,7 @@ class DeiTEmbeddings(nn.Module):
         if grid_size == self.grid_size:
             return positions
         special, patches = positions[:, : self.num_special_tokens], positions[:, self.num_special_tokens :]
-        patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2).float()
-        patches = F.interpolate(patches, size=grid_size, mode="bicubic", align_corners=False)
-        return torch.cat((special, patches.flatten(2).transpose(1, 2).to(positions.dtype)), dim=1)
+        return torch.cat((special, interpolate_positions(patches, self.grid_size, grid_size)), dim=1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         projection = self.patch_embeddings["projection"]
@@ -179,32 +158,6 @@ class DeiTMLP(nn.Module):
         return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
-class StochasticDepth(nn.Module):
-    """Drops a residual branch per sample (Huang et al. 2016), scaling the kept ones by 1 / (1 - rate).
-
-    Args:
-        rate: probability of dropping, in [0, 1).
-        stream: names this branch among the model's, so that the branches' draws are independent.
-    """
-
-    def __init__(self, rate: float, stream: int) -> None:
-        super().__init__()
-        self.rate = rate
-        self.stream = stream
-
-    def forward(self, branch: torch.Tensor, view_seeds: torch.Tensor | None) -> torch.Tensor:
-        if self.rate == 0 or not self.training:
-            return branch
-        if view_seeds is None:
-            kept = torch.rand(len(branch), device=branch.device) >= self.rate
-        else:
-            kept = keyed_uniform(view_seeds, self.stream) >= self.rate
-        return branch * (kept.to(branch.dtype) / (1 - self.rate)).view(-1, *[1] * (branch.ndim - 1))
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:g}"
-
-
 class DeiTLayer(GradientCheckpointingLayer):
     """A pre-norm transformer block."""
 
@@ -226,114 +179,18 @@ class DeiTLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp_depth(self.dropout(mlp_output), view_seeds)
 
 
-class DeiTPreTrainedModelBase(PreTrainedModel):
-    """Initialisation, loading and saving of all DeiT classes."""
+class DeiTPreTrainedModelBase(ImageClassifierBase):
+    """Loading and saving of all DeiT classes."""
 
     config: DeiTConfigBase
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["DeiTEmbeddings", "DeiTLayer"]  # noqa: RUF012 (transformers' name and type)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": DeiTLayer, "attentions": DeiTAttention}  # noqa: RUF012
     # Some published checkpoints carry a pooler, which no classifier uses.
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\."]  # noqa: RUF012
-    _head_names: tuple[str, ...] = ()
-
-    def __init__(self, config: DeiTConfigBase) -> None:
-        # `from_pretrained(..., field=value)` sets fields behind the configuration's own validation.
-        config.validate()
-        super().__init__(config)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal for tokens, positions and linears; the patch convolution keeps torch's default."""
-        std = self.config.initializer_range
-        if isinstance(module, DeiTEmbeddings):
-            for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
-                if parameter is not None:
-                    init.trunc_normal_(parameter, std=std)
-        elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            bound = 1 / math.sqrt(module.weight[0].numel())
-            init.uniform_(module.bias, -bound, bound)
-
-    def _recorded(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
-        """What the backbone shall record: what is asked for, or else what the configuration says."""
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f'the "{self.config._attn_implementation}" attention gives no weights to output: call '
-                'model.set_attn_implementation("eager") first'
-            )
-        return {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        """Loads a checkpoint in either key layout of transformers, or refuses it.
-
-        Args:
-            pretrained_model_name_or_path: a Hub id or a folder with `config.json` and safetensors weights.
-            *args, **kwargs: those of `transformers.PreTrainedModel.from_pretrained`. With
-                `ignore_mismatched_sizes=True` heads that are missing or of another size are initialised anew;
-                nothing else ever is.
-
-        Raises:
-            ValueError: parameters are missing, of another shape or unknown, or pickled weights are asked for.
-            OSError: no such checkpoint, or no safetensors weights in it.
-        """
-        if kwargs.setdefault("use_safetensors", True) is not True:
-            raise ValueError(
-                "only safetensors weights are opened, got use_safetensors="
-                f"{kwargs['use_safetensors']!r}: convert the checkpoint first (scripts that unpickle can run any code)"
-            )
-        return_info = kwargs.pop("output_loading_info", False)
-        new_heads_allowed = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-        # Remembered from a file in the newer key layout, it would make `save_pretrained` write that layout again.
-        model._weight_conversions = None
-        is_head = re.compile(r"^(cls_classifier|distillation_classifier|classifier)\.").search
-        problems = {
-            "missing": [key for key in info["missing_keys"] if not (new_heads_allowed and is_head(key))],
-            # A headless model may be taken from a classifier; a classifier from one with other heads only knowingly.
-            "unknown": [
-                key
-                for key in info["unexpected_keys"]
-                if not is_head(key) or (cls._head_names and not new_heads_allowed)
-            ],
-            "of another shape": [
-                key for key, *_ in info["mismatched_keys"] if not (new_heads_allowed and is_head(key))
-            ],
-        }
-        if any(problems.values()):
-            found = "; ".join(
-                f"{len(keys)} {problem}: {', '.join(sorted(keys)[:4])}{', …' if len(keys) > 4 else ''}"
-                for problem, keys in problems.items()
-                if keys
-            )
-            remedy = (
-                "pass ignore_mismatched_sizes=True to start with new heads"
-                if all(is_head(key) for keys in problems.values() for key in keys)
-                else "is it a checkpoint of this architecture, and complete?"
-            )
-            raise ValueError(f"{pretrained_model_name_or_path} does not fit {cls.__name__}: {found}. {remedy}")
-        return (model, info) if return_info else model
 
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """Saves in the Hub's key layout, which every version of transformers with DeiT opens.
@@ -410,15 +267,6 @@ for _ours, _theirs in (("DistilledDeiTModel", "DeiTModel"), ("PlainDeiTModel", "
     register_checkpoint_conversion_mapping(_ours, get_checkpoint_conversion_mapping(_theirs), overwrite=True)
 
 
-def _check_labels(labels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    if labels.shape != (batch_size,) or labels.is_floating_point():
-        raise ValueError(
-            f"labels must be class indices of shape ({batch_size},), got {labels.dtype} {tuple(labels.shape)}: for "
-            "mixed or smoothed targets take hf_deit.soft_target_cross_entropy on the returned logits"
-        )
-    return labels.long()
-
-
 class DistilledDeiTForImageClassification(DeiTPreTrainedModelBase):
     """DeiT⚗ (paper, section 4): a class head on the class token, a distillation head on the distillation token.
 
@@ -447,15 +295,7 @@ class DistilledDeiTForImageClassification(DeiTPreTrainedModelBase):
             (B, K). For "softmax" the logarithm of the mean of the two softmaxes, so that a softmax of it gives that
             mean back; it ranks the labels as the paper's sum does.
         """
-        fusion = self.config.fusion
-        if fusion == "softmax":
-            log_probabilities = torch.stack((cls_logits, distillation_logits)).log_softmax(dim=-1)
-            return log_probabilities.logsumexp(dim=0) - math.log(2)
-        if fusion == "cls":
-            return cls_logits
-        if fusion == "distillation":
-            return distillation_logits
-        return (cls_logits + distillation_logits) / 2
+        return fuse_logits(cls_logits, distillation_logits, self.config.fusion)
 
     @can_return_tuple
     def forward(
@@ -466,7 +306,7 @@ class DistilledDeiTForImageClassification(DeiTPreTrainedModelBase):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-    ) -> DistilledDeiTImageClassifierOutput:
+    ) -> DistilledImageClassifierOutput:
         """Classifies images.
 
         Args:
@@ -489,9 +329,9 @@ class DistilledDeiTForImageClassification(DeiTPreTrainedModelBase):
         distillation_logits = self.distillation_classifier(outputs.last_hidden_state[:, 1])
         loss = None
         if labels is not None:
-            labels = _check_labels(labels, len(pixel_values))
+            labels = check_labels(labels, len(pixel_values))
             loss = (F.cross_entropy(cls_logits, labels) + F.cross_entropy(distillation_logits, labels)) / 2
-        return DistilledDeiTImageClassifierOutput(
+        return DistilledImageClassifierOutput(
             loss=loss,
             logits=self.fuse(cls_logits, distillation_logits),
             cls_logits=cls_logits,
@@ -537,7 +377,7 @@ class PlainDeiTForImageClassification(DeiTPreTrainedModelBase):
             **self._recorded(output_hidden_states, output_attentions),
         )
         logits = self.classifier(outputs.last_hidden_state[:, 0])
-        loss = None if labels is None else F.cross_entropy(logits, _check_labels(labels, len(pixel_values)))
+        loss = None if labels is None else F.cross_entropy(logits, check_labels(labels, len(pixel_values)))
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -1,32 +1,31 @@
 """A whole run: from arguments to a distilled model on disk."""
 
 import os
+import re
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
+from PIL import Image
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from .checkpoints import find_checkpoint, last_whole_checkpoint, resume_wish
 from .checks import check_arguments
 from .data import ImageData, load_data
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
+from .loading import as_views
+from .preview import contact_sheet
 from .recipes import Arguments, check_same_run, resolve_arguments, save_recipe
 from .student import load_student
-from .teacher import Teacher, load_teacher
+from .teacher import Teacher, load_labels, load_teacher
 from .trainer import DistillationTrainer
-from .training_args import (
-    DataArguments,
-    DistillationTrainingArguments,
-    ModelArguments,
-    find_checkpoint,
-    last_whole_checkpoint,
-    resume_wish,
-)
+from .training_args import DataArguments, DistillationTrainingArguments, ModelArguments
 
 logger = logging.get_logger(__name__)
 
@@ -40,11 +39,12 @@ class RunResult:
 
     Attributes:
         output_dir: folder of the model, its image processor, the resolved recipe and the checkpoints.
-        accuracies: top-1 on the validation images by what was measured, in [0, 1].
+        accuracies: top-1 on the validation images by what was measured, in [0, 1]; empty if there are none.
         num_validation_images: how many they are.
         images_per_second: training speed, of the student (and its teacher).
         skipped_images: how often an image could not be decoded and another took its place.
         minutes: the whole run, a teacher trained before included.
+        weights: which were saved, "raw" or "ema" (their moving average).
     """
 
     output_dir: str
@@ -53,13 +53,17 @@ class RunResult:
     images_per_second: float
     skipped_images: int
     minutes: float
+    weights: str
 
     def __str__(self) -> str:
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in self.accuracies.items()]
         rows += [("images/s in training", f"{self.images_per_second:.0f}"), ("minutes in all", f"{self.minutes:.1f}")]
         if self.skipped_images:
             rows.insert(-2, ("broken images skipped", str(self.skipped_images)))
-        heading = (f"top-1 on {self.num_validation_images} held-out images", "")
+        heading = (
+            f"top-1 on {self.num_validation_images} held-out images" if self.accuracies else "not validated",
+            "",
+        )
         width = max(len(name) for name, _ in [heading, *rows])
         rule = "-" * (width + 8)
         lines = [f"{name:<{width}}  {value:>6}" for name, value in rows]
@@ -96,16 +100,26 @@ def run(arguments: Arguments) -> RunResult:
     checkpoint = None
     if resuming and os.path.isfile(recipe_file):
         check_same_run(recipe_file, arguments)
-        if last_whole_checkpoint(args.output_dir) is None and not os.path.isdir(args.resume_from_checkpoint):
+        if last_whole_checkpoint(args.output_dir) is None and resume_wish(args.resume_from_checkpoint) is True:
             logger.warning("the run in %s was stopped before its first checkpoint: it starts again", args.output_dir)
             resuming = False
     if resuming:
         checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    data = load_data(**vars(data_args), on_bad_image=args.on_bad_image)
+    data = _load_images(model_args, data_args, args)
+    learnt = data.with_labels_kept(data_args.labels_kept, args.seed)
+    if args.distillation_type == "none":
+        if model_args.teacher_model_name_or_path is not None:
+            raise InputError('a teacher is given but distillation_type is "none": drop one of them')
+        if data.unlabeled is not None:
+            raise InputError('unlabelled images are given but distillation_type is "none": no teacher labels them')
+        learnt = replace(learnt, unlabeled=None)
+    if data.validation is None and args.eval_strategy != "no":
+        raise InputError(
+            f"there are no labelled images to evaluate with every {args.eval_strategy.value}: give --validation_dir, "
+            "or --eval_strategy no"
+        )
     student, processor = _make_student(model_args, data, args.seed)
     check_arguments(args, student, processor)
-    if args.distillation_type == "none" and model_args.teacher_model_name_or_path is not None:
-        raise InputError('a teacher is given but distillation_type is "none": drop one of them')
     teacher = None
     if args.distillation_type != "none":
         if model_args.teacher_model_name_or_path is None:
@@ -128,29 +142,54 @@ def run(arguments: Arguments) -> RunResult:
         args,
         teacher=teacher,
         processing_class=processor,
-        train_dataset=data.train,
+        train_dataset=learnt.train,
+        unlabeled_dataset=learnt.unlabeled,
         eval_dataset=data.validation,
     )
     if args.should_save:
         save_recipe((model_args, data_args, args), recipe_file)
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
+    metrics = {} if data.validation is None else trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("eval", metrics)
-    accuracies = {} if teacher is None else {"teacher": _teacher_accuracy(trainer, teacher)}
-    for head in ("class", "distillation"):
-        if f"eval_{head}_top1" in metrics:
-            accuracies[f"{head} head"] = metrics[f"eval_{head}_top1"]
-    accuracies["fused" if "class head" in accuracies else "student"] = metrics["eval_top1"]
     return RunResult(
         output_dir=args.output_dir,
-        accuracies=accuracies,
-        num_validation_images=len(data.validation),
+        accuracies=_accuracies(trainer, metrics),
+        num_validation_images=len(data.validation or ()),
         images_per_second=trainer.images_per_second,
         skipped_images=trainer.skipped_images,
         minutes=(time.perf_counter() - start) / 60,
+        weights=args.publish_weights,
     )
+
+
+def _load_images(
+    model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
+) -> ImageData:
+    """The run's images. Unlabelled ones alone have the teacher's labels."""
+    options = vars(data_args).copy()
+    del options["labels_kept"]
+    label_names = None
+    is_labelled = data_args.dataset_name or data_args.train_dir
+    if not is_labelled and args.distillation_type != "none" and model_args.teacher_model_name_or_path is not None:
+        label_names = load_labels(model_args.teacher_model_name_or_path, model_args.teacher_revision)
+    return load_data(**options, label_names=label_names, on_bad_image=args.on_bad_image)
+
+
+def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict[str, float]:
+    """The rows of the table: what the teacher, each head and the published model get right."""
+    if not metrics:
+        return {}
+    accuracies = {} if trainer.teacher is None else {"teacher": _teacher_accuracy(trainer, trainer.teacher)}
+    for average, suffix in (("", ""), ("ema_", ", averaged")):
+        for head, name in (("class_", "class head"), ("distillation_", "distillation head")):
+            if f"eval_{average}{head}top1" in metrics:
+                accuracies[f"{name}{suffix}"] = metrics[f"eval_{average}{head}top1"]
+        if f"eval_{average}top1" in metrics:
+            whole = "fused" if "class head" in accuracies else "student"
+            accuracies[f"{whole}{suffix}"] = metrics[f"eval_{average}top1"]
+    return accuracies
 
 
 def train_teacher(
@@ -206,6 +245,7 @@ def _make_student(
         image_size=model_args.image_size,
         crop_ratio=model_args.crop_ratio,
         replace_head=model_args.replace_head,
+        freeze=model_args.freeze,
         overrides=model_args.student_overrides,
     )
 
@@ -231,6 +271,8 @@ def check_output_dir(output_dir: str, *, resuming: bool) -> None:
     state = PartialState()
     try:
         os.makedirs(output_dir, exist_ok=True)
+        occupied = set(os.listdir(output_dir)) - {_UNFINISHED_TEACHER}
+        state.wait_for_everyone()  # another process's probe is no run
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
@@ -238,9 +280,35 @@ def check_output_dir(output_dir: str, *, resuming: bool) -> None:
             f"cannot write to the output folder {output_dir!r} ({error}): give another --output_dir"
         ) from error
     # A run that was killed while its teacher was trained has nothing that is worth keeping.
-    if not resuming and set(os.listdir(output_dir)) - {_UNFINISHED_TEACHER}:
+    if not resuming and occupied:
         raise InputError(
             f"the output folder {output_dir!r} holds another run: go on with it (--resume_from_checkpoint true), give "
             "another --output_dir, or remove it"
         )
     state.wait_for_everyone()  # no process may write before all have looked
+
+
+def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Image:
+    """A contact sheet of the views that a run trains on; see `hf_deit.preview`.
+
+    Args:
+        command: the run's command line.
+        epoch: from 0.
+        slots: "FIRST:LAST" of the epoch's order, LAST exclusive.
+
+    Raises:
+        InputError: the run's input cannot be used, or there are no such slots.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", slots)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise InputError(f"slots must be FIRST:LAST, say 0:16, got {slots!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        # A view depends neither on the device, nor on the teacher, nor on where the run writes.
+        model_args, data_args, args = resolve_arguments([*command, "--use_cpu", "true", "--output_dir", folder])
+        data = _load_images(model_args, data_args, args)
+        learnt = data.with_labels_kept(data_args.labels_kept, args.seed)
+        student, processor = _make_student(model_args, data, args.seed)
+        check_arguments(args, student, processor)
+        views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=None)
+        first, last = int(match[1]), int(match[2])
+        return contact_sheet(views, args, processor, student.config.id2label, epoch=epoch, slots=range(first, last))

@@ -142,6 +142,19 @@ def load_teacher(
     return teacher.to(device or "cpu")
 
 
+def load_labels(name_or_path: str, revision: str | None = None) -> list[str]:
+    """The labels of a classifier, by index, from its configuration alone.
+
+    Raises:
+        InputError: no such model.
+    """
+    try:
+        id2label = AutoConfig.from_pretrained(name_or_path, revision=revision).id2label
+    except LOADING_ERRORS as error:
+        raise InputError(f"cannot load the teacher {name_or_path!r}: {str(error).strip()}") from error
+    return [id2label[index] for index in sorted(id2label)]
+
+
 def resolve_revision(name_or_path: str, revision: str | None = None) -> str | None:
     """The commit that a branch or tag of a Hub repository stands for; None for a folder."""
     try:
@@ -306,8 +319,9 @@ def measure_teacher(
         validation: batches of validation images; may be empty.
 
     Returns:
-        `teacher_agreement_with_labels`: how often it gives the true label on the views, of which `majority_class` is
-        the largest part; and `teacher_top1`, its accuracy on the validation images, if there are any.
+        `teacher_agreement_with_labels`: how often it gives the true label on the views; `teacher_top1`, its accuracy
+        on the validation images; and `majority_class`, the largest part of a label among the views, or, if they have
+        none, among the validation images. What has no labels is not measured.
     """
 
     def decide(batches: Iterable[Mapping[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -317,15 +331,14 @@ def measure_teacher(
         decisions, labels = (torch.cat(column).cpu() for column in zip(*pairs, strict=True))
         return decisions[labels >= 0], labels[labels >= 0]
 
-    decisions, labels = decide(views)
-    agreement = accuracy = (decisions == labels).float().mean().item()
-    majority = labels.bincount().max().item() / len(labels)
-    report = {"teacher_agreement_with_labels": agreement, "majority_class": majority}
-    decisions, labels = decide(validation)
-    if len(labels):
-        report["teacher_top1"] = accuracy = (decisions == labels).float().mean().item()
-        majority = labels.bincount().max().item() / len(labels)
-    if accuracy <= max(majority, 1 / len(teacher.id2label)):
+    report, accuracy, majority = {}, None, None
+    for batches, name in ((views, "teacher_agreement_with_labels"), (validation, "teacher_top1")):
+        decisions, labels = decide(batches)
+        if len(labels):
+            report[name] = accuracy = (decisions == labels).float().mean().item()
+            majority = labels.bincount().max().item() / len(labels)
+            report.setdefault("majority_class", majority)
+    if accuracy is not None and accuracy <= max(majority, 1 / len(teacher.id2label)):
         logger.warning(
             "the teacher %s has an accuracy of %.3f, no better than chance or than always saying the most frequent "
             "class (%.3f): check that it was trained on these classes, and its image processor",

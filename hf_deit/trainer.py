@@ -2,41 +2,47 @@
 
 import inspect
 import itertools
-import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedModel, SchedulerType, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
-from .augment import normalize
-from .callbacks import TeacherCheckCallback
-from .checks import HEADS, check_arguments, check_data, train_transform
-from .errors import InputError, TrainingDivergedError, first_line
-from .image_processing_deit import DistilledDeiTImageProcessor
-from .losses import hard_distillation_loss, soft_distillation_loss
-from .metrics import TopKAccuracy
-from .modeling_deit import DeiTPreTrainedModelBase
-from .teacher import LOADING_ERRORS, TEACHER_CHECK_IMAGES, Teacher, measure_teacher
-from .training_args import DistillationTrainingArguments, find_checkpoint, last_whole_checkpoint
-from .view_dataset import EvaluationDataset, ViewDataset, collate
-from .views import ViewSampler
-
-# Parameters that are no weights of a matrix product although they have two or more dimensions, in the names of
-# transformers and timm. (The authors' code decays the distillation token: timm's list lacked it then.)
-_TOKENS_AND_POSITIONS = (
-    "cls_token",
-    "distillation_token",
-    "dist_token",
-    "position_embeddings",
-    "pos_embed",
-    "relative_position_bias_table",
+from .averaging import WeightAverage
+from .batch_augment import augment_batch
+from .callbacks import StepEndCallback, TeacherCheckCallback
+from .checkpoints import (
+    check_resumable,
+    find_checkpoint,
+    last_whole_checkpoint,
+    remove_torn_checkpoints,
+    restore_weights,
+    unmark_checkpoint,
 )
+from .checks import check_arguments
+from .errors import CheckpointError, InputError, TrainingDivergedError, first_line
+from .image_processing_deit import DistilledDeiTImageProcessor
+from .loading import as_evaluation, as_views, make_sampler
+from .losses import class_targets, hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
+from .metrics import HEADS, head_accuracies, rank_labels
+from .modeling_common import ImageClassifierBase
+from .optimization import deit_schedule, without_tokens_and_positions
+from .step_record import StepRecord
+from .streams import ImageStream
+from .teacher import TEACHER_CHECK_IMAGES, Teacher, measure_teacher
+from .training_args import DistillationTrainingArguments
+from .view_dataset import EvaluationDataset, KeyedViews, collate
+from .views import preserve_global_random_state
 
 
 class DistillationTrainer(Trainer):
@@ -55,7 +61,9 @@ class DistillationTrainer(Trainer):
         args: the arguments.
         teacher: from `load_teacher`; required unless `distillation_type` is "none".
         processing_class: the student's image processor; its statistics and crop size prepare all pixels.
-        train_dataset: a `datasets.Dataset` with an `Image` and a `ClassLabel` column, or a `ViewDataset`.
+        train_dataset: a `datasets.Dataset` with an `Image` and a `ClassLabel` column, an `ImageStream`, or views.
+        unlabeled_dataset: with an `Image` column. The teacher's term learns from these images too. The class head
+            does not, unless there are no others: then it also learns what the teacher says.
         eval_dataset: a `datasets.Dataset` likewise, or an `EvaluationDataset`.
         **kwargs: the other arguments of `transformers.Trainer`.
 
@@ -74,7 +82,8 @@ class DistillationTrainer(Trainer):
         *,
         teacher: Teacher | None = None,
         processing_class: DistilledDeiTImageProcessor,
-        train_dataset: datasets.Dataset | ViewDataset | None = None,
+        train_dataset: datasets.Dataset | ImageStream | KeyedViews | None = None,
+        unlabeled_dataset: datasets.Dataset | None = None,
         eval_dataset: datasets.Dataset | EvaluationDataset | None = None,
         **kwargs: Any,
     ) -> None:
@@ -89,77 +98,52 @@ class DistillationTrainer(Trainer):
                 f"the teacher has {len(teacher.id2label)} labels, the student {model.config.num_labels}: pass the "
                 "student's id2label to load_teacher"
             )
+        if unlabeled_dataset is not None and teacher is None:
+            raise InputError("unlabelled images need a teacher, which labels them")
         is_custom = kwargs.get("compute_metrics") is not None or isinstance(eval_dataset, dict)
         check_arguments(args, model, processing_class, check_metric=not is_custom)
-        if args.ddp_find_unused_parameters is None and isinstance(model, DeiTPreTrainedModelBase):
+        if args.ddp_find_unused_parameters is None and isinstance(model, ImageClassifierBase):
             args.ddp_find_unused_parameters = False  # all of ours are used; others may have a mask token, say
         self._pixel_statistics = (processing_class.image_mean, processing_class.image_std)
         kwargs.setdefault("data_collator", collate)
         if kwargs.get("compute_metrics") is None:
-            kwargs["compute_metrics"] = self._accuracy
-            kwargs.setdefault("preprocess_logits_for_metrics", _rank_labels)
-        # Read by _as_views and _as_evaluation, before super().__init__ sets them.
-        self.processing_class, self.args, self.teacher = processing_class, args, teacher
+            kwargs["compute_metrics"] = head_accuracies
+            kwargs.setdefault("preprocess_logits_for_metrics", rank_labels)
+        parts = {"args": args, "model": model, "processor": processing_class, "teacher": teacher}
+        self.teacher = teacher
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
-            train_dataset=self._as_views(train_dataset, model),
-            eval_dataset=self._as_evaluation(eval_dataset, model),
+            train_dataset=as_views(train_dataset, unlabeled_dataset, **parts),
+            eval_dataset=as_evaluation(eval_dataset, **parts),
             **kwargs,
         )
         self._takes_view_seeds = "view_seeds" in inspect.signature(model.forward).parameters
+        self._record = StepRecord(self.accelerator)
+        self.weight_average = None
+        if args.ema_decay:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise InputError(
+                    "ema_decay needs the weights whole and in float32, which FSDP shards and DeepSpeed keeps in the "
+                    "optimizer: pass --ema_decay 0"
+                )
+            self.weight_average = WeightAverage(self.model, args.ema_decay)
+            self.add_callback(StepEndCallback(self.weight_average.update))
+        self.teacher_report: dict[str, float] = {}
         if teacher is not None:
             teacher.to(self.args.device)
-        self.teacher_report: dict[str, float] = {}
-        if self.teacher is not None:
             self.add_callback(TeacherCheckCallback(self.check_teacher))
-        self._reset_totals()
 
     # Data
 
-    def _as_views(self, dataset: Any, model: PreTrainedModel) -> Any:
-        if not isinstance(dataset, datasets.Dataset):
-            return dataset
-        image_column, label_column = check_data(dataset, model, self.teacher)
-        return ViewDataset(
-            dataset,
-            train_transform(self.args, self.processing_class),
-            seed=self._data_seed,
-            image_column=image_column,
-            label_column=label_column,
-            on_bad_image=self.args.on_bad_image,
+    def _as_evaluation(self, dataset: Any) -> Any:
+        return as_evaluation(
+            dataset, args=self.args, model=self.model, processor=self.processing_class, teacher=self.teacher
         )
 
-    def _as_evaluation(self, dataset: Any, model: PreTrainedModel) -> Any:
-        if isinstance(dataset, dict):
-            return {name: self._as_evaluation(part, model) for name, part in dataset.items()}
-        if not isinstance(dataset, datasets.Dataset):
-            return dataset
-        image_column, label_column = check_data(dataset, model, self.teacher)
-        return EvaluationDataset(
-            dataset,
-            self.processing_class,
-            image_column=image_column,
-            label_column=label_column,
-            on_bad_image=self.args.on_bad_image,
-        )
-
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
-
-    def _make_sampler(self, train_dataset: Dataset) -> ViewSampler:
-        args = self.args
-        return ViewSampler(
-            len(train_dataset),
-            seed=self._data_seed,
-            total_batch_size=args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            repeats=args.repeated_augmentation,
-        )
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> ViewSampler:
-        self._sampler = self._make_sampler(self.train_dataset if train_dataset is None else train_dataset)
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        self._sampler = make_sampler(self.train_dataset if train_dataset is None else train_dataset, self.args)
         return self._sampler
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
@@ -169,15 +153,15 @@ class DistillationTrainer(Trainer):
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        return super().get_eval_dataloader(self._as_evaluation(eval_dataset, self.model))
+        return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        return super().get_test_dataloader(self._as_evaluation(test_dataset, self.model))
+        return super().get_test_dataloader(self._as_evaluation(test_dataset))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         if inputs["pixel_values"].dtype == torch.uint8:
-            inputs["pixel_values"] = normalize(inputs["pixel_values"], *self._pixel_statistics)
+            inputs = augment_batch(inputs, *self._pixel_statistics)
         return inputs
 
     # Loss
@@ -193,7 +177,8 @@ class DistillationTrainer(Trainer):
 
         Args:
             model: the student, wrapped or not.
-            inputs: `pixel_values` (B, 3, H, W) normalised, `labels` (B,) and, in training, `view_seeds` (B,).
+            inputs: `pixel_values` (B, 3, H, W) normalised, `labels` (B,) and, in training, `view_seeds` (B,) and, if
+                views are mixed, `partner_labels` (B,) and `label_weights` (B,).
         """
         pixel_values, labels = inputs["pixel_values"], inputs["labels"]
         if not model.training:
@@ -207,11 +192,10 @@ class DistillationTrainer(Trainer):
         outputs = model(pixel_values=pixel_values, **seeds)
         class_logits = outputs.get("cls_logits", outputs.logits)
         distillation_logits = outputs.get("distillation_logits", outputs.logits)
-        smoothing = self.args.label_smoothing_factor
-        class_loss = F.cross_entropy(class_logits.float(), labels, label_smoothing=smoothing)
+        teacher_logits = None if self.teacher is None else self.teacher(pixel_values)
+        class_loss = self._class_loss(class_logits, inputs, teacher_logits)
         means = {"class_loss": class_loss}
-        if self.teacher is not None:
-            teacher_logits = self.teacher(pixel_values)
+        if teacher_logits is not None:
             teacher_loss = self._teacher_loss(distillation_logits, teacher_logits)
             alpha = self.args.distillation_alpha
             loss = (1 - alpha) * class_loss + alpha * teacher_loss
@@ -220,10 +204,26 @@ class DistillationTrainer(Trainer):
         elif distillation_logits is class_logits:
             loss = class_loss
         else:  # both heads must learn, else one stays random (and DDP waits for its gradient)
-            other_loss = F.cross_entropy(distillation_logits.float(), labels, label_smoothing=smoothing)
-            loss = (class_loss + other_loss) / 2
-        self._record(loss, means, inputs)
+            loss = (class_loss + self._class_loss(distillation_logits, inputs, None)) / 2
+        self._record.add(self.state.global_step + 1, loss, means, inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _class_loss(
+        self, logits: torch.Tensor, inputs: dict[str, torch.Tensor], teacher_logits: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Cross-entropy to the (mixed, smoothed) labels; where no image has one, the teacher's term."""
+        if isinstance(self.train_dataset, KeyedViews) and not self.train_dataset.has_labels:
+            return self._teacher_loss(logits, teacher_logits)
+        targets = class_targets(
+            inputs["labels"],
+            logits.shape[-1],
+            smoothing=self.args.label_smoothing_factor,
+            partner_labels=inputs.get("partner_labels"),
+            label_weights=inputs.get("label_weights"),
+        )
+        # The mean over all views, also those without label: so each view's loss is its own, and does not depend on how
+        # many labels happen to be in its batch.
+        return soft_target_cross_entropy(logits, targets)
 
     def _teacher_loss(self, logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
         if self.args.distillation_type == "hard":
@@ -240,66 +240,39 @@ class DistillationTrainer(Trainer):
     @property
     def images_per_second(self) -> float:
         """Of the last call of `train`, over all processes, without evaluation and saving."""
-        return self._images_before / max(self._seconds_before, 1e-9)
+        return self._record.images / max(self._record.seconds, 1e-9)
 
     @property
     def skipped_images(self) -> int:
         """How many of the last call of `train` could not be decoded."""
-        return self._skipped_before
-
-    def _reset_totals(self) -> None:
-        self._images_before, self._seconds_before, self._skipped_before = 0, 0.0, 0
-        self._first_bad_step = torch.tensor(-1, device=self.args.device)
-        self._reset_running_means()
-
-    def _reset_running_means(self) -> None:
-        self._running_sums: dict[str, torch.Tensor] = {}
-        self._num_batches = 0
-        self._num_images = 0
-        self._bad_images = torch.tensor(0, device=self.args.device)
-        self._timer, self._seconds_elsewhere = time.perf_counter(), 0.0
-
-    @torch.no_grad()
-    def _record(self, loss: torch.Tensor, means: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> None:
-        """Adds up what the next log line says, and notes the first bad step, without waiting for the device."""
-        for name, value in means.items():
-            self._running_sums[name] = self._running_sums.get(name, 0) + value.detach().float()
-        self._num_batches += 1
-        self._num_images += len(inputs["labels"]) * self.args.world_size
-        if "bad_images" in inputs:
-            self._bad_images = self._bad_images + inputs["bad_images"].sum()
-        is_first = ~loss.detach().isfinite() & (self._first_bad_step < 0)
-        self._first_bad_step = torch.where(is_first, self.state.global_step + 1, self._first_bad_step)
+        return self._record.skipped_images
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training log lines: class_loss, distillation_loss, teacher_agreement, images_per_second."""
-        if self.is_in_train and {"loss", "train_loss"} & set(logs) and self._num_batches:
-            for name, total in self._running_sums.items():
-                logs[name] = self.accelerator.gather(total / self._num_batches).mean().item()
-            bad_images = int(self.accelerator.gather(self._bad_images).sum())
-            if bad_images:
-                logs["skipped_images"] = bad_images
-            seconds = time.perf_counter() - self._timer - self._seconds_elsewhere
-            logs["images_per_second"] = round(self._num_images / max(seconds, 1e-9), 1)
-            self._images_before += self._num_images
-            self._seconds_before += seconds
-            self._skipped_before += bad_images
-            self._reset_running_means()
+        if self.is_in_train and {"loss", "train_loss"} & set(logs):
+            logs.update(self._record.flush())
         super().log(logs, start_time)
 
-    def _elsewhere(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls a function whose time is not training time."""
-        start = time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            self._seconds_elsewhere += time.perf_counter() - start
-
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        return self._elsewhere(super()._evaluate, *args, **kwargs)
+        return self._record.elsewhere(super()._evaluate, *args, **kwargs)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        return self._elsewhere(super()._save_checkpoint, *args, **kwargs)
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluates the weights and, beside them, their moving average as `eval_ema_…`."""
+        with preserve_global_random_state():  # loaders draw from it: how often is evaluated must not change training
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.weight_average is not None:
+            with self.weight_average.in_place():
+                prefix = f"{metric_key_prefix}_ema"
+                average = super().evaluation_loop(dataloader, *args, metric_key_prefix=prefix, **kwargs)
+            output.metrics.update(average.metrics)  # here, so that callbacks hear of both at once
+        return output
 
     # Divergence
 
@@ -312,23 +285,20 @@ class DistillationTrainer(Trainer):
         if check_weights and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             # The loss of a step is computed before the update that may spoil the weights.
             norm = torch.nn.utils.get_total_norm(list(self.model.parameters()))
-            is_first = ~norm.isfinite() & (self._first_bad_step < 0)
-            self._first_bad_step = torch.where(is_first, self.state.global_step, self._first_bad_step)
-        steps = self.accelerator.gather(self._first_bad_step)
-        steps = steps[steps >= 0]
-        if len(steps) == 0:
+            self._record.note_if_bad(self.state.global_step, norm)
+        step = self._record.first_bad_step()
+        if step is None:
             return
-        checkpoint = last_whole_checkpoint(self.args.output_dir)
-        if checkpoint is None:
-            advice = "no checkpoint was written before"
-        else:
-            advice = (
-                f"the last good checkpoint is {checkpoint}; go on from it with --resume_from_checkpoint {checkpoint}"
-            )
         raise TrainingDivergedError(
-            f"loss or weights were not finite at step {int(steps.min())}: {advice}. Try a lower --learning_rate, more "
+            f"loss or weights were not finite at step {step}: {self._way_back()}. Try a lower --learning_rate, more "
             "--warmup_steps, --max_grad_norm 1.0, or --bf16 instead of --fp16"
         )
+
+    def _way_back(self) -> str:
+        checkpoint = last_whole_checkpoint(self.args.output_dir)
+        if checkpoint is None:
+            return "no checkpoint was written before"
+        return f"the last good checkpoint is {checkpoint}; go on from it with --resume_from_checkpoint {checkpoint}"
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trains; arguments and return value of `transformers.Trainer.train`.
@@ -336,9 +306,17 @@ class DistillationTrainer(Trainer):
         Raises:
             InputError: there is no checkpoint to resume from.
             TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
+            CheckpointError: a checkpoint could not be written; those from before are whole.
         """
         resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        self._reset_totals()
+        if resume_from_checkpoint is not None and isinstance(self.train_dataset, KeyedViews):
+            check_resumable(resume_from_checkpoint, self._steps_per_epoch)
+        self.accelerator.wait_for_everyone()  # all have looked
+        if resume_from_checkpoint is not None and self.args.should_save:
+            remove_torn_checkpoints(self.args.output_dir)
+        self._record.reset()
+        if self.weight_average is not None:
+            self.weight_average.restart()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._stop_if_diverged(check_weights=True)
         return output
@@ -351,14 +329,15 @@ class DistillationTrainer(Trainer):
         Returns:
             See `hf_deit.teacher.measure_teacher`.
         """
-        keys = itertools.islice(self._make_sampler(self.train_dataset), TEACHER_CHECK_IMAGES)
+        keys = filter(None, make_sampler(self.train_dataset, self.args))  # None is another process's, of a stream
+        keys = itertools.islice(keys, TEACHER_CHECK_IMAGES)
         self.teacher_report = measure_teacher(
             self.teacher,
             views=self._batches(self.train_dataset[key] for key in keys),
             validation=self._batches(self._validation_samples()),
         )
         self.log(dict(self.teacher_report))
-        self._timer = time.perf_counter()
+        self._record.restart_timer()
         return self.teacher_report
 
     def _validation_samples(self) -> Iterator[dict[str, Any]]:
@@ -374,65 +353,92 @@ class DistillationTrainer(Trainer):
         while chunk := list(itertools.islice(samples, self.args.eval_batch_size)):
             yield self._prepare_inputs(self.data_collator(chunk))
 
-    # Metrics
-
-    def _accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
-        rankings = prediction.predictions  # (N, heads, k)
-        heads = list(HEADS.values())[: rankings.shape[1]]
-        metrics = {}
-        for index, head in enumerate(heads):
-            result = TopKAccuracy(keep_in_memory=True).compute(
-                predictions=rankings[:, index], references=prediction.label_ids
-            )
-            metrics.update({f"{head}{name}": value for name, value in result.items()})
-        return metrics
-
     # Optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay applies to: no biases, norms, tokens or positions."""
-        candidates = set(super().get_decay_parameter_names(model))
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if name in candidates and parameter.ndim >= 2 and not name.endswith(_TOKENS_AND_POSITIONS)
-        ]
+        return without_tokens_and_positions(model, super().get_decay_parameter_names(model))
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """transformers' optimizer, at the peak learning rate."""
+        is_given = self.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if not is_given:
+            for group in optimizer.param_groups:
+                group["lr"] = self.args.peak_learning_rate
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
+        """DeiT's schedule for the cosine, transformers' for all others."""
+        args = self.args
+        if args.lr_scheduler_type != SchedulerType.COSINE or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        steps_per_epoch = self._steps_per_epoch
+        self.lr_scheduler = deit_schedule(
+            self.optimizer if optimizer is None else optimizer,
+            num_steps=num_training_steps,
+            steps_per_epoch=steps_per_epoch,
+            warmup_steps=args.warmup_epochs * steps_per_epoch or args.get_warmup_steps(num_training_steps),
+            peak=args.peak_learning_rate,
+            warmup_learning_rate=args.warmup_learning_rate,
+            min_learning_rate=args.min_learning_rate,
+            per=args.schedule_per,
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return len(make_sampler(self.train_dataset, self.args)) // self.args.total_train_batch_size
 
     # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the weights, or, if `publish_weights` is "ema", their moving average."""
+        if _internal_call and output_dir is not None:  # a checkpoint has both
+            super().save_model(output_dir, _internal_call)
+            if self.weight_average is not None and self.args.should_save:
+                self.weight_average.save(output_dir)
+            return
+        publishes_average = self.weight_average is not None and self.args.publish_weights == "ema"
+        with self._writing("model"), self.weight_average.in_place() if publishes_average else nullcontext():
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._writing("checkpoint"):
+            if self.args.should_save:
+                unmark_checkpoint(self.args.output_dir, self.state.global_step)
+            self._record.elsewhere(super()._save_checkpoint, *args, **kwargs)
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, HfHubHTTPError | torch.OutOfMemoryError | torch.distributed.DistError):
+                raise  # no matter of the disk; torch's writer raises a plain RuntimeError
+            raise CheckpointError(
+                f"could not write the {what} of step {self.state.global_step} ({first_line(error)}): "
+                f"{self._way_back()}. Mend what is wrong with the disk first"
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Rank 0 marks the checkpoint as whole next: by then every process must have written its part.
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            self._reload_weights(resume_from_checkpoint)
+            restore_weights(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+        if self.weight_average is not None:
+            self.weight_average.restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            self._reload_weights(self.state.best_model_checkpoint)
-
-    def _reload_weights(self, checkpoint: str) -> None:
-        """Restores the weights of a checkpoint, through the conversion that they were saved with, or raises.
-
-        transformers' own loader hands the file's keys to `load_state_dict(strict=False)`. Those of a model with a
-        checkpoint conversion are in another layout, so that nothing is restored and only a warning tells.
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        try:
-            restored, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
-        except LOADING_ERRORS as error:
-            raise InputError(f"cannot restore this student from {checkpoint!r}: {first_line(error)}") from error
-        absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-        if absent:
-            raise InputError(f"the checkpoint {checkpoint!r} does not hold this student: it lacks {absent[:4]}")
-        try:
-            model.load_state_dict(restored.state_dict(), strict=True)
-        except RuntimeError as error:
-            raise InputError(f"the checkpoint {checkpoint!r} is of another student: {first_line(error)}") from error
-
-
-def _rank_labels(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """Keeps of each head's (B, K) logits the five best labels: (B, heads, min(5, K))."""
-    heads = torch.stack(logits if isinstance(logits, tuple) else (logits,), dim=1)
-    return heads.topk(min(5, heads.shape[-1]), dim=-1).indices
+            restore_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+        if self.weight_average is not None:
+            self.weight_average.restore(self.state.best_model_checkpoint)

@@ -2,18 +2,14 @@
 
 import dataclasses
 import json
-import os
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from transformers import TrainerState, TrainingArguments
-from transformers.utils import logging
+from transformers import SchedulerType, TrainingArguments
 
+from .batch_augment import Mixing, RandomErasing
 from .errors import InputError
-
-logger = logging.get_logger(__name__)
 
 DistillationType = Literal["hard", "soft", "none"]
 
@@ -22,8 +18,8 @@ DistillationType = Literal["hard", "soft", "none"]
 class DistillationTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the distillation and augmentation of DeiT, and DeiT's defaults.
 
-    Changed defaults: learning rate 5e-4 with a cosine schedule, weight decay 0.05, no gradient clipping, label
-    smoothing 0.1 (paper, table 9). Beyond them see the fields below.
+    Changed defaults: learning rate 5e-4 with a cosine schedule that ends at 1e-5, weight decay 0.05, no gradient
+    clipping, label smoothing 0.1 (paper, table 9). Beyond them see the fields below.
 
     Raises:
         InputError: a value outside its range.
@@ -52,7 +48,23 @@ class DistillationTrainingArguments(TrainingArguments):
         default="rand-m9-mstd0.5-inc1", metadata={"help": 'timm\'s augmentation policy, or "" for none.'}
     )
     repeated_augmentation: int = field(
-        default=1, metadata={"help": "Views of each image side by side in an epoch; the paper takes 3."}
+        default=3, metadata={"help": "Views of each image side by side in an epoch, of 1 / so many of the images."}
+    )
+    random_erasing: float = field(default=0.25, metadata={"help": "Probability of random erasing, in [0, 1]."})
+    mixup: float = field(default=0.8, metadata={"help": "Mixup's Beta parameter (no probability), or 0 for none."})
+    cutmix: float = field(default=1.0, metadata={"help": "CutMix's Beta parameter (no probability), or 0 for none."})
+    mixup_probability: float = field(
+        default=1.0, metadata={"help": "Part of the groups that are mixed at all, in [0, 1]."}
+    )
+    mixup_switch_probability: float = field(
+        default=0.5, metadata={"help": "Part of CutMix among them, in [0, 1], if mixup and CutMix are both on."}
+    )
+    mixup_group_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Consecutive views that are mixed alike; must divide the batch of a device. By default 64, or the "
+            "batch of a device if that holds no whole groups of 64."
+        },
     )
     on_bad_image: Literal["stop", "skip"] = field(
         default="stop",
@@ -60,7 +72,29 @@ class DistillationTrainingArguments(TrainingArguments):
     )
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    scale_learning_rate: bool = field(
+        default=False, metadata={"help": "Train at learning_rate · (batch of all devices and accumulation) / 512."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Schedule: cosine is DeiT's; any other is transformers' own."}
+    )
+    warmup_epochs: float = field(default=0.0, metadata={"help": "Length of the warm-up, instead of warmup_steps."})
+    warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Where the cosine schedule's warm-up starts."})
+    min_learning_rate: float = field(default=1e-5, metadata={"help": "Where the cosine schedule ends."})
+    schedule_per: Literal["step", "epoch"] = field(
+        default="step",
+        metadata={
+            "help": 'Change the learning rate every "step", or every "epoch" as the authors\' code does, where the '
+            "first two epochs both train at warmup_learning_rate."
+        },
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of the weights' moving average, in [0, 1); 0 for none. The authors': 0.99996."},
+    )
+    publish_weights: Literal["raw", "ema"] = field(
+        default="raw", metadata={"help": "What save_model saves: the weights, or their moving average."}
+    )
     weight_decay: float = field(default=0.05, metadata={"help": "Not applied to biases, norms, tokens, positions."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "ε of the class head's labels, in [0, 1)."})
@@ -78,6 +112,15 @@ class DistillationTrainingArguments(TrainingArguments):
             "crop_scale_min": (0 < self.crop_scale_min <= 1, "(0, 1]"),
             "horizontal_flip": (0 <= self.horizontal_flip <= 1, "[0, 1]"),
             "repeated_augmentation": (self.repeated_augmentation >= 1, "[1, ∞)"),
+            "random_erasing": (0 <= self.random_erasing <= 1, "[0, 1]"),
+            "mixup": (self.mixup >= 0, "[0, ∞)"),
+            "cutmix": (self.cutmix >= 0, "[0, ∞)"),
+            "mixup_probability": (0 <= self.mixup_probability <= 1, "[0, 1]"),
+            "mixup_switch_probability": (0 <= self.mixup_switch_probability <= 1, "[0, 1]"),
+            "ema_decay": (0 <= self.ema_decay < 1, "[0, 1)"),
+            "warmup_epochs": (self.warmup_epochs >= 0, "[0, ∞)"),
+            "warmup_learning_rate": (self.warmup_learning_rate >= 0, "[0, ∞)"),
+            "min_learning_rate": (self.min_learning_rate >= 0, "[0, ∞)"),
             "learning_rate": (self.learning_rate >= 0, "[0, ∞)"),
             "weight_decay": (self.weight_decay >= 0, "[0, ∞)"),
             "num_train_epochs": (self.num_train_epochs > 0, "(0, ∞)"),
@@ -90,8 +133,12 @@ class DistillationTrainingArguments(TrainingArguments):
                 raise InputError(f"{name} must lie in {interval}, got {getattr(self, name)}")
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise InputError("remove_unused_columns and logging_nan_inf_filter must be False")
+        if self.auto_find_batch_size:
+            raise InputError("auto_find_batch_size must be False: what is mixed and learnt depends on the batch size")
         if self.train_sampling_strategy != "random":
             raise InputError(f'train_sampling_strategy must be "random", got {self.train_sampling_strategy!r}')
+        if self.publish_weights == "ema" and not self.ema_decay:
+            raise InputError('publish_weights "ema" needs a moving average: give --ema_decay, say 0.99996')
         self.auto_augment = self.auto_augment or None
         self.label_names = ["labels"]  # not every student's forward takes them; the batches always have them
         if not torch.accelerator.is_available():
@@ -100,6 +147,78 @@ class DistillationTrainingArguments(TrainingArguments):
             super().__post_init__()
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             raise InputError(str(error)) from error
+        if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
+            raise InputError("accelerator_config must not split or dispatch batches, which hold whole groups of views")
+        self._check_schedule()
+        self._check_mixing()
+
+    def _check_schedule(self) -> None:
+        if self.warmup_epochs and self.warmup_steps:
+            raise InputError(
+                f"give either warmup_epochs or warmup_steps, got {self.warmup_epochs:g} and {self.warmup_steps:g}"
+            )
+        if self.lr_scheduler_type == SchedulerType.COSINE:
+            if self.peak_learning_rate < self.min_learning_rate:
+                raise InputError(
+                    f"the learning rate must not be below min_learning_rate, where the cosine ends, got "
+                    f"{self.peak_learning_rate:g} and {self.min_learning_rate:g}: give a lower --min_learning_rate"
+                )
+            if self.lr_scheduler_kwargs:
+                raise InputError(
+                    f"lr_scheduler_kwargs are for transformers' other schedules, got {self.lr_scheduler_kwargs}; the "
+                    "cosine takes warmup_learning_rate and min_learning_rate"
+                )
+        elif self.schedule_per != "step" or self.warmup_epochs:
+            raise InputError(
+                'schedule_per "epoch" and warmup_epochs are for the cosine schedule, got lr_scheduler_type '
+                f"{SchedulerType(self.lr_scheduler_type).value!r}"
+            )
+
+    def _check_mixing(self) -> None:
+        if not self.mixes:
+            return
+        batch_size = self.train_batch_size
+        if self.mixup_group_size is None:
+            self.mixup_group_size = 64 if batch_size % 64 == 0 else batch_size
+        if self.mixup_group_size < 2 or batch_size % self.mixup_group_size:
+            raise InputError(
+                f"mixup and CutMix need batches of whole groups of at least 2 views, got per_device_train_batch_size "
+                f"{batch_size} and mixup_group_size {self.mixup_group_size}: change one of them, or switch both off "
+                "with --mixup 0 --cutmix 0"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views are mixed."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_probability > 0
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """What is drawn for the mixing of views, or None."""
+        if not self.mixes:
+            return None
+        return Mixing(
+            mixup_alpha=self.mixup,
+            cutmix_alpha=self.cutmix,
+            probability=self.mixup_probability,
+            switch_probability=self.mixup_switch_probability,
+            group_size=self.mixup_group_size,
+        )
+
+    @property
+    def erasing(self) -> RandomErasing | None:
+        """What is drawn for random erasing, or None."""
+        return RandomErasing(self.random_erasing) if self.random_erasing else None
+
+    @property
+    def total_train_batch_size(self) -> int:
+        """Views of one optimizer step, over all processes and accumulation steps."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate`, scaled by the total batch size if `scale_learning_rate` says so."""
+        return self.learning_rate * (self.total_train_batch_size / 512 if self.scale_learning_rate else 1)
 
 
 @dataclass
@@ -114,10 +233,15 @@ class ModelArguments:
     )
     student_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub student."})
     image_size: int | None = field(
-        default=None, metadata={"help": "Input size in pixels of a student that is made anew; 224 if nothing says it."}
+        default=None,
+        metadata={"help": "Input size in pixels; a checkpoint's own, or else 224. Positions are interpolated."},
     )
     replace_head: bool = field(
         default=False, metadata={"help": "Start a pretrained student with new heads, for other classes than its own."}
+    )
+    freeze: Literal["none", "all_but_heads", "all_but_attention"] = field(
+        default="none",
+        metadata={"help": "Train everything, or only the heads, or only attention, positions and heads."},
     )
     student_overrides: dict | str | None = field(
         default=None, metadata={"help": "Fields of the student's configuration, as JSON: '{\"drop_path_rate\": 0.1}'."}
@@ -134,6 +258,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         if isinstance(self.student_overrides, str):
             try:
                 self.student_overrides = json.loads(self.student_overrides)
@@ -158,50 +283,33 @@ class DataArguments:
     label_column_name: str | None = field(default=None, metadata={"help": "If the labels are no ClassLabel."})
     train_dir: str | None = field(default=None, metadata={"help": "Instead of a data set: one folder per class."})
     validation_dir: str | None = field(default=None, metadata={"help": "The same, to validate with."})
+    unlabeled_dir: str | None = field(
+        default=None, metadata={"help": "Folder of images, at any depth, without labels: the teacher labels them."}
+    )
+    unlabeled_dataset_name: str | None = field(
+        default=None, metadata={"help": "The same, as a Hub id or a local path for load_dataset."}
+    )
+    unlabeled_split: str = field(default="train", metadata={"help": "Its split."})
+    labels_kept: int | None = field(
+        default=None,
+        metadata={
+            "help": "Treat all but so many training images, seeded and stratified, as unlabelled. Without a teacher "
+            "the rest is left out."
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read dataset_name as a stream; needs a validation split."}
+    )
+    images_per_epoch: int | None = field(
+        default=None, metadata={"help": "Of a stream, whose length is not known: how many views make an epoch."}
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Of a stream: images to choose the next one from (encoded, in memory)."}
+    )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Held out, seeded and stratified, if there is no validation split; in (0, 1)."}
     )
     validation_seed: int = field(default=0, metadata={"help": "Of that split; not the run's, to compare runs."})
-
-
-def last_whole_checkpoint(output_dir: str) -> str | None:
-    """The newest checkpoint in a folder that was written to its end, or None. Warns of those that were not."""
-    if not os.path.isdir(output_dir):
-        return None
-    numbered = [(re.fullmatch(r"checkpoint-(\d+)", entry.name), entry.path) for entry in os.scandir(output_dir)]
-    for _, path in sorted(((int(match[1]), path) for match, path in numbered if match), reverse=True):
-        try:  # the Trainer writes this file last
-            TrainerState.load_from_json(os.path.join(path, "trainer_state.json"))
-        except (OSError, ValueError, TypeError):
-            logger.warning("the checkpoint %s is torn, as of a run killed while it saved: it is left out", path)
-        else:
-            return path
-    return None
-
-
-def resume_wish(resume_from_checkpoint: str | bool | None) -> str | Literal[True] | None:
-    """What `resume_from_checkpoint` asks for, also in the command line's words: a folder, the last one, or nothing."""
-    words = {"true": True, "false": None, "none": None}
-    return words.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
-
-
-def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
-    """The checkpoint to resume from: a folder, or, for True (or "true"), the last one in `output_dir`.
-
-    Raises:
-        InputError: there is none.
-    """
-    wanted = resume_wish(resume_from_checkpoint)
-    if wanted is None:
-        return None
-    if wanted is True:
-        found = last_whole_checkpoint(output_dir)
-        if found is None:
-            raise InputError(f"there is no checkpoint to resume from in {output_dir!r}")
-        return found
-    if not os.path.isfile(os.path.join(wanted, "trainer_state.json")):
-        raise InputError(f"there is no checkpoint {wanted!r} to resume from")
-    return wanted
 
 
 def _check_choices(arguments: object) -> None:

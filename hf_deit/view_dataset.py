@@ -1,6 +1,5 @@
 """Rows of a data set as training views and as evaluation images: decoding, seeding, bad images, collation."""
 
-import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import convert_to_rgb
 
+from .batch_augment import Mixing, RandomErasing
 from .errors import BadImageError, InputError, first_line
 from .image_processing_deit import EIGHT_BIT_MODES
 from .views import ViewKey, preserve_global_random_state, seed_global_random_state, view_seed
@@ -21,6 +21,33 @@ IGNORED_LABEL = -100
 
 # What Pillow raises for files that are truncated, corrupt, hostile or no images at all.
 BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
+
+
+def decode_image(encoded: dict[str, Any] | None, name: str) -> Image.Image:
+    """An encoded image of a data set as RGB, with transparency on white, as the image processors give it.
+
+    Args:
+        encoded: "bytes" or "path", as `datasets.Image(decode=False)` gives it.
+        name: what to call it in the message.
+
+    Raises:
+        BadImageError: the image is missing or broken.
+    """
+    try:
+        if encoded is None:
+            raise ValueError("there is no image")
+        image = datasets.Image().decode_example(encoded)
+        if image.mode not in EIGHT_BIT_MODES:
+            raise ValueError(f"mode {image.mode!r} has more than 8 bits per channel, scale it to 8 bits")
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return image
+        return Image.fromarray(convert_to_rgb(image, return_numpy=True))
+    except BAD_IMAGE_ERRORS as error:
+        path = encoded.get("path") if encoded else None
+        raise BadImageError(
+            f"the image of {name}{f' ({path})' if path else ''} cannot be decoded: {first_line(error)}. "
+            "Mend or remove it, or pass --on_bad_image skip"
+        ) from error
 
 
 class ImageDecoder:
@@ -33,43 +60,99 @@ class ImageDecoder:
 
     def __init__(self, dataset: datasets.Dataset, image_column: str) -> None:
         self.image_column = image_column
-        self._feature = datasets.Image()
         self._encoded = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
 
     def __call__(self, index: int) -> Image.Image:
-        """The image of row `index`, with transparency on white, as the image processors give it.
-
-        Raises:
-            BadImageError: the image is missing or broken.
-        """
-        encoded = self._encoded[index][self.image_column]
-        try:
-            if encoded is None:
-                raise ValueError("there is no image")
-            image = self._feature.decode_example(encoded)
-            if image.mode not in EIGHT_BIT_MODES:
-                raise ValueError(f"mode {image.mode!r} has more than 8 bits per channel, scale it to 8 bits")
-            if image.mode == "RGB" and "transparency" not in image.info:
-                return image
-            return Image.fromarray(convert_to_rgb(image, return_numpy=True))
-        except BAD_IMAGE_ERRORS as error:
-            path = encoded.get("path") if encoded else None
-            raise BadImageError(
-                f"the image of row {index}{f' ({path})' if path else ''} cannot be decoded: {first_line(error)}. "
-                "Mend or remove it, or pass --on_bad_image skip"
-            ) from error
+        """The image of row `index`; see `decode_image`."""
+        return decode_image(self._encoded[index][self.image_column], f"row {index}")
 
 
-class ViewDataset(Dataset):
-    """Turns lists of `ViewKey` into training views, each seeded by its own (seed, epoch, slot).
+def labels_of(dataset: datasets.Dataset, label_column: str) -> np.ndarray:
+    """(N,) int64: the labels of all rows, -100 where there is none."""
+    rows = dataset.select_columns(label_column)
+    chunks = (rows[start : start + 10_000][label_column] for start in range(0, len(rows), 10_000))
+    labels = (IGNORED_LABEL if label is None else label for chunk in chunks for label in chunk)
+    return np.fromiter(labels, dtype=np.int64, count=len(rows))
+
+
+class KeyedViews(Dataset):
+    """Turns lists of keys into training views, each seeded by its own (seed, epoch, slot).
 
     Args:
-        dataset: with an `Image` and a `ClassLabel` column.
         transform: from an RGB image to (3, H, W) uint8.
         seed: the run's seed.
+        erasing, mixing: what is drawn for the views, to be done on the device.
+        on_bad_image: "stop" raises `BadImageError`; "skip" lets another image stand in and counts it in `bad_images`.
+
+    Attributes:
+        has_labels: whether any image has one.
+    """
+
+    has_labels = True
+
+    def __init__(
+        self,
+        transform: Callable[[Image.Image], torch.Tensor],
+        *,
+        seed: int,
+        erasing: RandomErasing | None = None,
+        mixing: Mixing | None = None,
+        on_bad_image: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        self.transform = transform
+        self.seed = seed
+        self.erasing = erasing
+        self.mixing = mixing
+        self.on_bad_image = on_bad_image
+
+    def _read(self, key: Any) -> tuple[Image.Image, int, bool]:
+        """A key's image, its label, and whether the image stands in for one that is broken."""
+        raise NotImplementedError
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
+        samples, last_index = [], None
+        with preserve_global_random_state():
+            for key in keys:
+                if key.index != last_index:  # the views of one image lie side by side
+                    image, label, is_bad = self._read(key)
+                    last_index = key.index
+                seed = view_seed(self.seed, key.epoch, key.slot)
+                seed_global_random_state(seed)
+                pixel_values = self.transform(image)
+                sample = {"pixel_values": pixel_values, "labels": label, "view_seeds": seed, "bad_images": int(is_bad)}
+                if self.erasing is not None:
+                    size = tuple(pixel_values.shape[-2:])
+                    sample["erase_boxes"] = self.erasing.box(self.seed, key.epoch, key.slot, size)
+                samples.append(sample)
+        if self.mixing is not None:
+            self._draw_mixing(self.mixing, keys, samples)
+        return samples
+
+    def _draw_mixing(self, mixing: Mixing, keys: Sequence[Any], samples: list[dict[str, Any]]) -> None:
+        size = tuple(samples[0]["pixel_values"].shape[-2:])
+        groups = [(key.epoch, key.slot // mixing.group_size) for key in keys]
+        drawn = {group: mixing.parameters(self.seed, *group, size) for group in set(groups)}
+        offsets = mixing.partner_offsets([key.slot for key in keys])
+        for sample, group, offset in zip(samples, groups, offsets, strict=True):
+            label_weight, pixel_weight, box = drawn[group]
+            sample.update(
+                partner_offsets=offset, label_weights=label_weight, pixel_weights=pixel_weight, mix_boxes=box
+            )
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+
+class ViewDataset(KeyedViews):
+    """The views of a data set with rows, by `ViewKey`.
+
+    Args:
+        dataset: with an `Image` and a `ClassLabel` column; None is no label.
+        transform: from an RGB image to (3, H, W) uint8.
         image_column, label_column: their names.
         on_bad_image: "stop" raises `BadImageError`; "skip" puts the next readable image of the data set into the slot,
             so that batches stay whole, and counts it in `bad_images`.
+        **settings: see `KeyedViews`.
     """
 
     def __init__(
@@ -77,52 +160,28 @@ class ViewDataset(Dataset):
         dataset: datasets.Dataset,
         transform: Callable[[Image.Image], torch.Tensor],
         *,
-        seed: int,
         image_column: str = "image",
         label_column: str = "label",
-        on_bad_image: Literal["stop", "skip"] = "stop",
+        **settings: Any,
     ) -> None:
+        super().__init__(transform, **settings)
         self.dataset = dataset
-        self.transform = transform
-        self.seed = seed
-        self.on_bad_image = on_bad_image
         self._decode = ImageDecoder(dataset, image_column)
-        self._labels = np.asarray(dataset[label_column][:])
+        self._labels = labels_of(dataset, label_column)
+        self.has_labels = bool((self._labels >= 0).any())
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _decode_or_skip(self, index: int) -> tuple[int, Image.Image]:
-        for candidate in itertools.islice(itertools.cycle(range(len(self))), index, index + len(self)):
+    def _read(self, key: ViewKey) -> tuple[Image.Image, int, bool]:
+        for offset in range(len(self)):
+            candidate = (key.index + offset) % len(self)
             try:
-                return candidate, self._decode(candidate)
+                return self._decode(candidate), int(self._labels[candidate]), candidate != key.index
             except BadImageError:
                 if self.on_bad_image == "stop":
                     raise
         raise InputError(f"none of the {len(self)} images can be decoded")
-
-    def __getitems__(self, keys: Sequence[ViewKey]) -> list[dict[str, Any]]:
-        samples, decoded = [], {}
-        with preserve_global_random_state():
-            for key in keys:
-                if key.index not in decoded:
-                    # The views of one image lie side by side, so that only the last image need be kept.
-                    decoded = {key.index: self._decode_or_skip(key.index)}
-                index, image = decoded[key.index]
-                seed = view_seed(self.seed, key.epoch, key.slot)
-                seed_global_random_state(seed)
-                samples.append(
-                    {
-                        "pixel_values": self.transform(image),
-                        "labels": int(self._labels[index]),
-                        "view_seeds": seed,
-                        "bad_images": int(index != key.index),
-                    }
-                )
-        return samples
-
-    def __getitem__(self, key: ViewKey) -> dict[str, Any]:
-        return self.__getitems__([key])[0]
 
 
 class EvaluationDataset(Dataset):
@@ -149,7 +208,7 @@ class EvaluationDataset(Dataset):
         self.processor = processor
         self.on_bad_image = on_bad_image
         self._decode = ImageDecoder(dataset, image_column)
-        self._labels = np.asarray(dataset[label_column][:])
+        self._labels = labels_of(dataset, label_column)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -167,6 +226,6 @@ class EvaluationDataset(Dataset):
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stacks samples: `pixel_values` (B, 3, H, W) uint8, everything else (B,) int64."""
+    """Stacks samples: `pixel_values` (B, 3, H, W) uint8, boxes (B, 4), all else (B,); integers as int64."""
     batch = {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0] if name != "pixel_values"}
     return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), **batch}

@@ -4,6 +4,7 @@ Slots number an epoch's global order. Nothing depends on the worker, rank, batch
 drawn before, so a run resumes bit-exactly from any step and trains alike on any number of processes.
 """
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,36 @@ def keyed_uniform(seeds: torch.Tensor, stream: int) -> torch.Tensor:
     z = (z ^ shift_right(z, 27)) * _signed(_MULTIPLIER_2)
     z = z ^ shift_right(z, 31)
     return shift_right(z, 40).to(torch.float32) * 2.0**-24
+
+
+def _mix32(z: torch.Tensor) -> torch.Tensor:
+    """In place: a bijection of 32-bit integers with little bias (Wellons, "Prospecting for hash functions", 2018)."""
+
+    def xor_shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
+        return z.bitwise_xor_((z >> bits).bitwise_and_((1 << (32 - bits)) - 1))
+
+    z = xor_shifted(z, 16).mul_(0x7FEB352D)
+    z = xor_shifted(z, 15).mul_(0x846CA68B - (1 << 32))
+    return xor_shifted(z, 16)
+
+
+def keyed_normal(seeds: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise per view, on the seeds' device, the same on every device up to float rounding.
+
+    Args:
+        seeds: (B,) int64, from `view_seed`.
+        shape: of one view's noise.
+
+    Returns:
+        (B, *shape) float32.
+    """
+    counter = torch.arange(math.prod(shape), dtype=torch.int32, device=seeds.device).mul_(0x9E3779B9 - (1 << 32))
+    halves = ((((seeds >> bits) & 0xFFFFFFFF) ^ (1 << 31)) - (1 << 31) for bits in (0, 32))  # as signed 32-bit values
+    low, high = (half.to(torch.int32).unsqueeze(1) for half in halves)
+    bits = _mix32(_mix32(counter ^ low).bitwise_xor_(high))
+    # Odd multiples of 2^-23 in (-1, 1), each exact in float32; their inverse error function is normal.
+    uniform = (bits >> 9).bitwise_and_((1 << 23) - 1).mul_(2).add_(1 - (1 << 23)).to(torch.float32).mul_(2.0**-23)
+    return uniform.erfinv_().mul_(math.sqrt(2)).view(-1, *shape)
 
 
 @contextmanager

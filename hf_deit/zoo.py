@@ -1,17 +1,37 @@
-"""The model zoo of DeiT by timm's names."""
+"""The model zoo of DeiT and CaiT by timm's names."""
 
 import difflib
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
+from .configuration_cait import CaiTConfig
 from .configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig
 from .errors import InputError
+from .modeling_cait import CaiTForImageClassification
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
 
 # hidden_size and num_attention_heads of the variants (paper, table 1); each has 12 blocks and heads of size 64.
 _WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
+
+
+# hidden_size, num_attention_heads, num_hidden_layers and layer_scale_init of CaiT ("Going deeper with image
+# transformers"; timm).
+_CAIT = {
+    "xxs24": (192, 4, 24, 1e-5),
+    "xxs36": (192, 4, 36, 1e-5),
+    "xs24": (288, 6, 24, 1e-5),
+    "s24": (384, 8, 24, 1e-5),
+    "s36": (384, 8, 36, 1e-6),
+    "m36": (768, 16, 36, 1e-6),
+    "m48": (768, 16, 48, 1e-6),
+}
+_CAIT_SIZES = (
+    *(("xxs24", 224), ("xxs24", 384), ("xxs36", 224), ("xxs36", 384), ("xs24", 384)),
+    *(("s24", 224), ("s24", 384), ("s36", 384), ("m36", 384), ("m48", 448)),
+)
 
 
 def _deit(size: str, *, distilled: bool, image_size: int) -> DeiTConfigBase:
@@ -26,16 +46,59 @@ def _deit(size: str, *, distilled: bool, image_size: int) -> DeiTConfigBase:
     )
 
 
+def _cait(size: str, *, image_size: int) -> CaiTConfig:
+    hidden_size, num_attention_heads, num_hidden_layers, layer_scale_init = _CAIT[size]
+    return CaiTConfig(
+        hidden_size=hidden_size,
+        num_attention_heads=num_attention_heads,
+        num_hidden_layers=num_hidden_layers,
+        intermediate_size=4 * hidden_size,
+        layer_scale_init=layer_scale_init,
+        image_size=image_size,
+        num_labels=1000,
+    )
+
+
 _CONFIGS = {
-    f"deit_{size}{'_distilled' if distilled else ''}_patch16_{image_size}": (size, distilled, image_size)
+    f"deit_{size}{'_distilled' if distilled else ''}_patch16_{image_size}": partial(
+        _deit, size, distilled=distilled, image_size=image_size
+    )
     for distilled in (False, True)
     for size, image_size in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+} | {f"cait_{size}_{image_size}": partial(_cait, size, image_size=image_size) for size, image_size in _CAIT_SIZES}
+_MODELS = {
+    DistilledDeiTConfig: DistilledDeiTForImageClassification,
+    PlainDeiTConfig: PlainDeiTForImageClassification,
+    CaiTConfig: CaiTForImageClassification,
 }
+
+# transformers' Auto classes open CaiT where this package is imported; elsewhere they need the code, which is saved
+# beside the weights.
+AutoConfig.register(CaiTConfig.model_type, CaiTConfig, exist_ok=True)
+AutoModelForImageClassification.register(CaiTConfig, CaiTForImageClassification, exist_ok=True)
+CaiTConfig.register_for_auto_class()
+CaiTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
 
 def list_models() -> list[str]:
     """The names that `create_model` knows."""
     return list(_CONFIGS)
+
+
+def create_config(name: str) -> DeiTConfigBase:
+    """The configuration of a model of the zoo; see `create_model`."""
+    if name not in _CONFIGS:
+        near = difflib.get_close_matches(name, _CONFIGS, n=3, cutoff=0.5)
+        raise InputError(
+            f"no model {name!r} in the zoo"
+            + (f"; did you mean {' or '.join(near)}?" if near else f", which has: {', '.join(_CONFIGS)}")
+        )
+    return _CONFIGS[name]()
+
+
+def model_class_of(config: DeiTConfigBase) -> type[PreTrainedModel]:
+    """The classifier that a configuration is of."""
+    return _MODELS[type(config)]
 
 
 def create_model(name: str, **overrides: Any) -> PreTrainedModel:
@@ -50,14 +113,7 @@ def create_model(name: str, **overrides: Any) -> PreTrainedModel:
         InputError: unknown name or field; the message names the nearest that exist.
         huggingface_hub.errors.StrictDataclassError: the overrides make no possible model.
     """
-    if name not in _CONFIGS:
-        near = difflib.get_close_matches(name, _CONFIGS, n=3, cutoff=0.5)
-        raise InputError(
-            f"no model {name!r} in the zoo"
-            + (f"; did you mean {' or '.join(near)}?" if near else f", which has: {', '.join(_CONFIGS)}")
-        )
-    size, distilled, image_size = _CONFIGS[name]
-    config = _deit(size, distilled=distilled, image_size=image_size)
+    config = create_config(name)
     known = {field.name for field in fields(config)} | {"num_labels"}
     for key in overrides:
         if key not in known:
@@ -66,8 +122,7 @@ def create_model(name: str, **overrides: Any) -> PreTrainedModel:
                 f"{type(config).__name__} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
     config = type(config)(**{**config.to_dict(), **_label_overrides(overrides)})
-    model_class = DistilledDeiTForImageClassification if distilled else PlainDeiTForImageClassification
-    return model_class(config)
+    return model_class_of(config)(config)
 
 
 def _label_overrides(overrides: dict[str, Any]) -> dict[str, Any]:

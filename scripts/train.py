@@ -10,7 +10,7 @@ import sys
 
 from accelerate import PartialState
 
-from hf_deit.errors import BadImageError, InputError, TrainingDivergedError
+from hf_deit.errors import BadImageError, CheckpointError, InputError, TrainingDivergedError
 from hf_deit.recipes import resolve_arguments
 from hf_deit.run import run
 
@@ -18,12 +18,13 @@ from hf_deit.run import run
 def main(arguments: list[str]) -> int:
     try:
         result = run(resolve_arguments(arguments))
-    except (InputError, TrainingDivergedError) as error:
-        if PartialState().is_main_process or isinstance(error, BadImageError):
+    except (InputError, TrainingDivergedError, CheckpointError) as error:
+        if PartialState().is_main_process or isinstance(error, BadImageError | CheckpointError):
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
     if PartialState().is_main_process:
-        print(f"\n{result}\n\nThe model lies in {result.output_dir}. To use it:\n\n{result.usage}")
+        model = "The model with averaged weights" if result.weights == "ema" else "The model"
+        print(f"\n{result}\n\n{model} lies in {result.output_dir}. To use it:\n\n{result.usage}")
     return 0
 
 

@@ -14,7 +14,8 @@ from timm.data import create_transform
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import ViTImageProcessor
 
-from hf_deit.augment import build_train_transform, normalize
+from hf_deit.augment import build_train_transform
+from hf_deit.batch_augment import normalize
 from hf_deit.errors import InputError
 from hf_deit.image_processing_deit import DistilledDeiTImageProcessor
 

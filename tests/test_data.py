@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits as load_sklearn_digits
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
-from hf_deit.augment import build_train_transform, normalize
+from hf_deit.augment import build_train_transform
+from hf_deit.batch_augment import normalize
 from hf_deit.data import find_columns, load_data, load_digits
 from hf_deit.errors import InputError
 from hf_deit.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil

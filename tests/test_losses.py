@@ -6,8 +6,9 @@ The reference is written out in float64 NumPy.
 import numpy as np
 import pytest
 import torch
+from timm.data.mixup import mixup_target
 
-from hf_deit.losses import hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
+from hf_deit.losses import class_targets, hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
 
 B, K = 6, 11
 
@@ -198,3 +199,69 @@ def test_hard_loss_refuses_a_teacher_with_other_classes(classes):
     """The argmax over another number of classes would name other labels."""
     with pytest.raises(ValueError, match="teacher must be logits"):
         hard_distillation_loss(zeros(4, 4), zeros(4, classes))
+
+
+LABELS = torch.tensor([0, 3, 3, K - 1, 7, 5])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_class_targets_are_those_of_timm(smoothing):
+    targets = class_targets(LABELS, K, smoothing=smoothing)
+    assert targets.dtype == torch.float32
+    torch.testing.assert_close(targets, mixup_target(LABELS, K, lam=1.0, smoothing=smoothing), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [1.0, 0.75, 0.3, 0.0])
+def test_mixed_class_targets_are_those_of_timm(smoothing, weight):
+    # timm takes the reversed batch for the partners.
+    weights = torch.full((B,), weight, dtype=torch.float64)
+    targets = class_targets(LABELS, K, smoothing=smoothing, partner_labels=LABELS.flip(0), label_weights=weights)
+    assert targets.dtype == torch.float32
+    torch.testing.assert_close(targets, mixup_target(LABELS, K, lam=weight, smoothing=smoothing), atol=1e-7, rtol=0)
+
+
+def test_each_row_of_class_targets_has_its_own_weight():
+    weights = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 0.9])
+    targets = class_targets(LABELS, K, smoothing=0.2, partner_labels=(LABELS + 1) % K, label_weights=weights)
+    for label, weight, row in zip(LABELS.tolist(), weights.tolist(), targets, strict=True):
+        expected = np.full(K, 0.2 / K)
+        expected[label] += 0.8 * weight
+        expected[(label + 1) % K] += 0.8 * (1 - weight)
+        np.testing.assert_allclose(row, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("unknown", [-1, -100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_unknown_labels_have_no_target(smoothing, unknown):
+    labels = torch.tensor([2, unknown, 0, unknown])
+    targets = class_targets(labels, K, smoothing=smoothing)
+    assert (targets[[1, 3]] == 0).all()
+    known = mixup_target(labels[[0, 2]], K, smoothing=smoothing)
+    torch.testing.assert_close(targets[[0, 2]], known, atol=1e-7, rtol=0)
+    assert labels.tolist() == [2, unknown, 0, unknown]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_of_a_mix_only_what_is_known_has_a_target(smoothing):
+    known = np.full(K, smoothing / K)
+    known[4] += 1 - smoothing
+    targets = class_targets(
+        torch.tensor([4, -100, -100, 4]),
+        K,
+        smoothing=smoothing,
+        partner_labels=torch.tensor([-100, 4, -100, 4]),
+        label_weights=torch.tensor([0.7, 0.7, 0.7, 0.7]),
+    )
+    np.testing.assert_allclose(targets, np.outer([0.7, 0.3, 0.0, 1.0], known), atol=1e-7)
+    np.testing.assert_allclose(targets.sum(1), [0.7, 0.3, 0.0, 1.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_unknown_labels_are_left_out_of_the_loss_but_counted_in_its_mean(smoothing):
+    z, labels = torch.tensor(logits(0)), torch.tensor([3, -100, 0, 7, -100, K - 1])
+    loss = soft_target_cross_entropy(z, class_targets(labels, K, smoothing=smoothing))
+    reference = torch.nn.functional.cross_entropy(
+        z, labels, ignore_index=-100, label_smoothing=smoothing, reduction="sum"
+    )
+    assert loss.item() == pytest.approx(reference.item() / B, 1e-6)

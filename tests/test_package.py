@@ -11,10 +11,12 @@ PACKAGE = Path(hf_deit.__file__).parent
 # Modules of a layer import from earlier layers and, within a layer, only as listed order allows.
 LAYERS = [
     ["errors"],
-    ["configuration_deit", "losses", "metrics", "views"],
-    ["modeling_deit", "image_processing_deit", "augment"],
-    ["zoo", "view_dataset", "data", "teacher", "student"],
-    ["training_args", "checks", "callbacks", "trainer"],
+    ["configuration_deit", "configuration_cait", "losses", "metrics", "views"],
+    ["modeling_common", "modeling_deit", "modeling_cait", "image_processing_deit", "augment", "batch_augment"],
+    ["zoo", "view_dataset", "streams", "folders", "data", "teacher", "student"],
+    ["training_args", "checks", "loading", "checkpoints", "optimization", "averaging", "step_record", "callbacks"],
+    ["preview", "trainer"],
+    ["checkpoint_formats", "conversion"],
     ["recipes"],
     ["run"],
 ]
@@ -47,7 +49,7 @@ def test_imports_point_one_way(module):
 
 def test_files_stay_small_enough_to_read():
     # transformers' convention is one file per model, so that a reader finds all of it in one place.
-    limits = {"modeling_deit": 550}
+    limits = {"modeling_deit": 500}
     lengths = {name: len(path.read_text().splitlines()) for name, path in source_files().items()}
     assert {name: length for name, length in lengths.items() if length > limits.get(name, 450)} == {}
 

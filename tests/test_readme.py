@@ -1,7 +1,9 @@
 """README's commands and code are what works: its Python blocks are run, with small data in place of the reader's."""
 
+import importlib.util
 import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import tiny
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from hf_deit import DistilledDeiTImageProcessor
+from hf_deit import DistilledDeiTImageProcessor, list_recipes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -32,14 +34,18 @@ def test_inference_block(here, capsys):
     assert capsys.readouterr().out.strip() in {str(digit) for digit in range(10)}
 
 
-def test_training_block(here):
+def make_images(**counts: int) -> None:
     rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("validation", 4)):
+    for split, count in counts.items():
         for name in ("cat", "dog"):
             os.makedirs(f"images/{split}/{name}")
             for index in range(count):
                 pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(f"images/{split}/{name}/{index}.png")
+
+
+def test_training_block(here):
+    make_images(train=8, validation=4)
     config = ResNetConfig(
         embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", id2label={0: "cat", 1: "dog"}
     )
@@ -51,6 +57,65 @@ def test_training_block(here):
     assert small.count('teacher"') and "use_cpu" in small
     exec(compile(small, "README.md", "exec"), {})
     assert Path("outputs/mine/model.safetensors").is_file()
+
+
+def main_of(script: str):
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_three_commands_from_a_folder_to_a_student(here, capsys):
+    (block,) = (block for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) if "preview.py" in block)
+    look, teach, distil = (shlex.split(line)[1:] for line in block.replace("\\\n", " ").strip().splitlines())
+    make_images(train=12, val=4)
+    tiny.resnet().save_pretrained("resnet-50")
+    tiny.processor(crop_size=32).save_pretrained("resnet-50")
+    small = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--eval_strategy", "no"]
+    small += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--save_strategy", "no"]
+    small += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
+    sizes = '{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}'
+    student = ["--image_size", "32", "--student_overrides", sizes]
+    assert look.pop(0) == "scripts/preview.py"
+    assert main_of("scripts/preview.py")([*look, *student]) == 0
+    assert Image.open("preview.png").size == (8 * (128 + 8), 2 * (128 + 8 + 45))
+    train = main_of("scripts/train.py")
+    teach = [argument.replace("microsoft/", "./") for argument in teach]
+    assert teach[:2] == distil[:2] == ["launch", "scripts/train.py"]
+    assert train([*teach[2:], *small]) == 0
+    assert train([*distil[2:], *small, *student]) == 0
+    printed = capsys.readouterr().out
+    assert "The model lies in outputs/teacher" in printed
+    assert "The model lies in outputs/own_images" in printed
+    assert "distillation head" in printed
+
+
+def test_every_recipe_has_its_place_in_the_table():
+    names = set(re.findall(r"`([a-z0-9_]+)…?`", README))
+    shortened = {"deit_small_distilled_1000_epochs", "deit_base_distilled_1000_epochs"}  # "deit_small_…"
+    assert set(list_recipes()) - names == shortened
+
+
+def test_every_accelerate_configuration_has_its_line_and_is_one():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "scripts" / "accelerate_configs").iterdir())
+    processes = {}
+    for file in files:
+        assert f"`{file.name}`" in README
+        assert file.read_text().startswith("# ")
+        config = load_config_from_file(str(file))  # refuses unknown keys
+        processes[file.stem] = (config.num_machines, config.num_processes, str(config.distributed_type).split(".")[-1])
+    assert processes == {
+        "cpu_1": (1, 1, "NO"),
+        "cpu_2": (1, 2, "MULTI_GPU"),
+        "deepspeed_zero2": (1, 8, "DEEPSPEED"),
+        "fsdp2": (1, 8, "FSDP"),
+        "gpu_1": (1, 1, "NO"),
+        "gpu_8": (1, 8, "MULTI_GPU"),
+        "nodes_2": (2, 16, "MULTI_GPU"),
+    }
 
 
 def test_ci_runs_the_readmes_own_test_command():

@@ -49,7 +49,7 @@ def test_the_packaged_recipes_are_these():
 def test_every_packaged_recipe_resolves_to_what_it_says(name, out):
     resolved = values(resolve_arguments(["--recipe", name, *out]))
     for key, stated in load_recipe(name).items():
-        if key == "output_dir":
+        if key == "output_dir" or stated is None:  # null gives the default, which other arguments may settle
             continue
         got = getattr(resolved[key], "value", resolved[key])
         if isinstance(got, float):
@@ -110,8 +110,16 @@ def test_the_command_line_wins(recipe, out, written):
         ),
         ("student_overrides: '{\"drop_path_rate\": 0.1}'", "student_overrides", {"drop_path_rate": 0.1}),
         ("student_overrides: {drop_path_rate: 1e-1}", "student_overrides", {"drop_path_rate": 0.1}),
-        ("lr_scheduler_kwargs: {num_cycles: 0.25}", "lr_scheduler_kwargs", {"num_cycles": 0.25}),
-        ("lr_scheduler_kwargs: {min_lr: 1e-5}", "lr_scheduler_kwargs", {"min_lr": 1e-5}),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {num_cycles: 0.25}",
+            "lr_scheduler_kwargs",
+            {"num_cycles": 0.25},
+        ),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-5}",
+            "lr_scheduler_kwargs",
+            {"min_lr": 1e-5},
+        ),
         ("validation_split: 'no'", "validation_split", "no"),
         ("train_dir: /a folder/with spaces", "train_dir", "/a folder/with spaces"),
         ("save_strategy: 'no'", "save_strategy", "no"),
@@ -236,6 +244,7 @@ def test_a_binary_file_is_no_recipe(tmp_path):
         ("distillation_type", {"hard", "soft", "none"}, "warm"),
         ("distillation_reduction", {"batchmean", "numel"}, "mean"),
         ("on_bad_image", {"stop", "skip"}, "ignore"),
+        ("schedule_per", {"step", "epoch"}, "batch"),
     ],
 )
 def test_choices_are_enforced(tmp_path, recipe, out, name, choices, wrong):
@@ -258,7 +267,20 @@ def test_choices_are_enforced(tmp_path, recipe, out, name, choices, wrong):
         ("crop_scale_min", (0.01, 1.0), (0.0, -0.5, 1.01)),
         ("horizontal_flip", (0.0, 1.0), (-0.1, 1.5)),
         ("repeated_augmentation", (1, 3), (0, -1)),
-        ("per_device_train_batch_size", (1,), (0, -8)),
+        ("random_erasing", (0.0, 1.0), (-0.1, 1.1, float("nan"))),
+        ("mixup", (0.0, 20.0), (-0.1, float("nan"))),
+        ("cutmix", (0.0, 20.0), (-0.1, float("nan"))),
+        ("mixup_probability", (0.0, 1.0), (-0.1, 1.1, float("nan"))),
+        ("mixup_switch_probability", (0.0, 1.0), (-0.1, 1.1, float("nan"))),
+        ("ema_decay", (0.0, 0.99996), (-0.1, 1.0, float("nan"))),
+        ("warmup_epochs", (0.0, 2.5), (-1.0, float("nan"))),
+        ("warmup_learning_rate", (0.0, 0.1), (-0.1, float("nan"))),
+        ("min_learning_rate", (0.0, 5e-4), (-0.1, float("nan"))),
+        ("learning_rate", (1e-5, 1.0), (-0.1, float("nan"))),
+        ("weight_decay", (0.0, 0.3), (-0.1, float("nan"))),
+        ("num_train_epochs", (0.5, 300.0), (0.0, -1.0, float("nan"))),
+        ("per_device_train_batch_size", (2,), (0, -8)),
+        ("per_device_eval_batch_size", (1, 64), (0, -8)),
         ("gradient_accumulation_steps", (1, 4), (0, -1)),
     ],
 )
@@ -322,3 +344,266 @@ def test_the_resolved_recipe_keeps_an_argument_that_is_none(tmp_path, out):
     path = str(tmp_path / "recipe.yaml")
     save_recipe((model, data, training), path)
     assert not resolve_arguments(["--recipe", path, *out])[2].auto_augment
+
+
+# A recipe on top of another
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes recipes beside each other (or in subfolders) and gives the path of the first."""
+
+    def write(**texts: str) -> str:
+        paths = [tmp_path / f"{name.replace('__', '/')}.yaml" for name in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return str(paths[0])
+
+    return write
+
+
+def test_a_base_is_merged_key_by_key_where_both_are_mappings_and_replaced_elsewhere(files):
+    path = files(
+        mine="""
+            base: theirs.yaml
+            student_overrides: {drop_path_rate: 0.2, hidden_sizes: [8]}
+            lr_scheduler_kwargs: {num_cycles: 2}
+            report_to: [none]
+            learning_rate: 0.25
+            teacher_recipe: null
+            accelerator_config: null
+        """,
+        theirs="""
+            student_overrides: {drop_path_rate: 0.1, hidden_size: 96, hidden_sizes: [1, 2, 3]}
+            lr_scheduler_kwargs: null
+            report_to: [wandb, tensorboard]
+            learning_rate: 0.5
+            weight_decay: 0.125
+            teacher_recipe: debug_teacher
+            accelerator_config: {even_batches: true}
+        """,
+    )
+    assert load_recipe(path) == {
+        "student_overrides": {"drop_path_rate": 0.2, "hidden_size": 96, "hidden_sizes": [8]},
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+        "report_to": ["none"],
+        "learning_rate": 0.25,
+        "weight_decay": 0.125,
+        "teacher_recipe": None,
+        "accelerator_config": None,
+    }
+
+
+def test_a_base_may_be_a_packaged_recipe(files, out):
+    path = files(mine="base: debug\nseed: 11\nstudent_overrides: {hidden_size: 64}\n")
+    mine, debug = (values(resolve_arguments(["--recipe", name, *out])) for name in (path, "debug"))
+    different = {name for name in mine if repr(mine[name]) != repr(debug[name])}
+    assert different == {"seed", "student_overrides"}
+    assert mine["seed"] == 11
+    assert mine["student_overrides"] == {**debug["student_overrides"], "hidden_size": 64}
+
+
+def test_bases_stand_on_bases_and_the_nearest_wins(files):
+    path = files(
+        a="base: b.yaml\nseed: 1\nstudent_overrides: {hidden_size: 1}\n",
+        b="base: c.yaml\nseed: 2\nmax_steps: 2\nstudent_overrides: {patch_size: 2, hidden_size: 2}\n",
+        c="seed: 3\nmax_steps: 3\nsave_steps: 3\nstudent_overrides: {image_size: 3, patch_size: 3}\n",
+    )
+    overrides = {"hidden_size": 1, "patch_size": 2, "image_size": 3}
+    assert load_recipe(path) == {"seed": 1, "max_steps": 2, "save_steps": 3, "student_overrides": overrides}
+
+
+@pytest.mark.parametrize("base", ["theirs.yaml", "./theirs.yaml", "../common/theirs.yaml"])
+def test_a_base_is_looked_for_beside_its_recipe_and_not_where_the_run_starts(files, tmp_path, monkeypatch, base):
+    files(common__mine=f"base: {base}\n", common__theirs="seed: 11\n", elsewhere__theirs="seed: 12\n")
+    for start, path in (
+        ("elsewhere", str(tmp_path / "common" / "mine.yaml")),
+        ("elsewhere", "../common/mine.yaml"),
+        ("common", "mine.yaml"),
+    ):
+        monkeypatch.chdir(tmp_path / start)
+        assert load_recipe(path) == {"seed": 11}
+
+
+def test_a_base_may_have_an_absolute_path(files, tmp_path):
+    path = files(mine=f"base: {tmp_path}/folder/theirs.yaml\n", folder__theirs="seed: 11\n")
+    assert load_recipe(path) == {"seed": 11}
+
+
+def test_the_command_line_wins_over_a_base(files, out):
+    path = files(mine="base: theirs.yaml\n", theirs="seed: 11\nmax_steps: 3\n")
+    training = resolve_arguments(["--recipe", path, "--seed", "12", *out])[2]
+    assert (training.seed, training.max_steps) == (12, 3)
+
+
+@pytest.mark.parametrize("start", ["", "./", "../folder/"])
+def test_bases_that_go_in_a_circle_are_refused_and_named(files, start):
+    """However their paths are spelt."""
+    itself = files(folder__mine=f"base: {start}mine.yaml\n")
+    with pytest.raises(InputError, match=r"mine\.yaml"):
+        load_recipe(itself)
+    three = files(
+        folder__a=f"base: {start}b.yaml\n", folder__b=f"base: {start}c.yaml\n", folder__c=f"base: {start}a.yaml\n"
+    )
+    with pytest.raises(InputError) as error:
+        load_recipe(three)
+    assert all(f"{name}.yaml" in str(error.value) for name in "abc")
+
+
+@pytest.mark.parametrize("base", ["3", "true", "[digits]", "{digits: 1}"])
+def test_a_base_that_is_no_string_is_refused(files, out, base):
+    path = files(mine=f"base: {base}\n")
+    message = refusal(["--recipe", path, *out])
+    assert "base" in message
+    assert path in message
+
+
+@pytest.mark.parametrize("base", ["deit_bas", "no_such.yaml", "''"])
+def test_an_unknown_base_is_refused(files, out, base):
+    message = refusal(["--recipe", files(mine=f"base: {base}\n"), *out])
+    assert "no recipe" in message
+    assert base.strip("'") in message
+
+
+def test_an_unknown_key_of_a_base_is_refused_with_the_file_it_is_in(files, out):
+    path = files(mine="base: theirs.yaml\n", theirs="learning_rat: 3\n")
+    message = refusal(["--recipe", path, *out])
+    assert "theirs.yaml" in message
+    assert "did you mean 'learning_rate'" in message
+
+
+def test_a_base_is_no_argument_of_the_command_line(out):
+    assert "'base'" in refusal(["--base", "digits", *out])
+
+
+@pytest.mark.parametrize("name", ["digits_few_labels", "deit_base_distilled_384", "table8_no_mixup_no_cutmix", "file"])
+def test_the_resolved_recipe_of_a_based_recipe_stands_alone(files, tmp_path, out, name):
+    if name == "file":
+        name = files(mine="base: theirs.yaml\nseed: 5\n", theirs="base: debug\nstudent_overrides: {patch_size: 4}\n")
+    before = resolve_arguments(["--recipe", name, *out])
+    folder = tmp_path / "another folder"
+    folder.mkdir()
+    save_recipe(before, str(folder / "recipe.yaml"))
+    assert "base" not in yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    after = resolve_arguments(["--recipe", str(folder / "recipe.yaml"), *out])
+    assert {key: repr(value) for key, value in values(before).items()} == {
+        key: repr(value) for key, value in values(after).items()
+    }
+
+
+# What must fit together
+
+
+@pytest.fixture
+def training(tmp_path):
+    def make(**settings) -> DistillationTrainingArguments:
+        return DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("batch", "group"), [(64, 64), (128, 64), (192, 64), (2, 2), (8, 8), (63, 63), (96, 96), (100, 100)]
+)
+def test_views_are_mixed_in_groups_of_64_or_else_a_batch(training, batch, group):
+    args = training(per_device_train_batch_size=batch)
+    assert args.mixup_group_size == group
+    assert args.mixing.group_size == group
+
+
+@pytest.mark.parametrize(("batch", "group"), [(64, 2), (64, 32), (96, 32), (96, 96)])
+def test_a_group_size_that_divides_the_batch_is_taken(training, batch, group):
+    args = training(per_device_train_batch_size=batch, mixup_group_size=group)
+    assert args.mixing.group_size == group
+
+
+@pytest.mark.parametrize(("batch", "group"), [(64, 48), (64, 128), (96, 64), (64, 1), (64, 0), (64, -2), (2, 1)])
+def test_another_group_size_is_refused(training, batch, group):
+    with pytest.raises(InputError, match=rf"{batch} and mixup_group_size {group}: .*--mixup 0 --cutmix 0"):
+        training(per_device_train_batch_size=batch, mixup_group_size=group)
+
+
+def test_a_batch_of_one_needs_mixing_switched_off(training, out):
+    with pytest.raises(InputError, match="--mixup 0 --cutmix 0"):
+        training(per_device_train_batch_size=1)
+    for still_mixing in ({"mixup": 0.0}, {"cutmix": 0.0}):
+        with pytest.raises(InputError, match="--mixup 0 --cutmix 0"):
+            training(per_device_train_batch_size=1, **still_mixing)
+    alone = ["--recipe", "own_images", "--per_device_train_batch_size", "1", *out]
+    assert "--mixup 0 --cutmix 0" in refusal(alone)
+    args = resolve_arguments([*alone, "--mixup", "0", "--cutmix", "0"])[2]
+    assert args.mixing is None
+    assert training(per_device_train_batch_size=1, mixup_probability=0.0).mixing is None
+
+
+@pytest.mark.parametrize("written", [["--warmup_steps", "3"], ["--warmup_steps", "0.1"]])
+def test_two_lengths_of_the_warm_up_are_refused(out, written):
+    """A fraction is one too: transformers takes warmup_steps below 1 as part of the run."""
+    message = refusal(["--warmup_epochs", "2", *written, "--recipe", "debug", *out])
+    assert "warmup_epochs" in message
+    assert "warmup_steps" in message
+    assert resolve_arguments(["--recipe", "debug", *written, *out])[2].warmup_steps == float(written[1])
+    assert resolve_arguments(["--recipe", "debug", "--warmup_epochs", "2", *out])[2].warmup_epochs == 2
+
+
+def test_a_learning_rate_below_the_schedules_end_is_refused(training):
+    with pytest.raises(InputError, match=r"5e-06 and 1e-05: .*--min_learning_rate"):
+        training(learning_rate=5e-6)
+    # What counts is the scaled one: 5e-4 · 8 / 512.
+    with pytest.raises(InputError, match=r"7\.8125e-06 and 1e-05"):
+        training(learning_rate=5e-4, scale_learning_rate=True, per_device_train_batch_size=8)
+    assert training(learning_rate=1e-5).learning_rate == 1e-5
+    assert training(learning_rate=5e-6, min_learning_rate=5e-6).learning_rate == 5e-6
+    assert training(learning_rate=0.0, lr_scheduler_type="constant").learning_rate == 0.0
+
+
+def test_the_cosine_takes_no_kwargs_and_only_the_cosine_counts_epochs(training):
+    with pytest.raises(InputError, match="lr_scheduler_kwargs"):
+        training(lr_scheduler_kwargs={"num_cycles": 0.5})
+    for settings in ({"schedule_per": "epoch"}, {"warmup_epochs": 5.0}):
+        with pytest.raises(InputError, match=r"schedule_per.*warmup_epochs.*'linear'"):
+            training(lr_scheduler_type="linear", **settings)
+        assert training(**settings).lr_scheduler_type == "cosine"
+    other = training(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-5}, warmup_steps=3)
+    assert other.lr_scheduler_kwargs == {"min_lr": 1e-5}
+
+
+def test_publishing_the_moving_average_needs_one(training, out):
+    with pytest.raises(InputError, match="--ema_decay"):
+        training(publish_weights="ema")
+    message = refusal(["--publish_weights", "mean", *out])
+    assert all(choice in message for choice in ("mean", "raw", "ema"))
+    args = resolve_arguments(["--publish_weights", "ema", "--ema_decay", "0.99", *out])[2]
+    assert (args.publish_weights, args.ema_decay) == ("ema", 0.99)
+
+
+@pytest.mark.parametrize("choice", ["none", "all_but_heads", "all_but_attention"])
+def test_what_is_frozen_is_one_of_three(out, choice):
+    assert resolve_arguments(["--freeze", choice, *out])[0].freeze == choice
+    message = refusal(["--freeze", "heads", *out])
+    assert choice in message
+    with pytest.raises(InputError, match="freeze"):
+        ModelArguments(freeze="heads")
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "sequential"])
+def test_views_have_an_order_of_their_own(training, strategy):
+    with pytest.raises(InputError, match=f"train_sampling_strategy.*{strategy}"):
+        training(train_sampling_strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "processes", "peak"),
+    [(128, 1, 8, 1e-3), (64, 1, 8, 5e-4), (64, 4, 2, 5e-4), (256, 2, 1, 5e-4), (32, 1, 1, 3.125e-5)],
+)
+def test_the_learning_rate_is_scaled_by_the_batch_of_all_devices(
+    training, monkeypatch, batch, accumulation, processes, peak
+):
+    monkeypatch.setattr(DistillationTrainingArguments, "world_size", processes)
+    settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    args = training(learning_rate=5e-4, scale_learning_rate=True, **settings)
+    assert args.total_train_batch_size == batch * accumulation * processes
+    assert args.peak_learning_rate == pytest.approx(peak, rel=1e-12)
+    assert args.learning_rate == 5e-4
+    assert training(learning_rate=5e-4, **settings).peak_learning_rate == 5e-4

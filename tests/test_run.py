@@ -105,8 +105,10 @@ def test_resolved_recipe_gives_the_same_arguments(finished_run):
     assert data_args.dataset_name == "sklearn:digits"
 
 
+CONFIGURATIONS = ROOT / "scripts" / "accelerate_configs"
 LAUNCHERS = {
-    "accelerate": ["accelerate.commands.launch", "--cpu"],
+    "accelerate": ["accelerate.commands.launch", "--config_file", CONFIGURATIONS / "cpu_1.yaml"],
+    "accelerate, two": ["accelerate.commands.launch", "--config_file", CONFIGURATIONS / "cpu_2.yaml"],
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
 }
 
@@ -120,14 +122,15 @@ def test_launchers(tmp_path, launcher):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("The model lies in") == 1
     assert (tmp_path / "run" / "model.safetensors").is_file()
+    ranks = len(list((tmp_path / "run" / "checkpoint-6").glob("rng_state*.pth")))
+    assert ranks == (1 if launcher == "accelerate" else 2)
 
 
 def test_stopped_run_resumes_from_the_command_line(main, tmp_path, finished_run):
     command = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
     assert main(command) == 0
-    for left in (*(tmp_path / "run").glob("*.safetensors"), *(tmp_path / "run" / "checkpoint-6").iterdir()):
-        left.unlink()  # as if it had been killed after step 3
-    (tmp_path / "run" / "checkpoint-6").rmdir()
+    (tmp_path / "run" / "model.safetensors").unlink()  # as if it had been killed after step 3
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
     assert main([*command, "--resume_from_checkpoint", "true"]) == 0
     one, other = (
         DistilledDeiTForImageClassification.from_pretrained(folder).state_dict()
@@ -252,8 +255,8 @@ def test_own_images_and_own_teacher(main, tmp_path, capsys):
 def test_pretrained_student(main, tmp_path, finished_run):
     command = ["--recipe", "debug", "--student", str(finished_run), "--student_overrides", "{}", "--use_cpu", "true"]
     command += ["--teacher_model_name_or_path", str(finished_run / "teacher")]
-    command += ["--learning_rate", "0", "--output_dir", str(tmp_path / "run")]
-    assert main(command) == 0
+    command += ["--learning_rate", "0", "--min_learning_rate", "0", "--warmup_learning_rate", "0"]
+    assert main([*command, "--output_dir", str(tmp_path / "run")]) == 0
     one, other = (
         DistilledDeiTForImageClassification.from_pretrained(folder).state_dict()
         for folder in (finished_run, tmp_path / "run")
@@ -279,7 +282,7 @@ MISTAKES = {
     "augmentation": (["--auto_augment", "nonsense"], "no policy of timm"),
     "fraction": (["--validation_fraction", "1.5"], r"\(0, 1\)"),
     "metric": (["--metric_for_best_model", "acuracy"], "top1"),
-    "checkpoint": (["--resume_from_checkpoint", "nowhere"], "no checkpoint"),
+    "checkpoint": (["--resume_from_checkpoint", "nowhere"], "no whole checkpoint"),
     "nothing to resume": (["--resume_from_checkpoint", "true"], "no checkpoint to resume from"),
     "output is a file": (["--output_dir", "A_FILE"], "cannot write to the output folder"),
     "unwritable output": (["--output_dir", "/proc/run"], "cannot write to the output folder"),

@@ -9,23 +9,38 @@ import json
 import numpy as np
 import pytest
 import timm
+import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BeitConfig,
+    BeitForImageClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     ConvNextImageProcessor,
     DeiTConfig,
+    DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     DeiTImageProcessor,
+    Dinov2Config,
+    Dinov2ForImageClassification,
     EfficientNetImageProcessor,
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
     ViTModel,
+    ViTMSNConfig,
+    ViTMSNForImageClassification,
 )
 
 from hf_deit.configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
@@ -33,6 +48,7 @@ from hf_deit.errors import InputError
 from hf_deit.image_processing_deit import DistilledDeiTImageProcessor
 from hf_deit.modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
 from hf_deit.student import load_student
+from hf_deit.teacher import load_teacher
 
 LABELS = {0: "ape", 1: "bee", 2: "cat"}
 OTHERS = {0: "pine", 1: "quince", 2: "rose"}  # as many, so that a head that was kept would go unnoticed by its shape
@@ -297,7 +313,7 @@ def test_fields_of_a_checkpoint_can_be_overridden(tmp_path):
     assert "drop_path" in refusal(path, overrides={"drop_path": 0.25})
     assert path in refusal(path, overrides={"num_attention_heads": 7})
     assert path in refusal(path, overrides={"hidden_size": 48})
-    assert "image_size" in refusal(path, image_size=64)
+    assert "cannot take 33 pixels" in refusal(path, image_size=33)  # no multiple of the patch size
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
@@ -480,3 +496,371 @@ def test_the_crop_ratio_of_a_checkpoint_can_be_set(tmp_path):
     changed = load_student(str(tmp_path), id2label=LABELS, crop_ratio=0.5)[1]
     assert changed.size.shortest_edge == 2 * changed.crop_size.height
     assert changed.image_mean == processor.image_mean
+
+
+# At another size
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """Weights with which every position and every pixel matters."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def save(model: nn.Module, folder, processor=None) -> str:
+    spread(model).save_pretrained(folder)
+    (processor or ViTImageProcessor(size=SIZE)).save_pretrained(folder)
+    return str(folder)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, size: int, **arguments) -> torch.Tensor:
+    return model.eval()(pixels(size), **arguments).logits
+
+
+TRANSFORMERS_OWN = {
+    "distilled": DeiTForImageClassificationWithTeacher,
+    "native DeiT": DeiTForImageClassificationWithTeacher,
+    "plain": ViTForImageClassification,
+    "native ViT": ViTForImageClassification,
+}
+
+
+@pytest.fixture(params=TRANSFORMERS_OWN)
+def transformer(request, tmp_path) -> tuple[str, nn.Module]:
+    """A folder, and what transformers makes of it."""
+    save(CHECKPOINTS[request.param][0](tmp_path / "student"), tmp_path / "student")
+    return str(tmp_path / "student"), TRANSFORMERS_OWN[request.param].from_pretrained(tmp_path / "student").eval()
+
+
+@pytest.mark.parametrize("size", [16, 48, 72])
+def test_at_another_size_it_answers_as_transformers_does_with_interpolated_positions(tmp_path, transformer, size):
+    path, native = transformer
+    model, processor = load_student(path, id2label=LABELS, image_size=size)
+    expected = answers(native, size, interpolate_pos_encoding=True)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(answers(model, size), expected, atol=1e-5, rtol=0)
+    assert model.config.image_size == size
+    # It is saved as a checkpoint of that size, which transformers needs no flag to open and run.
+    model.save_pretrained(tmp_path / "resized")
+    processor.save_pretrained(tmp_path / "resized")
+    again = type(native).from_pretrained(tmp_path / "resized")
+    assert again.config.image_size == size
+    torch.testing.assert_close(answers(again, size), expected, atol=1e-5, rtol=0)
+    prepared = AutoImageProcessor.from_pretrained(tmp_path / "resized")(picture(), return_tensors="pt")["pixel_values"]
+    assert prepared.shape == (1, 3, size, size)
+    taken_up, _ = load_student(str(tmp_path / "resized"), id2label=LABELS)
+    assert torch.equal(answers(taken_up, size), answers(model, size))
+
+
+def test_only_the_positions_of_patches_are_interpolated(transformer):
+    path, native = transformer
+    model, _ = load_student(path, id2label=LABELS, image_size=48)
+    before, after = weights(load_student(path, id2label=LABELS)[0]), weights(model)
+    assert set(before) == set(after)
+    (name,) = (name for name in before if name.endswith("position_embeddings"))
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items() if key != name)
+    special = before[name].shape[1] - 16
+    assert after[name].shape == (1, special + 36, TINY["hidden_size"])
+    assert torch.equal(after[name][:, :special], before[name][:, :special])
+    with torch.no_grad():
+        expected = native.base_model.embeddings.interpolate_pos_encoding(after[name], 48, 48)
+    torch.testing.assert_close(after[name], expected, atol=1e-6, rtol=0)
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_is_refused(transformer):
+    path, _ = transformer
+    for size in (33, 4):
+        message = refusal(path, image_size=size)
+        assert path in message
+        assert f"{size} pixels" in message
+        assert "patch_size 8" in message
+
+
+def test_its_own_size_changes_nothing(transformer):
+    path, _ = transformer
+    (one, its), (other, others) = (load_student(path, id2label=LABELS, **size) for size in ({}, {"image_size": 32}))
+    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
+    assert its.to_dict() == others.to_dict()
+
+
+STATISTICS = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.9, 0.8, 0.7]}
+CROP = {"height": 224, "width": 224}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        DistilledDeiTImageProcessor(crop_size=CROP, **STATISTICS),
+        DeiTImageProcessor(size={"height": 256, "width": 256}, crop_size=CROP, **STATISTICS),
+    ],
+    ids=["ours", "DeiT on the Hub"],
+)
+def test_the_processor_follows_the_size(tmp_path, own):
+    config = DistilledDeiTConfig(**{**TINY, "image_size": 224, "patch_size": 32}, **named())
+    path = save(DistilledDeiTForImageClassification(config), tmp_path / "student", own)
+    _, processor = load_student(path, id2label=LABELS, image_size=384)
+    assert (processor.crop_size.height, processor.crop_size.width) == (384, 384)
+    assert processor.size.shortest_edge == 438  # as 256 to 224
+    assert list(processor.image_mean) == STATISTICS["image_mean"]
+    assert list(processor.image_std) == STATISTICS["image_std"]
+    prepared = processor(picture(500, 700), return_tensors="pt")["pixel_values"]
+    assert prepared.shape == (1, 3, 384, 384)
+    _, whole = load_student(path, id2label=LABELS, image_size=384, crop_ratio=1.0)
+    assert (whole.crop_size.height, whole.size.shortest_edge) == (384, 384)
+    assert list(whole.image_mean) == STATISTICS["image_mean"]
+
+
+@pytest.mark.parametrize("size", [None, 48])
+@pytest.mark.parametrize("crop_ratio", [0.0, 1.5])
+def test_an_impossible_crop_ratio_of_a_checkpoint_is_refused(tmp_path, size, crop_ratio):
+    save_resnet(tmp_path / "student")
+    assert "crop_ratio" in refusal(tmp_path / "student", image_size=size, crop_ratio=crop_ratio)
+
+
+@pytest.mark.parametrize("size", [16, 33, 64])
+def test_a_convnet_takes_any_size(tmp_path, size):
+    original = save_resnet(tmp_path / "student")
+    path = save(original, tmp_path / "student", ViTImageProcessor(size=SIZE, **STATISTICS))
+    model, processor = load_student(path, id2label=LABELS, image_size=size)
+    assert model.training
+    assert all(torch.equal(tensor, weights(model)[name]) for name, tensor in weights(original).items())
+    assert torch.equal(answers(model, size), answers(original, size))
+    assert processor(picture(), return_tensors="pt")["pixel_values"].shape == (1, 3, size, size)
+    assert list(processor.image_mean) == STATISTICS["image_mean"]
+
+
+def timm_folder(folder, architecture: str, size: int) -> str:
+    model = spread(timm.create_model(architecture, num_classes=3))
+    statistics = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
+    crop = {"interpolation": "bicubic", "crop_pct": 0.8, "crop_mode": "center"}
+    settings = {"input_size": [3, size, size], **statistics, **crop}
+    folder.mkdir()
+    config = {"architecture": architecture, "num_classes": 3, "pretrained_cfg": settings}
+    (folder / "config.json").write_text(json.dumps({**config, "label_names": list(LABELS.values())}))
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+FIXED = {
+    "DeiT without teacher": lambda: DeiTForImageClassification(DeiTConfig(**TINY, **named())),
+    "ViT-MSN": lambda: ViTMSNForImageClassification(ViTMSNConfig(**TINY, **named())),
+    "Swin": lambda: SwinForImageClassification(SwinConfig(**SWIN, use_absolute_embeddings=True, **named())),
+}
+SWIN = dict(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+
+
+@pytest.mark.parametrize("architecture", [*FIXED, "timm"])
+def test_an_architecture_of_fixed_size_is_refused(tmp_path, architecture):
+    if architecture == "timm":
+        path, size = timm_folder(tmp_path / "student", "test_vit_relpos", 160), 192
+    else:
+        path, size = save(FIXED[architecture](), tmp_path / "student"), 48
+    assert load_student(path, id2label=LABELS)[0].training  # at its own size it is a student
+    message = refusal(path, image_size=size)
+    assert path in message
+    assert f"{size} pixels" in message
+    assert "--image_size" in message
+
+
+OTHER_ARCHITECTURES = {
+    "Swin": lambda: SwinForImageClassification(SwinConfig(**SWIN, **named())),
+    "ConvNeXt": lambda: ConvNextForImageClassification(
+        ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, **named())
+    ),
+    "DINOv2": lambda: Dinov2ForImageClassification(Dinov2Config(**TINY, **named())),
+    "BEiT": lambda: BeitForImageClassification(BeitConfig(**TINY, use_absolute_position_embeddings=True, **named())),
+}
+
+
+@pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
+def test_what_another_architecture_became_opens_again_or_is_refused(tmp_path, architecture):
+    path = save(OTHER_ARCHITECTURES[architecture](), tmp_path / "student")
+    try:
+        model, processor = load_student(path, id2label=LABELS, image_size=48)
+    except InputError:
+        return
+    model.save_pretrained(tmp_path / "resized")
+    processor.save_pretrained(tmp_path / "resized")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "resized")
+    torch.testing.assert_close(answers(again, 48), answers(model, 48), atol=1e-6, rtol=0)
+
+
+def test_a_timm_convnet_fine_tuned_to_another_size_teaches_there(tmp_path):
+    """Saved by the trainer, it says its new size and its statistics wherever they are looked for."""
+    config = {"num_classes": 10, "label_names": [str(index) for index in range(10)]}
+    path = timm_folder(tmp_path / "student", "test_resnet", 16)
+    model = spread(timm.create_model("test_resnet", num_classes=10))
+    save_file(model.state_dict(), tmp_path / "student" / "model.safetensors", metadata={"format": "pt"})
+    before = json.loads((tmp_path / "student" / "config.json").read_text())
+    (tmp_path / "student" / "config.json").write_text(json.dumps({**before, **config}))
+    digits = {index: str(index) for index in range(10)}
+    student, processor = load_student(path, id2label=digits, image_size=24)
+    args = tiny.arguments(tmp_path / "run", max_steps=2, distillation_type="none")
+    trainer = tiny.trainer(student, args, processing_class=processor)
+    trainer.train()
+    trainer.save_model()
+    assert not torch.equal(student.state_dict()["timm_model.fc.weight"], model.fc.weight)
+
+    stated = AutoConfig.from_pretrained(tmp_path / "run").pretrained_cfg
+    assert (stated["input_size"], stated["mean"], stated["std"]) == ([3, 24, 24], [0.5, 0.4, 0.3], [0.3, 0.2, 0.1])
+    own = processor(picture(), return_tensors="pt")["pixel_values"]
+    assert own.shape == (1, 3, 24, 24)
+    published = AutoImageProcessor.from_pretrained(tmp_path / "run")(picture(), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(published, own, atol=0.05, rtol=0)  # timm's, which resizes with Pillow
+    theirs = DistilledDeiTImageProcessor(crop_size=24, crop_ratio=0.8)  # ImageNet's statistics
+    teacher = load_teacher(str(tmp_path / "run"), student_processor=theirs, id2label=digits)
+    with torch.no_grad():
+        expected = student.eval()(own).logits
+    seen = theirs(picture(), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(teacher(seen), expected, atol=1e-4, rtol=0)
+    _, taken_up = load_student(str(tmp_path / "run"), id2label=digits)
+    assert torch.equal(taken_up(picture(), return_tensors="pt")["pixel_values"], own)
+
+
+@pytest.mark.parametrize("kind", ["distilled", "ResNet", "timm"])
+def test_a_crop_ratio_that_was_set_is_published(tmp_path, kind):
+    CHECKPOINTS[kind][0](tmp_path / "student")
+    model, processor = load_student(str(tmp_path / "student"), id2label=LABELS, crop_ratio=0.5)
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    published = AutoImageProcessor.from_pretrained(tmp_path / "saved")(picture(), return_tensors="pt")["pixel_values"]
+    expected = processor(picture(), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(published, expected, atol=0.05, rtol=0)
+    assert load_student(str(tmp_path / "saved"), id2label=LABELS)[1].size.shortest_edge == 64
+
+
+# Partly frozen
+
+
+def both(*names: str) -> set[str]:
+    return {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def attention(prefix: str, *parts: str) -> set[str]:
+    return both(*(f"{prefix}.{layer}.{part}" for layer in (0, 1) for part in parts))
+
+
+PROJECTIONS = [f"attention.{part}_proj" for part in "qkvo"]
+DISTILLED_ATTENTION = attention("deit.layers", *PROJECTIONS) | {"deit.embeddings.position_embeddings"}
+PLAIN_ATTENTION = attention("vit.layers", *PROJECTIONS) | {"vit.embeddings.position_embeddings"}
+HEADS = {name: both(*heads) for name, (_, _, heads) in CHECKPOINTS.items()}
+ATTENTION = {
+    "distilled": DISTILLED_ATTENTION,
+    "native DeiT": DISTILLED_ATTENTION,
+    "plain": PLAIN_ATTENTION,
+    "native ViT": PLAIN_ATTENTION,
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_all_but_the_heads_are_frozen(tmp_path, kind):
+    CHECKPOINTS[kind][0](tmp_path / "student")
+    model, _ = load_student(str(tmp_path / "student"), id2label=LABELS, freeze="all_but_heads")
+    assert trained(model) == HEADS[kind]
+    assert model.training
+    everything, _ = load_student(str(tmp_path / "student"), id2label=LABELS, freeze="none")
+    assert trained(everything) == {name for name, _ in everything.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_all_but_attention_positions_and_heads_are_frozen(tmp_path, kind):
+    CHECKPOINTS[kind][0](tmp_path / "student")
+    model, _ = load_student(str(tmp_path / "student"), id2label=LABELS, freeze="all_but_attention")
+    assert trained(model) == HEADS[kind] | ATTENTION[kind]
+
+
+def test_attention_of_a_timm_transformer(tmp_path):
+    path = timm_folder(tmp_path / "student", "test_vit", 160)
+    model, _ = load_student(path, id2label=LABELS, freeze="all_but_attention")
+    blocks = {name.split(".")[2] for name, _ in model.named_parameters() if name.startswith("timm_model.blocks.")}
+    layers = both(*(f"timm_model.blocks.{block}.attn.{part}" for block in blocks for part in ("qkv", "proj")))
+    assert len(blocks) > 1
+    assert layers <= trained(model)
+    assert both("timm_model.head") | {"timm_model.pos_embed"} <= trained(model)
+    rest = trained(model) - layers - both("timm_model.head") - {"timm_model.pos_embed"}
+    assert all(".attn." in name for name in rest)  # its norms within attention
+
+
+def test_a_student_made_anew_can_be_frozen_too():
+    model, _ = load_student(
+        "deit_tiny_distilled_patch16_224", id2label=LABELS, overrides=TINY, freeze="all_but_attention"
+    )
+    assert trained(model) == HEADS["distilled"] | DISTILLED_ATTENTION
+    model, _ = load_student("resnet", id2label=LABELS, overrides=TINY_RESNET, freeze="all_but_heads")
+    assert trained(model) == HEADS["ResNet"]
+
+
+def test_a_convnet_has_no_attention_to_train(tmp_path):
+    save_resnet(tmp_path / "student")
+    for name, settings in ((tmp_path / "student", {}), ("resnet", {"overrides": TINY_RESNET})):
+        message = refusal(name, freeze="all_but_attention", **settings)
+        assert "all_but_attention" in message
+        assert "no attention" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "freeze"),
+    [
+        ("distilled", "none"),
+        ("distilled", "all_but_heads"),
+        ("distilled", "all_but_attention"),
+        ("plain", "all_but_attention"),
+        ("ResNet", "all_but_heads"),
+    ],
+)
+def test_training_changes_what_is_not_frozen_and_nothing_else(tmp_path, kind, freeze):
+    original = tiny.resnet() if kind == "ResNet" else tiny.student(distilled=kind == "distilled")
+    original.save_pretrained(tmp_path / "student")
+    tiny.processor().save_pretrained(tmp_path / "student")
+    labels = {index: str(index) for index in range(10)}
+    model, processor = load_student(str(tmp_path / "student"), id2label=labels, freeze=freeze)
+    expected = trained(model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    args = tiny.arguments(tmp_path / "run", max_steps=2, distillation_type="none", weight_decay=0.1)
+    trainer = tiny.trainer(model, args, processing_class=processor)
+    trainer.train()
+    trainer.save_model()
+    after = dict(type(model).from_pretrained(tmp_path / "run").named_parameters())
+    assert set(after) == set(before)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == expected
+    assert expected
+    assert (expected == set(before)) == (freeze == "none")
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+@pytest.mark.parametrize("freeze", ["all_but_heads", "all_but_attention"])
+def test_new_heads_another_size_and_frozen_weights_together(tmp_path, kind, freeze):
+    original = weights(CHECKPOINTS[kind][0](tmp_path / "student"))
+    settings = {"image_size": 48, "replace_head": True, "freeze": freeze}
+    if freeze == "all_but_attention" and kind not in ATTENTION:
+        assert "no attention" in refusal(tmp_path / "student", FIVE, **settings)
+        return
+    model, processor = load_student(str(tmp_path / "student"), id2label=FIVE, **settings)
+    assert trained(model) == HEADS[kind] | (ATTENTION[kind] if freeze == "all_but_attention" else set())
+    assert (model.config.id2label, model.config.label2id) == (FIVE, inverse(FIVE))
+    assert processor.crop_size.height == 48
+    renewed = weights(model)
+    heads = {name.removeprefix("timm_model.") for name in HEADS[kind]}
+    for name, tensor in original.items():
+        if name in heads:
+            assert renewed[name].shape == (5, *tensor.shape[1:])
+            assert abs(renewed[name].mean().item()) < 0.1  # the checkpoint's lie in [0.1, 0.9]
+        elif name.endswith("position_embeddings"):
+            assert renewed[name].shape[1] == tensor.shape[1] + 36 - 16
+        else:
+            assert torch.equal(renewed[name], tensor), name
+    assert answers(model, 48).shape == (2, 5)
+    if kind in TRANSFORMERS_OWN:
+        model.save_pretrained(tmp_path / "saved")
+        native = TRANSFORMERS_OWN[kind].from_pretrained(tmp_path / "saved")
+        torch.testing.assert_close(answers(native, 48), answers(model, 48), atol=1e-5, rtol=0)

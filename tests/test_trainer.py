@@ -30,6 +30,7 @@ from transformers import ViTForImageClassification as NativePlain
 
 from hf_deit import InputError, TrainingDivergedError, load_teacher
 from hf_deit.data import load_data
+from hf_deit.loading import make_sampler
 
 
 @pytest.fixture(scope="module")
@@ -507,7 +508,8 @@ def test_golden_trajectory(tmp_path, teacher):
     model = tiny.student(drop_path_rate=0.1)
     set_weights(model)
     set_weights(teacher.model)
-    trainer = tiny.trainer(model, tiny.arguments(tmp_path, max_steps=10, logging_steps=1), teacher)
+    args = tiny.arguments(tmp_path, max_steps=10, logging_steps=1, min_learning_rate=0.0)
+    trainer = tiny.trainer(model, args, teacher)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "class_loss" in entry]
     golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
@@ -597,6 +599,6 @@ def test_skipped_images_are_counted_to_the_last(tmp_path, folder_with_a_broken_i
 
 
 def keys_of(trainer, epoch: int) -> list:
-    sampler = trainer._make_sampler(trainer.train_dataset)
+    sampler = make_sampler(trainer.train_dataset, trainer.args)
     sampler.set_epoch(epoch)
     return list(sampler)

@@ -5,6 +5,7 @@ The hash is SplitMix64, checked against its published outputs and against Python
 
 import itertools
 import random
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hf_deit.views import (
     ViewKey,
     ViewSampler,
     fold,
+    keyed_normal,
     keyed_uniform,
     preserve_global_random_state,
     seed_global_random_state,
@@ -231,3 +233,86 @@ def test_seeding_decides_all_three_generators():
     seed = view_seed(0, 0, 0)
     assert drawn(seed) == drawn(seed)
     assert all(first != second for first, second in zip(drawn(seed), drawn(view_seed(0, 0, 1)), strict=True))
+
+
+def mix32(z: int) -> int:
+    """Wellons' `lowbias32`, the published integer hash, written with divisions and modulo."""
+    z = (z ^ (z // 2**16)) * 0x7FEB352D % 2**32
+    z = (z ^ (z // 2**15)) * 0x846CA68B % 2**32
+    return z ^ (z // 2**16)
+
+
+def normal_at(seed: int, position: int) -> float:
+    """One number of a view's noise: of the 23 highest bits of a hash the middle of their bin, as a quantile."""
+    low, high = seed % 2**32, seed % 2**64 // 2**32
+    bits = mix32(mix32((position * 0x9E3779B9 % 2**32) ^ low) ^ high)
+    return NormalDist().inv_cdf((bits // 2**9 + 0.5) / 2**23)
+
+
+def test_keyed_normal_equals_the_hash_in_big_integers():
+    seeds = [view_seed(0, 0, slot) for slot in range(20)] + [0, 1, -1, 2**63 - 1, -(2**63), 2**31, 2**32, -(2**31)]
+    noise = keyed_normal(torch.tensor(seeds), (3, 5, 7))
+    assert noise.dtype == torch.float32
+    assert noise.shape == (len(seeds), 3, 5, 7)
+    expected = [[normal_at(seed, position) for position in range(3 * 5 * 7)] for seed in seeds]
+    np.testing.assert_allclose(noise.flatten(1).numpy(), expected, atol=2e-6)
+
+
+def test_keyed_normal_equals_the_hash_where_its_counter_overflows():
+    positions = [0, 1, 2, 40_000, 150_527, 442_367]
+    noise = keyed_normal(torch.tensor([-7]), (3, 384, 384)).flatten()
+    np.testing.assert_allclose(noise[positions], [normal_at(-7, position) for position in positions], atol=2e-6)
+
+
+def test_keyed_normal_is_golden():
+    """Resumed runs rely on it."""
+    noise = keyed_normal(torch.tensor([view_seed(0, 0, 0), view_seed(0, 0, 1)]), (2, 2))
+    golden = [[0.6275357, -0.3980904, -1.1492547, 0.5176919], [-0.4715214, 0.2493291, -1.5116854, 0.9974809]]
+    np.testing.assert_allclose(noise.flatten(1), golden, atol=1e-6)
+
+
+def test_keyed_normal_is_normal():
+    n = 32 * 3 * 100 * 100
+    noise = keyed_normal(torch.tensor([view_seed(3, 1, slot) for slot in range(32)]), (3, 100, 100)).double().flatten()
+    for power, moment in enumerate((0, 1, 0, 3, 0, 15), start=1):
+        variance = (1, 2, 15, 96, 945, 10_170)[power - 1]  # of x ** power
+        assert (noise**power).mean().item() == pytest.approx(moment, abs=4 * (variance / n) ** 0.5), power
+    assert 4.5 < noise.abs().max() < 5.3  # finite: about one in 150,000 numbers passes 4.5
+    distance = torch.special.ndtr(noise.sort().values) - (torch.arange(n) + 0.5) / n
+    assert distance.abs().max() < 1.95 / n**0.5  # Kolmogorov and Smirnov: p ≈ 1e-3
+
+
+def test_keyed_normal_depends_on_every_bit_of_the_seed():
+    seed, n = view_seed(0, 0, 0), 20_000
+    flipped = [seed ^ (1 << bit) for bit in range(63)] + [seed ^ -(2**63)]
+    correlation = np.corrcoef(keyed_normal(torch.tensor([seed, *flipped]), (n,)).numpy())
+    assert np.abs(correlation[0, 1:]).max() < 4.5 / n**0.5
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [[view_seed(0, 0, slot) for slot in range(300)], list(range(300)), [high * 2**32 for high in range(-150, 150)]],
+    ids=["views", "low halves", "high halves"],
+)
+def test_noise_of_different_seeds_is_uncorrelated(seeds):
+    n = 5000
+    correlation = np.corrcoef(keyed_normal(torch.tensor(seeds), (n,)).double().numpy())
+    scores = correlation[np.triu_indices(300, 1)] * n**0.5  # of 44,850 pairs, standard normal
+    assert np.abs(scores).max() < 5.5
+    assert scores.std() == pytest.approx(1, abs=4 / (2 * len(scores)) ** 0.5)
+
+
+def test_positions_are_uncorrelated():
+    noise = keyed_normal(torch.tensor([view_seed(0, 2, slot) for slot in range(20)]), (3, 64, 64)).double().flatten(1)
+    lags = [*range(1, 130), 64 * 64 - 1, 64 * 64, 64 * 64 + 1, 2 * 64 * 64]  # neighbours, rows, channels
+    for lag in lags:
+        first, second = noise[:, :-lag], noise[:, lag:]
+        assert abs((first * second).mean().item()) < 4.5 / first.numel() ** 0.5, lag
+
+
+def test_keyed_normal_does_not_touch_its_seeds_or_the_generators():
+    seeds = torch.tensor([1, -2, 2**40])
+    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
+    keyed_normal(seeds, (3, 4))
+    assert seeds.tolist() == [1, -2, 2**40]
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()) == states

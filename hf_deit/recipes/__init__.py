@@ -1,4 +1,8 @@
-"""Recipes: YAML files of arguments. The recipe comes first, the command line on top; unknown keys are refused."""
+"""Recipes: YAML files of arguments. The recipe comes first, the command line on top; unknown keys are refused.
+
+A recipe may stand on another: `base: deit_base` takes that one's arguments first. Mappings, such as student_overrides,
+are merged key by key, all else is replaced.
+"""
 
 import dataclasses
 import difflib
@@ -29,11 +33,13 @@ _NOT_IN_A_RESOLVED_RECIPE = (
 
 
 _DEFINES_A_RUN = (
-    *("student", "student_revision", "student_overrides", "image_size", "crop_ratio", "replace_head"),
+    *("student", "student_revision", "student_overrides", "image_size", "crop_ratio", "replace_head", "freeze"),
     *("distillation_type", "distillation_alpha", "distillation_temperature", "distillation_reduction"),
     *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "label_smoothing_factor"),
-    *("seed", "data_seed", "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs"),
-    *("warmup_steps", "max_steps", "num_train_epochs", "max_grad_norm"),
+    *("random_erasing", "mixup", "cutmix", "mixup_probability", "mixup_switch_probability", "mixup_group_size"),
+    *("seed", "data_seed", "optim", "learning_rate", "scale_learning_rate", "weight_decay", "max_grad_norm"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "schedule_per", "warmup_learning_rate", "min_learning_rate"),
+    *("warmup_steps", "warmup_epochs", "max_steps", "num_train_epochs", "ema_decay"),
 )
 
 
@@ -71,11 +77,35 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
         name_or_file: one of `list_recipes()`, or the path of a YAML file.
 
     Returns:
-        Arguments by name, as written: `resolve_arguments` gives them their types.
+        Arguments by name, as written, on top of those of its base: `resolve_arguments` gives them their types.
 
     Raises:
-        InputError: no such recipe, no mapping in it, or a key that is no argument.
+        InputError: no such recipe, no mapping in it, a key that is no argument, or bases that go in a circle.
     """
+    is_packaged = name_or_file in list_recipes()
+    return _load_with_base(name_or_file if is_packaged else os.path.normpath(name_or_file), [])
+
+
+def _load_with_base(name_or_file: str, above: list[str]) -> dict[str, Any]:
+    if name_or_file in above:
+        raise InputError(f"the recipes {' → '.join([*above, name_or_file])} stand on each other: drop one base")
+    recipe = _read_recipe(name_or_file)
+    base = recipe.pop("base", None)
+    if base is None:
+        return recipe
+    if not isinstance(base, str):
+        raise InputError(f"the base of the recipe {name_or_file!r} must be a name or a file, got {base!r}")
+    if base not in list_recipes():
+        base = os.path.normpath(os.path.join(os.path.dirname(name_or_file), base))
+    merged = _load_with_base(base, [*above, name_or_file])
+    for key, value in recipe.items():
+        both_are_mappings = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if both_are_mappings else value
+    return merged
+
+
+def _read_recipe(name_or_file: str) -> dict[str, Any]:
+    """One file, with its "base" if it has one."""
     if name_or_file in list_recipes():
         text = resources.files(__name__).joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
     elif os.path.isfile(name_or_file):
@@ -98,7 +128,8 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
     for key in recipe:
         if not isinstance(key, str):
             raise InputError(f"the recipe {name_or_file!r} has no argument {key!r}: names are words")
-        _check_known(key, f"the recipe {name_or_file!r} has")
+        if key != "base":
+            _check_known(key, f"the recipe {name_or_file!r} has")
     return recipe
 
 
@@ -140,6 +171,9 @@ def check_same_run(path: str, arguments: Arguments) -> None:
         InputError: with the first difference, and both values.
     """
     before, now = load_recipe(path), resolved_recipe(arguments)
+    teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
+    if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
+        raise InputError(f"the run in {os.path.dirname(path)!r} has the teacher {teacher!r}, got {other!r}")
     for name in [*_DEFINES_A_RUN, *(field.name for field in dataclasses.fields(DataArguments))]:
         if before.get(name) != now.get(name):
             raise InputError(

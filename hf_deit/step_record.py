@@ -1,0 +1,92 @@
+"""What the training steps add up to between two log lines, kept on the device so that the host does not wait."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+class StepRecord:
+    """Means of losses, number and speed of images, and the first step that went wrong.
+
+    Args:
+        accelerator: gathers over the processes, and says where they compute.
+
+    Attributes:
+        images: how many views were trained on, over all processes.
+        skipped_images: how many images could not be decoded, over all processes.
+        seconds: of training, without evaluation and saving. All three count up to the last `flush`.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins another run."""
+        self.images, self.seconds, self.skipped_images = 0, 0.0, 0
+        self._first_bad_step = torch.tensor(-1, device=self._accelerator.device)
+        self._reset_means()
+
+    def _reset_means(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._num_batches = self._num_images = 0
+        self._bad_images = torch.tensor(0, device=self._accelerator.device)
+        self.restart_timer()
+
+    def restart_timer(self) -> None:
+        """What came before is no training."""
+        self._start, self._seconds_elsewhere = time.perf_counter(), 0.0
+
+    @torch.no_grad()
+    def add(
+        self, step: int, loss: torch.Tensor, means: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]
+    ) -> None:
+        """Takes a micro-batch of step number `step` in."""
+        for name, value in means.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
+        self._num_batches += 1
+        self._num_images += len(batch["labels"]) * self._accelerator.num_processes
+        if "bad_images" in batch:
+            self._bad_images = self._bad_images + batch["bad_images"].sum()
+        self.note_if_bad(step, loss.detach())
+
+    def note_if_bad(self, step: int, value: torch.Tensor) -> None:
+        """Notes the step if the value is not finite and no step was noted before."""
+        is_first = ~value.isfinite() & (self._first_bad_step < 0)
+        self._first_bad_step = torch.where(is_first, step, self._first_bad_step)
+
+    def first_bad_step(self) -> int | None:
+        """The first step that was noted on any process, or None."""
+        steps = self._accelerator.gather(self._first_bad_step)
+        steps = steps[steps >= 0]
+        return int(steps.min()) if len(steps) else None
+
+    def flush(self) -> dict[str, float]:
+        """What to log of the steps since the last call; empty if there were none."""
+        if not self._num_batches:
+            return {}
+        logs = {
+            name: self._accelerator.gather(total / self._num_batches).mean().item()
+            for name, total in self._sums.items()
+        }
+        bad_images = int(self._accelerator.gather(self._bad_images).sum())
+        if bad_images:
+            logs["skipped_images"] = bad_images
+        seconds = time.perf_counter() - self._start - self._seconds_elsewhere
+        logs["images_per_second"] = round(self._num_images / max(seconds, 1e-9), 1)
+        self.images += self._num_images
+        self.seconds += seconds
+        self.skipped_images += bad_images
+        self._reset_means()
+        return logs
+
+    def elsewhere(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls a function whose time is not training time."""
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._seconds_elsewhere += time.perf_counter() - start
