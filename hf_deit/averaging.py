@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from .checkpoints import restore_weights
 
-_FOLDER = "ema"
+AVERAGE_FOLDER = "ema"
 
 
 class WeightAverage:
@@ -62,7 +62,7 @@ class WeightAverage:
 
     def save(self, checkpoint: str) -> None:
         """Writes the averaged model into the checkpoint's folder "ema", from which it loads like any other."""
-        self.module.save_pretrained(os.path.join(checkpoint, _FOLDER))
+        self.module.save_pretrained(os.path.join(checkpoint, AVERAGE_FOLDER))
 
     def restore(self, checkpoint: str) -> None:
         """Reads what `save` wrote.
@@ -70,4 +70,4 @@ class WeightAverage:
         Raises:
             InputError: the checkpoint has no average, or one of another model.
         """
-        restore_weights(self.module, os.path.join(checkpoint, _FOLDER))
+        restore_weights(self.module, os.path.join(checkpoint, AVERAGE_FOLDER))

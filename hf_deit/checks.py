@@ -1,12 +1,13 @@
 """Student, teacher, image processor, data and arguments must fit together: checked before anything is trained."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
 from transformers import PreTrainedModel
 
 from .augment import build_train_transform
-from .data import check_label_range, find_columns
+from .columns import check_label_range, find_columns
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
 from .metrics import HEADS
@@ -75,11 +76,32 @@ def check_data(
             f"the data set has {len(names)} labels ({', '.join(list(names.values())[:3])}, …), the student has "
             f"{model.config.num_labels}: make it with the data's id2label"
         )
-    if all(label == f"LABEL_{index}" for index, label in model.config.id2label.items()):
-        model.config.id2label, model.config.label2id = names, {label: index for index, label in names.items()}
+    _name_labels(model, names)
     if isinstance(dataset, datasets.Dataset):
         check_label_range(dataset[label_column][:], len(names), "given")
     for owner, labels in (("student", model.config.id2label), ("teacher", teacher and teacher.id2label)):
         if labels and match_labels(labels, names, owner=f"the {owner}") != sorted(names):
             raise InputError(f"the {owner} has the data's labels in another order: make it with the data's id2label")
     return image_column, label_column
+
+
+def check_teacher_labels(model: PreTrainedModel, teacher: Teacher) -> None:
+    """Checks that student and teacher have the same labels in the same order, where no labelled data tell.
+
+    A student without names gets the teacher's.
+
+    Raises:
+        InputError: other labels, or another order.
+    """
+    _name_labels(model, teacher.id2label)
+    names = model.config.id2label
+    if match_labels(teacher.id2label, names, owner="the teacher") != sorted(names):
+        raise InputError(
+            "the teacher has the student's labels in another order: pass the student's id2label to load_teacher"
+        )
+
+
+def _name_labels(model: PreTrainedModel, names: Mapping[int, str]) -> None:
+    """Gives a student without names of labels these."""
+    if all(label == f"LABEL_{index}" for index, label in model.config.id2label.items()):
+        model.config.id2label, model.config.label2id = dict(names), {label: index for index, label in names.items()}

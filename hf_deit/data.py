@@ -1,6 +1,6 @@
 """Data sets from the Hub, from folders and from scikit-learn; checks of their columns, labels and files."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -8,10 +8,17 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from .columns import (
+    check_label_range,
+    check_some_images,
+    find_columns,
+    label_names_of,
+    standard_columns,
+    with_class_labels,
+)
 from .errors import InputError, first_line
 from .folders import load_class_folders, load_images
 from .streams import ImageStream
-from .view_dataset import ImageDecoder
 
 DIGITS = "sklearn:digits"
 _NUM_DIGITS_HELD_OUT = 360
@@ -55,6 +62,7 @@ class ImageData:
                 f"({error}): give another --labels_kept"
             ) from error
         parts = [split["test"].select_columns("image"), *([self.unlabeled] if self.unlabeled is not None else [])]
+        parts = [part.cast_column("image", datasets.Image()) for part in parts]  # whatever mode they are decoded to
         return replace(self, train=split["train"], unlabeled=datasets.concatenate_datasets(parts))
 
 
@@ -130,8 +138,11 @@ def load_data(
             f"give either --dataset_name or --train_dir, got {dataset_name!r} and {train_dir!r}"
             + ("" if dataset_name else f'; "{DIGITS}" is a small data set that needs no download')
         )
-    if validation_dir is not None and train_dir is None and unlabeled is None:
-        raise InputError("--validation_dir needs --train_dir")
+    if validation_dir is not None and dataset_name:
+        raise InputError(
+            f"--validation_dir goes with --train_dir, or with unlabelled images alone, got {validation_dir!r} beside "
+            f"the data set {dataset_name!r}: name a split of it with --validation_split, or leave both out"
+        )
     if not 0 < validation_fraction < 1:
         raise InputError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
     if not streaming and images_per_epoch is not None:
@@ -146,7 +157,7 @@ def load_data(
     if streaming:
         return _load_stream(
             *(dataset_name, dataset_config_name, dataset_revision, train_split, validation_split),
-            *(image_column_name, label_column_name, images_per_epoch, shuffle_buffer_size, validation_seed),
+            *(image_column_name, label_column_name, images_per_epoch, shuffle_buffer_size, on_bad_image),
         )
     if dataset_name == DIGITS:
         return replace(load_digits(), unlabeled=unlabeled)
@@ -158,18 +169,18 @@ def load_data(
             dataset_name, dataset_config_name, dataset_revision, train_split, validation_split
         )
         image_column, label_column = find_columns(train, image_column_name, label_column_name)
-        train = _standard_columns(train, image_column, label_column)
-        names = _label_names(train)
-        train = _with_class_labels(train, names, train_split)
+        train = standard_columns(train, image_column, label_column)
+        names = label_names_of(train)
+        train = with_class_labels(train, names, train_split)
         if validation is not None:
             missing = {image_column, label_column} - set(validation.column_names)
             if missing:
                 raise InputError(f"the validation split has no column {' and '.join(sorted(missing))}")
-            validation = _standard_columns(validation, image_column, label_column)
-            validation = _with_class_labels(validation, names, "validation")
+            validation = standard_columns(validation, image_column, label_column)
+            validation = with_class_labels(validation, names, "validation")
         if on_bad_image == "stop":
             for part in filter(None, (train, validation)):
-                _check_some_images(part)
+                check_some_images(part)
     for part, dataset in (("training", train), ("validation", validation)):
         if dataset is not None:
             check_label_range(dataset["label"][:], len(names), part)
@@ -184,126 +195,44 @@ def load_data(
                 f"({error}): give more images, another --validation_fraction, or a validation set"
             ) from error
         train, validation = split["train"], split["test"]
-    present = np.unique(np.asarray(train["label"][:]))
-    if len(names) < 2 or len(present) < 2:
+    present = len(np.unique(np.asarray(train["label"][:])))
+    if len(names) < 2 or present < 2:
         raise InputError(
             f"a classifier needs images of at least two classes to train on, got {len(names)} "
-            f"({', '.join(names[:3])}) with images of {len(present)}"
+            f"({', '.join(names[:3])}) with images of {present}"
         )
     return ImageData(train, validation, names, unlabeled)
-
-
-def find_columns(
-    dataset: datasets.Dataset, image_column_name: str | None = None, label_column_name: str | None = None
-) -> tuple[str, str]:
-    """The names of the image and label columns: those given, or the only ones of type `Image` and `ClassLabel`.
-
-    Raises:
-        InputError: no such column, none of the type, or several.
-    """
-
-    def find(given: str | None, feature_type: type, option: str) -> str:
-        listing = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in dataset.features.items())
-        if given is not None:
-            if given not in dataset.features:
-                raise InputError(f"no column {given!r} in the data set; it has {listing}")
-            if feature_type is datasets.Image and not isinstance(dataset.features[given], datasets.Image):
-                raise InputError(f"column {given!r} holds no images; the data set has {listing}")
-            return given
-        candidates = [name for name, feature in dataset.features.items() if isinstance(feature, feature_type)]
-        if len(candidates) != 1:
-            raise InputError(
-                f"the data set has {len(candidates) or 'no'} columns of type {feature_type.__name__}: it has "
-                f"{listing}. Name the right one with --{option}"
-            )
-        return candidates[0]
-
-    return (
-        find(image_column_name, datasets.Image, "image_column_name"),
-        find(label_column_name, datasets.ClassLabel, "label_column_name"),
-    )
 
 
 def _load_splits(
     name: str, config_name: str | None, revision: str | None, train_split: str, validation_split: str | None
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    splits = _load_all_splits(name, config_name, revision)
+    if validation_split is None:
+        validation_split = next((split for split in ("validation", "valid", "val") if split in splits), None)
+    train = _split_of(splits, train_split, name)
+    validation = None if validation_split is None else _split_of(splits, validation_split, name)
+    if validation_split == train_split:
+        raise InputError(f"the validation split must not be the training split, got {train_split!r} for both")
+    return train, validation
+
+
+def _load_all_splits(name: str, config_name: str | None = None, revision: str | None = None) -> datasets.DatasetDict:
     try:
-        splits = datasets.load_dataset(name, config_name, revision=revision)
+        return datasets.load_dataset(name, config_name, revision=revision)
     except (OSError, ValueError, RuntimeError, IndexError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"cannot load the data set {name!r}: {first_line(error)}. Expected a Hub id, a local path that "
             f'datasets.load_dataset takes, or "{DIGITS}"'
         ) from error
-    if validation_split is None:
-        validation_split = next((split for split in ("validation", "valid", "val") if split in splits), None)
-    for split in filter(None, (train_split, validation_split)):
-        if split not in splits:
-            raise InputError(f"the data set {name!r} has no split {split!r}; it has {', '.join(splits)}")
-        if len(splits[split]) == 0:
-            raise InputError(f"the split {split!r} of the data set {name!r} is empty")
-    if validation_split == train_split:
-        raise InputError(f"the validation split must not be the training split, got {train_split!r} for both")
-    return splits[train_split], splits[validation_split] if validation_split else None
 
 
-def _standard_columns(dataset: datasets.Dataset, image_column: str, label_column: str) -> datasets.Dataset:
-    dataset = dataset.select_columns([image_column, label_column])
-    return dataset.rename_columns(
-        {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
-    )
-
-
-def _label_names(dataset: datasets.Dataset) -> list[str]:
-    feature = dataset.features["label"]
-    if isinstance(feature, datasets.ClassLabel):
-        return list(feature.names)
-    if not isinstance(feature, datasets.Value) or feature.dtype.startswith("float"):
-        raise InputError(f"labels must be class labels, integers or strings, got {feature}")
-    values = set(dataset["label"])
-    if None in values:
-        raise InputError("some images have no label (None) in the label column")
-    if any(isinstance(value, int) and value < 0 for value in values):
-        raise InputError(f"labels must not be negative, got {min(values)} (on the Hub -1 often stands for no label)")
-    return [str(value) for value in sorted(values)]
-
-
-def _with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) -> datasets.Dataset:
-    """Gives the "label" column the type `ClassLabel` with these names, whatever type and order it had."""
-    feature = dataset.features["label"]
-    if isinstance(feature, datasets.ClassLabel) and list(feature.names) == names:
-        return dataset
-    labels = np.asarray(dataset["label"][:])
-    if isinstance(feature, datasets.ClassLabel):
-        check_label_range(dataset["label"][:], len(feature.names), split)
-        values = [feature.names[label] for label in labels]
-    else:
-        values = [str(label) for label in labels]
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise InputError(
-            f"the {split} split has labels that the training split has not: {', '.join(unknown[:5])}"
-            f"{', …' if len(unknown) > 5 else ''}"
-        )
-    index = {name: i for i, name in enumerate(names)}
-    class_label = datasets.ClassLabel(names=names)
-    column = [index[value] for value in values]
-    return dataset.remove_columns("label").add_column("label", column, feature=class_label)
-
-
-def check_label_range(column: Iterable[int | None], num_labels: int, part: str) -> None:
-    """Refuses labels outside of [0, num_labels) and missing ones, naming the first such row of the `part` set."""
-    values = list(column)
-    if not values:
-        raise InputError(f"the {part} set is empty")
-    if None in values:
-        raise InputError(f"row {values.index(None)} of the {part} set has no label (None)")
-    labels = np.asarray(values)
-    bad = np.flatnonzero((labels < 0) | (labels >= num_labels))
-    if len(bad):
-        raise InputError(
-            f"labels must lie in [0, {num_labels}), but row {bad[0]} of the {part} set has {labels[bad[0]]} "
-            f"({len(bad)} such rows; test splits on the Hub often have -1 for all)"
-        )
+def _split_of(splits: datasets.DatasetDict, split: str, name: str) -> datasets.Dataset:
+    if split not in splits:
+        raise InputError(f"the data set {name!r} has no split {split!r}; it has {', '.join(splits)}")
+    if len(splits[split]) == 0:
+        raise InputError(f"the split {split!r} of the data set {name!r} is empty")
+    return splits[split]
 
 
 def _load_unlabeled(
@@ -317,12 +246,15 @@ def _load_unlabeled(
             f"give either --unlabeled_dir or --unlabeled_dataset_name, got {folder!r} and {dataset_name!r}"
         )
     if dataset_name is not None:
-        dataset, _ = _load_splits(dataset_name, None, None, split, None)
+        dataset = _split_of(_load_all_splits(dataset_name), split, dataset_name)
         columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
         if len(columns) != 1:
             raise InputError(f"the unlabelled data set {dataset_name!r} must have one image column, got {columns}")
         dataset = dataset.select_columns(columns)
-        return dataset if columns == ["image"] else dataset.rename_column(columns[0], "image")
+        dataset = dataset if columns == ["image"] else dataset.rename_column(columns[0], "image")
+        if on_bad_image == "stop":
+            check_some_images(dataset)
+        return dataset
     return load_images(folder, on_bad_image)
 
 
@@ -347,7 +279,7 @@ def join_unlabeled(
     unlabeled = unlabeled.add_column("label", [None] * len(unlabeled), feature=features["label"])
     if labeled is None:
         return unlabeled
-    labeled = _standard_columns(labeled, *find_columns(labeled))
+    labeled = standard_columns(labeled, *find_columns(labeled))
     labeled, unlabeled = (part if part.features == features else part.cast(features) for part in (labeled, unlabeled))
     return datasets.concatenate_datasets([labeled, unlabeled])
 
@@ -362,7 +294,7 @@ def _load_stream(
     label_column_name: str | None,
     images_per_epoch: int | None,
     shuffle_buffer_size: int,
-    seed: int,
+    on_bad_image: str,
 ) -> ImageData:
     try:
         splits = datasets.load_dataset(name, config_name, revision=revision, streaming=True)
@@ -385,28 +317,38 @@ def _load_stream(
             f"{stream.features[label_column]}"
         )
     names = list(stream.features[label_column].names)
-    stream = _standard_columns(stream, image_column, label_column)
+    if len(names) < 2:
+        raise InputError(
+            f"a classifier needs images of at least two classes to train on, got {len(names)} ({', '.join(names)})"
+        )
+    stream = standard_columns(stream, image_column, label_column)
     known = stream.info.splits[train_split].num_examples if stream.info.splits else None
-    if not (images_per_epoch or known):
+    if images_per_epoch is None and not known:
         raise InputError(f"{name!r} does not say how many images it has: give --images_per_epoch")
+    images_per_epoch = known if images_per_epoch is None else images_per_epoch
+    train = ImageStream(stream, images_per_epoch, shuffle_buffer_size=shuffle_buffer_size)
     # The rows of the validation split are written once to the cache of datasets, encoded as they are.
-    validation = datasets.Dataset.from_generator(
-        _encoded_rows,
-        features=splits[validation_split].features,
-        gen_kwargs={
-            "source": (name, config_name, revision, validation_split),
-            # Changes with the files, so that others are not taken from the cache.
-            "fingerprint": datasets.load_dataset_builder(name, config_name, revision=revision).cache_dir,
-        },
-    )
-    validation = _with_class_labels(_standard_columns(validation, image_column, label_column), names, "validation")
+    files = datasets.load_dataset_builder(name, config_name, revision=revision).config.data_files
+    try:
+        validation = datasets.Dataset.from_generator(
+            _encoded_rows,
+            features=splits[validation_split].features,
+            gen_kwargs={
+                "source": (name, config_name, revision, validation_split),
+                # Changes with the files (their time, or the commit), so that others are not taken from the cache.
+                "fingerprint": str([part.origin_metadata for part in (files or {}).values()]),
+            },
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f"cannot read the split {validation_split!r} of the data set {name!r} "
+            f"({first_line(error.__cause__ or error)}): expected at least one row, with the columns "
+            f"{image_column}, {label_column} of the split {train_split!r}"
+        ) from error
+    validation = with_class_labels(standard_columns(validation, image_column, label_column), names, "validation")
     check_label_range(validation["label"][:], len(names), "validation")
-    train = ImageStream(
-        stream,
-        images_per_epoch=images_per_epoch or known,
-        seed=seed,
-        shuffle_buffer_size=shuffle_buffer_size,
-    )
+    if on_bad_image == "stop":
+        check_some_images(validation)
     return ImageData(train, validation, names)
 
 
@@ -417,10 +359,3 @@ def _encoded_rows(source: tuple[str, str | None, str | None, str], fingerprint: 
         if isinstance(feature, datasets.Image):
             stream = stream.cast_column(column, datasets.Image(decode=False))
     yield from stream
-
-
-def _check_some_images(dataset: datasets.Dataset, at_most: int = 64) -> None:
-    """Decodes a few images, evenly spaced, so that a wholly unusable data set is refused before training."""
-    decode = ImageDecoder(dataset, "image")
-    for index in np.linspace(0, len(dataset) - 1, num=min(at_most, len(dataset)), dtype=int):
-        decode(int(index))

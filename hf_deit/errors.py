@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 class BadImageError(InputError):
-    """An image that cannot be decoded. Of several processes only the one that meets it can tell."""
+    """An image that cannot be decoded, or whose label is none: only the process that meets it can tell."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -26,6 +26,10 @@ class TrainingDivergedError(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written, say on a full disk. The message names the last whole one."""
+
+
+class PublishError(RuntimeError):
+    """A model could not be pushed to the Hub. The message names its folder and the command that publishes it later."""
 
 
 def first_line(error: BaseException) -> str:

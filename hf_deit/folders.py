@@ -1,14 +1,14 @@
 """Folders of images as data sets: one folder per class, or images without labels."""
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import datasets
 from PIL import Image
-from torchvision.datasets.folder import find_classes, make_dataset
+from torchvision.datasets.folder import find_classes
 
-from .errors import InputError, first_line
+from .errors import InputError
 from .view_dataset import BAD_IMAGE_ERRORS
 
 
@@ -32,16 +32,16 @@ def load_class_folders(
         unknown = sorted(set(found) - set(names))
         if unknown:
             raise InputError(f"{folder!r} has classes that the training folder has not: {', '.join(unknown[:5])}")
-    class_to_index = {name: index for index, name in enumerate(names or found) if name in found}
-    try:
-        samples = make_dataset(folder, class_to_index, is_valid_file=lambda path: not _is_hidden(path, folder))
-    except FileNotFoundError as error:
-        empty = [name for name in class_to_index if not any(os.scandir(os.path.join(folder, name)))]
-        raise InputError(
-            f"class folders without images in {folder!r}: {', '.join(empty) or first_line(error)}. Fill or remove them"
-        ) from error
     names = names or found
-    paths, labels = (list(column) for column in zip(*samples, strict=True))
+    top = (os.path.realpath(folder),)
+    # The files of a folder come before those of the folders in it.
+    files = {name: sorted(_files_below(os.path.join(folder, name), top), key=os.path.split) for name in found}
+    empty = [name for name in found if not files[name]]
+    if empty:
+        raise InputError(f"class folders without images in {folder!r}: {', '.join(empty)}. Fill or remove them")
+    paths = [path for name in found for path in files[name]]
+    index_of = {name: index for index, name in enumerate(names)}
+    labels = [index_of[name] for name in found for _ in files[name]]
     _check_files(paths, folder, on_bad_image)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features), names
@@ -51,16 +51,29 @@ def load_images(folder: str, on_bad_image: str) -> datasets.Dataset:
     """A data set of all files in a folder, at any depth, with the column "image" alone."""
     if not os.path.isdir(folder):
         raise InputError(f"no folder {folder!r}: expected one with images")
-    paths = [str(path) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-    paths = [path for path in paths if not _is_hidden(path, folder)]
+    paths = list(_files_below(folder))
     if not paths:
         raise InputError(f"there are no images in {folder!r}")
     _check_files(paths, folder, on_bad_image)
     return datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": datasets.Image()}))
 
 
-def _is_hidden(path: str, folder: str) -> bool:
-    return any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
+def _files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """All files in a folder, at any depth and by name, without hidden ones.
+
+    Links are followed, but not to a folder that lies above: `above` has the real paths of those on the way.
+    """
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name.startswith("."):
+            continue
+        if os.path.isdir(path):
+            yield from _files_below(path, (*above, here))
+        elif os.path.isfile(path) or os.path.islink(path):  # a link to nowhere is no image, and said to be none
+            yield path
 
 
 def _check_files(paths: list[str], folder: str, on_bad_image: str) -> None:

@@ -1,11 +1,12 @@
 """What a run's loaders iterate over: data sets as views or evaluation images, checked, and the order of the views."""
 
+from dataclasses import replace
 from typing import Any
 
 import datasets
 from transformers import PreTrainedModel
 
-from .checks import check_data, train_transform
+from .checks import check_data, check_teacher_labels, train_transform
 from .data import join_unlabeled
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
@@ -17,7 +18,7 @@ from .views import ViewSampler
 
 
 def data_seed(args: DistillationTrainingArguments) -> int:
-    """The seed of the views."""
+    """The seed of the views, and of a stream's order."""
     return args.seed if args.data_seed is None else args.data_seed
 
 
@@ -43,6 +44,8 @@ def as_views(
     if dataset is not None:
         rows = dataset.dataset if isinstance(dataset, ImageStream) else dataset
         image_column, label_column = check_data(rows, model, teacher)
+    elif teacher is not None:
+        check_teacher_labels(model, teacher)
     settings = {
         "seed": data_seed(args),
         "erasing": args.erasing,
@@ -51,6 +54,8 @@ def as_views(
     }
     transform = train_transform(args, processor)
     if isinstance(dataset, ImageStream):
+        if dataset.seed is None:
+            dataset = replace(dataset, seed=data_seed(args))
         return StreamViewDataset(dataset, transform, **settings)
     if unlabeled is not None:
         dataset = join_unlabeled(dataset, unlabeled, [label for _, label in sorted(model.config.id2label.items())])

@@ -5,6 +5,7 @@ This file is copied beside published CaiT models, so it needs nothing of the pac
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -242,7 +243,7 @@ class ImageClassifierBase(PreTrainedModel):
             id2label: names of the labels by index.
 
         Raises:
-            ValueError: another number of names than of labels.
+            ValueError: another number of names than of labels, or a name twice.
         """
         if num_labels is None:
             num_labels = len(id2label) if id2label else self.config.num_labels
@@ -251,6 +252,9 @@ class ImageClassifierBase(PreTrainedModel):
         names = {index: f"LABEL_{index}" for index in range(num_labels)} if id2label is None else dict(id2label)
         if sorted(names) != list(range(num_labels)):
             raise ValueError(f"id2label must name the labels 0 to {num_labels - 1}, got {sorted(names)[:5]} …")
+        if len(set(names.values())) < num_labels:
+            twice = next(name for name, count in Counter(names.values()).items() if count > 1)
+            raise ValueError(f"id2label must give every label a name of its own, got {twice!r} more than once")
         self.config.id2label, self.config.label2id = names, {label: index for index, label in names.items()}
         for name in (name for name in self._head_names if hasattr(self, name)):
             head = getattr(self, name)

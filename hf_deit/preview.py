@@ -1,5 +1,6 @@
 """Looks at training views: the very pixels and targets of any slots of any epoch, as a contact sheet."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,6 +18,17 @@ _COLUMNS = 8
 _SMALLEST_TILE = 112
 _LINE_HEIGHT = 15
 _LINES = 3  # the slot, and the two most probable labels
+
+
+def check_picture_name(path: str) -> None:
+    """Refuses the name of a file that Pillow would not write a picture to.
+
+    Raises:
+        InputError: its suffix is no picture's.
+    """
+    suffix = os.path.splitext(path)[1]
+    if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:
+        raise InputError(f"cannot write a picture to {path!r}, whose suffix is {suffix!r}: take .png, say")
 
 
 def training_views(

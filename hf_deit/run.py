@@ -17,11 +17,14 @@ from transformers.utils import logging
 from .checkpoints import find_checkpoint, last_whole_checkpoint, resume_wish
 from .checks import check_arguments
 from .data import ImageData, load_data
-from .errors import InputError
+from .errors import InputError, PublishError
+from .hub import HubRepository, check_repository
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .loading import as_views
 from .preview import contact_sheet
-from .recipes import Arguments, check_same_run, resolve_arguments, save_recipe
+from .publishing_trainer import repository_name
+from .recipes import Arguments, check_same_run, resolve_arguments, save_recipe, take_revisions
+from .sources import UNFINISHED_CHECKPOINT, describe_sources, fetch_checkpoint, on_main_process, resolve_sources
 from .student import load_student
 from .teacher import Teacher, load_labels, load_teacher
 from .trainer import DistillationTrainer
@@ -45,6 +48,9 @@ class RunResult:
         skipped_images: how often an image could not be decoded and another took its place.
         minutes: the whole run, a teacher trained before included.
         weights: which were saved, "raw" or "ema" (their moving average).
+        repository: URL of the repository that the model was pushed to, or None.
+        push_failures: of pushes during and after the training, a line each with the cause.
+        publish_error: why the model could not be pushed at the end, or None.
     """
 
     output_dir: str
@@ -54,6 +60,9 @@ class RunResult:
     skipped_images: int
     minutes: float
     weights: str
+    repository: str | None = None
+    push_failures: tuple[str, ...] = ()
+    publish_error: PublishError | None = None
 
     def __str__(self) -> str:
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in self.accuracies.items()]
@@ -93,26 +102,29 @@ def run(arguments: Arguments) -> RunResult:
         TrainingDivergedError: the loss is no longer finite.
     """
     start = time.perf_counter()
-    model_args, data_args, args = arguments
+    args = arguments[-1]
     resuming = resume_wish(args.resume_from_checkpoint) is not None
     check_output_dir(args.output_dir, resuming=resuming)
+    repository = _check_repository(args)
     recipe_file = os.path.join(args.output_dir, _RECIPE_FILE)
     checkpoint = None
-    if resuming and os.path.isfile(recipe_file):
+    if args.resume_from_hub is not None:
+        checkpoint, published = on_main_process(lambda: fetch_checkpoint(args.resume_from_hub, args.output_dir))
+        arguments = resolve_sources(take_revisions(published, arguments))
+        check_same_run(published, arguments)
+    elif resuming and os.path.isfile(recipe_file):
+        arguments = resolve_sources(take_revisions(recipe_file, arguments))
         check_same_run(recipe_file, arguments)
         if last_whole_checkpoint(args.output_dir) is None and resume_wish(args.resume_from_checkpoint) is True:
             logger.warning("the run in %s was stopped before its first checkpoint: it starts again", args.output_dir)
             resuming = False
+    else:
+        arguments = resolve_sources(arguments)
     if resuming:
         checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    model_args, data_args, _ = arguments
     data = _load_images(model_args, data_args, args)
-    learnt = data.with_labels_kept(data_args.labels_kept, args.seed)
-    if args.distillation_type == "none":
-        if model_args.teacher_model_name_or_path is not None:
-            raise InputError('a teacher is given but distillation_type is "none": drop one of them')
-        if data.unlabeled is not None:
-            raise InputError('unlabelled images are given but distillation_type is "none": no teacher labels them')
-        learnt = replace(learnt, unlabeled=None)
+    learnt = _learnt_images(data, arguments)
     if data.validation is None and args.eval_strategy != "no":
         raise InputError(
             f"there are no labelled images to evaluate with every {args.eval_strategy.value}: give --validation_dir, "
@@ -120,10 +132,11 @@ def run(arguments: Arguments) -> RunResult:
         )
     student, processor = _make_student(model_args, data, args.seed)
     check_arguments(args, student, processor)
-    teacher = None
+    teacher, teacher_recipe = None, None
     if args.distillation_type != "none":
         if model_args.teacher_model_name_or_path is None:
-            teacher_path = train_teacher(model_args.teacher_recipe, data, data_args, args)
+            teacher_recipe = model_args.teacher_recipe
+            teacher_path = train_teacher(teacher_recipe, data, data_args, args)
             if args.should_save:  # from here on there is something to go on with; not before, for the refusals' sake
                 save_recipe(arguments, recipe_file)
             model_args = replace(model_args, teacher_model_name_or_path=teacher_path)
@@ -137,6 +150,7 @@ def run(arguments: Arguments) -> RunResult:
             dtype=model_args.teacher_dtype,
         )
         model_args = replace(model_args, teacher_revision=teacher.revision)
+    arguments = (model_args, data_args, args)
     trainer = DistillationTrainer(
         student,
         args,
@@ -145,22 +159,46 @@ def run(arguments: Arguments) -> RunResult:
         train_dataset=learnt.train,
         unlabeled_dataset=learnt.unlabeled,
         eval_dataset=data.validation,
+        repository=repository,
+        sources=describe_sources(arguments, data, teacher, teacher_recipe=teacher_recipe, start=start),
     )
+    on_main_process(trainer.check_card)
     if args.should_save:
-        save_recipe((model_args, data_args, args), recipe_file)
+        save_recipe(arguments, recipe_file)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {} if data.validation is None else trainer.evaluate()
-    trainer.save_model()
+    accuracies = _accuracies(trainer, metrics)
     trainer.save_state()
     trainer.save_metrics("eval", metrics)
+    publish_error = None
+    try:
+        trainer.save_model()
+    except PublishError as error:
+        publish_error = error
+    if not args.push_to_hub:
+        trainer.create_model_card()
     return RunResult(
         output_dir=args.output_dir,
-        accuracies=_accuracies(trainer, metrics),
+        accuracies=accuracies,
         num_validation_images=len(data.validation or ()),
         images_per_second=trainer.images_per_second,
         skipped_images=trainer.skipped_images,
         minutes=(time.perf_counter() - start) / 60,
         weights=args.publish_weights,
+        repository=None if repository is None else repository.url,
+        push_failures=tuple(trainer.push_failures),
+        publish_error=publish_error,
+    )
+
+
+def _check_repository(args: DistillationTrainingArguments) -> HubRepository | None:
+    """The repository to push to, checked, before anything else takes its time."""
+    if not args.push_to_hub:
+        return None
+    return on_main_process(
+        lambda: check_repository(
+            repository_name(args), token=args.hub_token, private=args.hub_private_repo, revision=args.hub_revision
+        )
     )
 
 
@@ -177,11 +215,27 @@ def _load_images(
     return load_data(**options, label_names=label_names, on_bad_image=args.on_bad_image)
 
 
+def _learnt_images(data: ImageData, arguments: Arguments) -> ImageData:
+    """What of the images the student learns from: without a teacher only those that keep their labels."""
+    model_args, data_args, args = arguments
+    learnt = data.with_labels_kept(data_args.labels_kept, args.seed)
+    if args.distillation_type != "none":
+        return learnt
+    if model_args.teacher_model_name_or_path is not None:
+        raise InputError('a teacher is given but distillation_type is "none": drop one of them')
+    if data.unlabeled is not None:
+        raise InputError('unlabelled images are given but distillation_type is "none": no teacher labels them')
+    return replace(learnt, unlabeled=None)
+
+
 def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict[str, float]:
     """The rows of the table: what the teacher, each head and the published model get right."""
     if not metrics:
         return {}
-    accuracies = {} if trainer.teacher is None else {"teacher": _teacher_accuracy(trainer, trainer.teacher)}
+    accuracies = {}
+    if trainer.teacher is not None:
+        accuracies["teacher"] = _teacher_accuracy(trainer, trainer.teacher)
+        trainer.teacher_report.update(teacher_top1=accuracies["teacher"], teacher_images=len(trainer.eval_dataset))
     for average, suffix in (("", ""), ("ema_", ", averaged")):
         for head, name in (("class_", "class head"), ("distillation_", "distillation head")):
             if f"eval_{average}{head}top1" in metrics:
@@ -271,7 +325,7 @@ def check_output_dir(output_dir: str, *, resuming: bool) -> None:
     state = PartialState()
     try:
         os.makedirs(output_dir, exist_ok=True)
-        occupied = set(os.listdir(output_dir)) - {_UNFINISHED_TEACHER}
+        occupied = set(os.listdir(output_dir)) - {_UNFINISHED_TEACHER, UNFINISHED_CHECKPOINT}
         state.wait_for_everyone()  # another process's probe is no run
         with tempfile.TemporaryFile(dir=output_dir):
             pass
@@ -304,9 +358,11 @@ def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Imag
         raise InputError(f"slots must be FIRST:LAST, say 0:16, got {slots!r}")
     with tempfile.TemporaryDirectory() as folder:
         # A view depends neither on the device, nor on the teacher, nor on where the run writes.
-        model_args, data_args, args = resolve_arguments([*command, "--use_cpu", "true", "--output_dir", folder])
+        neutral = ["--use_cpu", "true", "--tf32", "false", "--deepspeed=", "--output_dir", folder]
+        arguments = resolve_arguments([*command, *neutral])
+        model_args, data_args, args = arguments
         data = _load_images(model_args, data_args, args)
-        learnt = data.with_labels_kept(data_args.labels_kept, args.seed)
+        learnt = _learnt_images(data, arguments)
         student, processor = _make_student(model_args, data, args.seed)
         check_arguments(args, student, processor)
         views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=None)

@@ -40,34 +40,54 @@ class ImageStream:
     Args:
         dataset: with an `Image` and a `ClassLabel` column.
         images_per_epoch: how many views make an epoch. A stream that ends before begins again, in another order.
-        seed: of the order of shards and images.
+        seed: of the order of shards and images; by default that of the run's views, and 0 without a run.
         shuffle_buffer_size: how many images, encoded, the next one is chosen from.
         image_column, label_column: their names.
+
+    Raises:
+        InputError: an epoch or a buffer without images.
     """
 
     dataset: datasets.IterableDataset
     images_per_epoch: int
-    seed: int = 0
+    seed: int | None = None
     shuffle_buffer_size: int = 10_000
     image_column: str = "image"
     label_column: str = "label"
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_epoch", "shuffle_buffer_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}: give another --{name}")
 
     @property
     def features(self) -> datasets.Features:
         return self.dataset.features
 
     def read(self, pass_number: int, rank: int, num_processes: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """One pass over a process's part: encoded images and labels, in an order keyed by (seed, pass_number)."""
+        """One pass over a process's part: encoded images and labels, in an order keyed by (seed, pass_number).
+
+        Raises:
+            BadImageError: a label that is none; -1 and None mean that there is no label.
+        """
+        num_labels = len(self.features[self.label_column].names)
         dataset = self.dataset.select_columns([self.image_column, self.label_column])
         dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
-        dataset = dataset.shuffle(seed=fold(self.seed, pass_number) >> 32, buffer_size=self.shuffle_buffer_size)
+        dataset = dataset.cast_column(self.label_column, datasets.Value("int64"))  # which lets us say whose is wrong
+        dataset = dataset.shuffle(seed=fold(self.seed or 0, pass_number) >> 32, buffer_size=self.shuffle_buffer_size)
         # "auto" deals whole shards if all parts are equal, else images, for which every process reads the whole. Parts
         # of many shards are nearly equal, and unequal ones do no harm, as a pass that ends begins again.
         strategy = "shards" if dataset.num_shards >= 10 * num_processes else "auto"
         part = split_dataset_by_node(dataset, rank=rank, world_size=num_processes, strategy=strategy)
-        for row in part:
-            label = row[self.label_column]
-            yield row[self.image_column], IGNORED_LABEL if label is None or label < 0 else label
+        for position, row in enumerate(part):
+            image, label = row[self.image_column], row[self.label_column]
+            if label is not None and not -1 <= label < num_labels:
+                path = image.get("path") if image else None
+                raise BadImageError(
+                    f"the image at position {position} of the stream{f' ({path})' if path else ''} has the label "
+                    f"{label}: expected one in [0, {num_labels}), or -1 for none. Mend or remove it"
+                )
+            yield image, IGNORED_LABEL if label in (None, -1) else label
 
 
 class StreamSampler(Sampler[StreamKey | None]):

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file, logging
-from transformers.utils.hub import extract_commit_hash
 
 from .errors import InputError, first_line
+from .hub import resolve_revision
 
 logger = logging.get_logger(__name__)
 
@@ -153,14 +153,6 @@ def load_labels(name_or_path: str, revision: str | None = None) -> list[str]:
     except LOADING_ERRORS as error:
         raise InputError(f"cannot load the teacher {name_or_path!r}: {str(error).strip()}") from error
     return [id2label[index] for index in sorted(id2label)]
-
-
-def resolve_revision(name_or_path: str, revision: str | None = None) -> str | None:
-    """The commit that a branch or tag of a Hub repository stands for; None for a folder."""
-    try:
-        return extract_commit_hash(cached_file(name_or_path, "config.json", revision=revision), None)
-    except OSError:  # whoever loads the model says what is wrong
-        return None
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

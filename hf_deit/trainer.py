@@ -2,41 +2,32 @@
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedModel, SchedulerType, Trainer
+from transformers import PreTrainedModel, SchedulerType
 from transformers.trainer_utils import EvalLoopOutput
 
-from .averaging import WeightAverage
+from .averaging import AVERAGE_FOLDER, WeightAverage
 from .batch_augment import augment_batch
 from .callbacks import StepEndCallback, TeacherCheckCallback
-from .checkpoints import (
-    check_resumable,
-    find_checkpoint,
-    last_whole_checkpoint,
-    remove_torn_checkpoints,
-    restore_weights,
-    unmark_checkpoint,
-)
 from .checks import check_arguments
-from .errors import CheckpointError, InputError, TrainingDivergedError, first_line
+from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .loading import as_evaluation, as_views, make_sampler
 from .losses import class_targets, hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
 from .metrics import HEADS, head_accuracies, rank_labels
 from .modeling_common import ImageClassifierBase
 from .optimization import deit_schedule, without_tokens_and_positions
+from .run_card import RunFacts, RunSources
+from .safe_trainer import SafeTrainer
 from .step_record import StepRecord
 from .streams import ImageStream
 from .teacher import TEACHER_CHECK_IMAGES, Teacher, measure_teacher
@@ -45,7 +36,7 @@ from .view_dataset import EvaluationDataset, KeyedViews, collate
 from .views import preserve_global_random_state
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(SafeTrainer):
     """transformers' Trainer with a teacher and with training views that are keyed by (seed, epoch, slot).
 
     The class head learns the true label with label smoothing, the distillation head the teacher's answer on exactly
@@ -65,7 +56,8 @@ class DistillationTrainer(Trainer):
         unlabeled_dataset: with an `Image` column. The teacher's term learns from these images too. The class head
             does not, unless there are no others: then it also learns what the teacher says.
         eval_dataset: a `datasets.Dataset` likewise, or an `EvaluationDataset`.
-        **kwargs: the other arguments of `transformers.Trainer`.
+        sources: what the card of the model says that it was made from.
+        **kwargs: the other arguments of `transformers.Trainer`, and `repository` of `PublishingTrainer`.
 
     Raises:
         InputError: teacher, student and data do not fit together.
@@ -85,6 +77,7 @@ class DistillationTrainer(Trainer):
         train_dataset: datasets.Dataset | ImageStream | KeyedViews | None = None,
         unlabeled_dataset: datasets.Dataset | None = None,
         eval_dataset: datasets.Dataset | EvaluationDataset | None = None,
+        sources: RunSources | None = None,
         **kwargs: Any,
     ) -> None:
         if (teacher is None) != (args.distillation_type == "none"):
@@ -111,6 +104,8 @@ class DistillationTrainer(Trainer):
             kwargs.setdefault("preprocess_logits_for_metrics", rank_labels)
         parts = {"args": args, "model": model, "processor": processing_class, "teacher": teacher}
         self.teacher = teacher
+        self.sources = sources or RunSources.of(model, teacher)
+        self.teacher_report: dict[str, float] = {}
         super().__init__(
             model=model,
             args=args,
@@ -122,6 +117,8 @@ class DistillationTrainer(Trainer):
         self._takes_view_seeds = "view_seeds" in inspect.signature(model.forward).parameters
         self._record = StepRecord(self.accelerator)
         self.weight_average = None
+        if args.publish_weights == "ema":
+            self._checkpoint_weights = AVERAGE_FOLDER
         if args.ema_decay:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise InputError(
@@ -130,7 +127,6 @@ class DistillationTrainer(Trainer):
                 )
             self.weight_average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(StepEndCallback(self.weight_average.update))
-        self.teacher_report: dict[str, float] = {}
         if teacher is not None:
             teacher.to(self.args.device)
             self.add_callback(TeacherCheckCallback(self.check_teacher))
@@ -274,52 +270,19 @@ class DistillationTrainer(Trainer):
             output.metrics.update(average.metrics)  # here, so that callbacks hear of both at once
         return output
 
-    # Divergence
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
-            self._stop_if_diverged(check_weights=self.control.should_save)
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _stop_if_diverged(self, check_weights: bool) -> None:
-        if check_weights and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            # The loss of a step is computed before the update that may spoil the weights.
-            norm = torch.nn.utils.get_total_norm(list(self.model.parameters()))
-            self._record.note_if_bad(self.state.global_step, norm)
-        step = self._record.first_bad_step()
-        if step is None:
-            return
-        raise TrainingDivergedError(
-            f"loss or weights were not finite at step {step}: {self._way_back()}. Try a lower --learning_rate, more "
-            "--warmup_steps, --max_grad_norm 1.0, or --bf16 instead of --fp16"
+    def run_facts(self) -> RunFacts:
+        train, validation = self.train_dataset, self.eval_dataset
+        return RunFacts.of(
+            self.accelerator.unwrap_model(self.model),
+            self.args,
+            self.state,
+            self.sources,
+            image_size=self.processing_class.crop_size.height,
+            num_train=len(train) if isinstance(train, Sized) else None,
+            num_validation=len(validation) if isinstance(validation, EvaluationDataset) else None,
+            teacher_report=self.teacher_report,
+            images_per_second=self.images_per_second,
         )
-
-    def _way_back(self) -> str:
-        checkpoint = last_whole_checkpoint(self.args.output_dir)
-        if checkpoint is None:
-            return "no checkpoint was written before"
-        return f"the last good checkpoint is {checkpoint}; go on from it with --resume_from_checkpoint {checkpoint}"
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Trains; arguments and return value of `transformers.Trainer.train`.
-
-        Raises:
-            InputError: there is no checkpoint to resume from.
-            TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
-            CheckpointError: a checkpoint could not be written; those from before are whole.
-        """
-        resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        if resume_from_checkpoint is not None and isinstance(self.train_dataset, KeyedViews):
-            check_resumable(resume_from_checkpoint, self._steps_per_epoch)
-        self.accelerator.wait_for_everyone()  # all have looked
-        if resume_from_checkpoint is not None and self.args.should_save:
-            remove_torn_checkpoints(self.args.output_dir)
-        self._record.reset()
-        if self.weight_average is not None:
-            self.weight_average.restart()
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._stop_if_diverged(check_weights=True)
-        return output
 
     # Teacher
 
@@ -337,6 +300,8 @@ class DistillationTrainer(Trainer):
             validation=self._batches(self._validation_samples()),
         )
         self.log(dict(self.teacher_report))
+        if "teacher_top1" in self.teacher_report:
+            self.teacher_report["teacher_images"] = min(len(self.eval_dataset), TEACHER_CHECK_IMAGES)
         self._record.restart_timer()
         return self.teacher_report
 
@@ -390,55 +355,3 @@ class DistillationTrainer(Trainer):
     @property
     def _steps_per_epoch(self) -> int:
         return len(make_sampler(self.train_dataset, self.args)) // self.args.total_train_batch_size
-
-    # Checkpoints
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the weights, or, if `publish_weights` is "ema", their moving average."""
-        if _internal_call and output_dir is not None:  # a checkpoint has both
-            super().save_model(output_dir, _internal_call)
-            if self.weight_average is not None and self.args.should_save:
-                self.weight_average.save(output_dir)
-            return
-        publishes_average = self.weight_average is not None and self.args.publish_weights == "ema"
-        with self._writing("model"), self.weight_average.in_place() if publishes_average else nullcontext():
-            super().save_model(output_dir, _internal_call)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with self._writing("checkpoint"):
-            if self.args.should_save:
-                unmark_checkpoint(self.args.output_dir, self.state.global_step)
-            self._record.elsewhere(super()._save_checkpoint, *args, **kwargs)
-
-    @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, HfHubHTTPError | torch.OutOfMemoryError | torch.distributed.DistError):
-                raise  # no matter of the disk; torch's writer raises a plain RuntimeError
-            raise CheckpointError(
-                f"could not write the {what} of step {self.state.global_step} ({first_line(error)}): "
-                f"{self._way_back()}. Mend what is wrong with the disk first"
-            ) from error
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # Rank 0 marks the checkpoint as whole next: by then every process must have written its part.
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            restore_weights(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
-        if self.weight_average is not None:
-            self.weight_average.restore(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            restore_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
-        if self.weight_average is not None:
-            self.weight_average.restore(self.state.best_model_checkpoint)

@@ -66,6 +66,16 @@ class DistillationTrainingArguments(TrainingArguments):
             "batch of a device if that holds no whole groups of 64."
         },
     )
+    hub_push_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds after which a push to the Hub that fails is given up."}
+    )
+    resume_from_hub: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on with a run from the checkpoint that it has pushed (hub_strategy checkpoint or "
+            "all_checkpoints): a Hub id, or ID@REVISION."
+        },
+    )
     on_bad_image: Literal["stop", "skip"] = field(
         default="stop",
         metadata={"help": 'An image that cannot be decoded: "stop" the run, or "skip" and count it.'},
@@ -126,6 +136,7 @@ class DistillationTrainingArguments(TrainingArguments):
             "num_train_epochs": (self.num_train_epochs > 0, "(0, ∞)"),
             "per_device_eval_batch_size": (self.per_device_eval_batch_size >= 1, "[1, ∞)"),
             "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "[1, ∞)"),
+            "hub_push_timeout": (self.hub_push_timeout > 0, "(0, ∞)"),
             "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "[1, ∞)"),
         }
         for name, (holds, interval) in ranges.items():
@@ -135,6 +146,8 @@ class DistillationTrainingArguments(TrainingArguments):
             raise InputError("remove_unused_columns and logging_nan_inf_filter must be False")
         if self.auto_find_batch_size:
             raise InputError("auto_find_batch_size must be False: what is mixed and learnt depends on the batch size")
+        if self.resume_from_hub and self.resume_from_checkpoint:
+            raise InputError("give either --resume_from_hub or --resume_from_checkpoint, not both")
         if self.train_sampling_strategy != "random":
             raise InputError(f'train_sampling_strategy must be "random", got {self.train_sampling_strategy!r}')
         if self.publish_weights == "ema" and not self.ema_decay:

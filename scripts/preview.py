@@ -10,19 +10,26 @@ import argparse
 import sys
 
 from hf_deit.errors import InputError
+from hf_deit.preview import check_picture_name
 from hf_deit.run import preview_run
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
     parser.add_argument("--epoch", type=int, default=0, help="from 0")
     parser.add_argument("--slots", default="0:16", help="FIRST:LAST of the epoch's order, LAST exclusive")
-    parser.add_argument("--output", default="preview.png", help="PNG file to write")
-    options, rest = parser.parse_known_args(arguments)
+    parser.add_argument("--output", default="preview.png", help="picture to write")
     try:
+        options, rest = parser.parse_known_args(arguments)
+        check_picture_name(options.output)
         sheet = preview_run(rest, epoch=options.epoch, slots=options.slots)
         sheet.save(options.output)
-    except (InputError, OSError) as error:
+    except (argparse.ArgumentError, InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {options.output}: {sheet.width} x {sheet.height} pixels")

@@ -23,9 +23,15 @@ def main(arguments: list[str]) -> int:
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
     if PartialState().is_main_process:
+        for failure in result.push_failures:
+            print(f"push failed: {failure}", file=sys.stderr)
         model = "The model with averaged weights" if result.weights == "ema" else "The model"
         print(f"\n{result}\n\n{model} lies in {result.output_dir}. To use it:\n\n{result.usage}")
-    return 0
+        if result.publish_error is not None:
+            print(f"\nerror: {result.publish_error}", file=sys.stderr, flush=True)
+        elif result.repository is not None:
+            print(f"\nIt is published at {result.repository}.")
+    return 3 if result.publish_error is not None else 0
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ The trained weights themselves are what they would be without it.
 import itertools
 import math
 import random
-import types
 
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-import transformers.trainer
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback, ViTConfig
 from transformers import ViTForImageClassification as NativeViT
@@ -244,14 +242,21 @@ def test_the_hub_gets_what_save_model_writes(tmp_path, monkeypatch, publish):
     trainer = tiny.trainer(tiny.student(), arguments(tmp_path, ema_decay=0.9, publish_weights=publish))
     trainer.train()
     uploaded = []
-    hub = types.SimpleNamespace(
-        create_repo=lambda name, **kwargs: types.SimpleNamespace(repo_id=name),
-        upload_folder=lambda *, folder_path, **kwargs: uploaded.append(state_of(from_folder(folder_path))),
-    )
     from_folder = type(trainer.model).from_pretrained
-    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
-    monkeypatch.setattr(trainer, "create_model_card", lambda **kwargs: None)
-    trainer.args.hub_model_id = "someone/student"
+
+    class Repository:
+        repo_id, url = "someone/student", "http://hub"
+
+        def create(self):
+            pass
+
+        def read_card(self):
+            return None
+
+        def upload(self, folder, message):
+            uploaded.append(state_of(from_folder(folder)))
+
+    trainer._repository = Repository()
     trainer.push_to_hub()
     trainer.args.push_to_hub = True
     trainer.save_model()

@@ -189,6 +189,46 @@ def test_images_in_deeper_folders_count_and_hidden_files_do_not(tmp_path):
     assert sorted(number for _, number in rows(data.train)) == [*range(8), 50]
 
 
+def test_linked_folders_are_followed_and_circles_end(tmp_path):
+    class_folders(tmp_path / "elsewhere", {"ape": 3, "bee": 2})
+    folder = tmp_path / "photos"
+    class_folders(folder, {"bee": 4}, first=10)
+    (folder / "ape").symlink_to(tmp_path / "elsewhere" / "ape")
+    (folder / "bee" / "more").symlink_to(tmp_path / "elsewhere" / "bee")
+    (folder / "bee" / "circle").symlink_to(folder)
+    (tmp_path / "elsewhere" / "bee" / "back").symlink_to(folder / "bee")
+    data = load_data(train_dir=str(folder), validation_dir=str(folder), unlabeled_dir=str(folder))
+    assert sorted(number for _, number in rows(data.train)) == [0, 1, 2, 3, 4, 10, 11, 12, 13]
+    assert_labels_say_what_images_show(data.train, ["ape", "bee"])
+    assert sorted(number for _, number in rows(data.unlabeled)) == [0, 1, 2, 3, 4, 10, 11, 12, 13]
+    alone = tmp_path / "alone"
+    class_folders(alone, {"ape": 2, "bee": 2})
+    (alone / "circle").symlink_to(alone)
+    assert "class folders without images" in refusal(train_dir=str(alone))
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link.png"])
+def test_links_to_nothing_are_refused(tmp_path, target):
+    path = class_folders(tmp_path / "photos", {"ape": 2, "bee": 2})
+    (tmp_path / "photos" / "bee" / "link.png").symlink_to(tmp_path / "photos" / "bee" / target)
+    for options in ({"train_dir": path}, {"dataset_name": "sklearn:digits", "unlabeled_dir": path}):
+        message = refusal(**options)
+        assert "1 of the 5 files" in message
+        assert str(tmp_path / "photos" / "bee" / "link.png") in message
+
+
+def test_files_come_in_the_order_of_their_names(tmp_path):
+    folder = tmp_path / "photos"
+    for number, name in enumerate(["b", "a.png", "a/c", "a/b/z", "a-/x", "B/y", "10", "9"]):
+        path = folder / "ape" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(0, number).save(path)
+    class_folders(folder, {"bee": 1}, first=100)
+    data = load_data(train_dir=str(folder), validation_dir=str(folder), unlabeled_dir=str(folder))
+    assert [number for _, number in rows(data.train)] == [6, 7, 1, 0, 5, 2, 4, 3, 100]  # a folder's files, then deeper
+    assert [number for _, number in rows(data.unlabeled)] == [6, 7, 5, 3, 2, 4, 1, 0, 100]
+
+
 def test_hidden_folders_are_no_classes(tmp_path):
     path = class_folders(tmp_path / "photos", {"ape": 4, "bee": 4, ".ipynb_checkpoints": 2})
     (tmp_path / "photos" / "ape" / ".thumbnails").mkdir()
@@ -425,7 +465,12 @@ def test_exactly_one_source_must_be_given(tmp_path):
         message = refusal(**arguments)
         assert "--dataset_name" in message
         assert "--train_dir" in message
-    assert "--train_dir" in refusal(dataset_name="a/b", validation_dir=str(tmp_path))
+    picture(0, 0).save(tmp_path / "0.png")
+    for beside in ({}, {"unlabeled_dir": str(tmp_path)}):
+        for name in ("a/b", "sklearn:digits"):
+            message = refusal(dataset_name=name, validation_dir=str(tmp_path), **beside)
+            assert "--validation_dir goes with --train_dir" in message
+            assert "--validation_split" in message
 
 
 @pytest.mark.parametrize("name", ["./nope", "nobody/nothing-here", "nothing-here", "a b//c", ""])

@@ -1074,6 +1074,15 @@ def test_names_that_do_not_number_the_labels_are_refused(kind, settings):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_of_two_labels_is_refused(kind):
+    model = KINDS[kind]()
+    names = dict(model.config.id2label)
+    with pytest.raises(ValueError, match="every label a name of its own, got 'a' more than once"):
+        model.reset_heads(id2label={0: "a", 1: "b", 2: "a"})
+    assert model.config.id2label == names
+
+
 def test_new_heads_have_the_models_type():
     model = tiny(distilled=True).to(torch.bfloat16)
     model.reset_heads(7)

@@ -11,13 +11,13 @@ PACKAGE = Path(hf_deit.__file__).parent
 # Modules of a layer import from earlier layers and, within a layer, only as listed order allows.
 LAYERS = [
     ["errors"],
-    ["configuration_deit", "configuration_cait", "losses", "metrics", "views"],
+    ["configuration_deit", "configuration_cait", "losses", "metrics", "views", "environment", "hub", "plots"],
     ["modeling_common", "modeling_deit", "modeling_cait", "image_processing_deit", "augment", "batch_augment"],
-    ["zoo", "view_dataset", "streams", "folders", "data", "teacher", "student"],
+    ["zoo", "view_dataset", "columns", "streams", "folders", "data", "teacher", "student"],
     ["training_args", "checks", "loading", "checkpoints", "optimization", "averaging", "step_record", "callbacks"],
-    ["preview", "trainer"],
+    ["run_card", "publishing", "publishing_trainer", "safe_trainer", "preview", "trainer"],
     ["checkpoint_formats", "conversion"],
-    ["recipes"],
+    ["recipes", "sources"],
     ["run"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]

@@ -286,6 +286,7 @@ MISTAKES = {
     "augmentation": (["--auto_augment", "nonsense"], "no policy of timm"),
     "metric": (["--metric_for_best_model", "acuracy"], "must be one of"),
     "unwritable": (["--output", "nowhere/sheet.png"], "nowhere/sheet.png"),
+    "no number": (["--epoch", "x"], "argument --epoch: invalid int value: 'x'"),
 }
 
 
@@ -298,6 +299,32 @@ def test_mistakes_are_refused_in_one_line(main, capsys, places, mistake):
     assert len(lines) == 1
     assert re.search(f"^error: .*{message}", lines[0]), lines
     assert files_below(*places) == before
+
+
+@pytest.mark.parametrize("name", ["sheet", "sheet.xyz", "sheet.pcd"])  # Pillow reads the last, but does not write it
+def test_a_file_that_is_no_picture_is_refused_before_the_work(main, monkeypatch, capsys, places, name):
+    monkeypatch.setattr(hf_deit.run, "load_data", lambda **options: pytest.fail("there shall be no data"))
+    assert main(["--recipe", "debug", "--output", name]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"error: .*'{name}'.*\.png.*\n", error)
+    assert not list(places[0].iterdir())
+
+
+def test_options_of_a_device_do_not_matter(monkeypatch, places, no_teacher):
+    monkeypatch.setattr("transformers.training_args.is_torch_tf32_available", lambda: False)
+    plain = preview_run(["--recipe", "debug"], epoch=0, slots="0:4")
+    for options in (["--tf32", "true"], ["--bf16", "true"], ["--fp16", "true"], ["--deepspeed", "zero2.json"]):
+        assert preview_run(["--recipe", "debug", *options], epoch=0, slots="0:4").tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize(
+    "options", [["--unlabeled_dir", "MORE"], ["--teacher_model_name_or_path", "nobody/nothing"]], ids=lambda o: o[0]
+)
+def test_a_preview_without_distillation_refuses_what_its_run_refuses(tmp_path, options):
+    few_digits().train[0]["image"].save(tmp_path / "0.png")
+    options = [str(tmp_path) if option == "MORE" else option for option in options]
+    with pytest.raises(InputError, match='distillation_type is "none"'):
+        preview_run(["--recipe", "debug", "--distillation_type", "none", *options], epoch=0, slots="0:4")
 
 
 def test_a_broken_image_is_named(main, tmp_path, capsys, places):
@@ -319,8 +346,9 @@ def test_a_broken_image_is_named(main, tmp_path, capsys, places):
         [],
         ["--labels_kept", "30", "--seed", "5"],
         ["--dataset_name", "", "--unlabeled_dir", "MORE", "--eval_strategy", "no"],
+        ["--labels_kept", "48", "--distillation_type", "none", "--student", "deit_tiny_patch16_224"],
     ],
-    ids=["debug", "few labels", "no labels"],
+    ids=["debug", "few labels", "no labels", "few labels and no teacher"],
 )
 def test_a_preview_of_a_command_is_what_its_run_trains_on(tmp_path, monkeypatch, training, options):
     more = tmp_path / "more"
@@ -329,7 +357,8 @@ def test_a_preview_of_a_command_is_what_its_run_trains_on(tmp_path, monkeypatch,
         row["image"].save(more / f"{index}.png")
     options = [str(more) if option == "MORE" else option for option in options]
     command = ["--recipe", "debug", "--use_cpu", "true", "--max_steps", "3", *options]
-    command += ["--teacher_model_name_or_path", tiny.teacher_folder(tmp_path / "teacher")]
+    if "none" not in options:
+        command += ["--teacher_model_name_or_path", tiny.teacher_folder(tmp_path / "teacher")]
     run(resolve_arguments([*command, "--output_dir", str(tmp_path / "run")]))
     shown = []
 

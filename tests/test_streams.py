@@ -257,6 +257,27 @@ def test_the_order_is_keyed_by_seed_and_pass_alone(folders):
     assert len(unbuffered) == 3  # shards come in another order, too
 
 
+def test_the_order_follows_the_runs_data_seed(tmp_path, folders):
+    card = parquet(tmp_path / "set", 3, train=table(range(48)), validation=table(range(30)))
+    model = tiny.student(id2label=dict(enumerate(NAMES)))
+
+    def orders(validation_seed: int = 0, seed: int | None = None, **settings) -> tuple[list[int], list]:
+        data = load_data(dataset_name=card, streaming=True, images_per_epoch=48, validation_seed=validation_seed)
+        stream = data.train if seed is None else stream_of(folders[3], seed=seed)
+        args = tiny.arguments(tmp_path, distillation_type="none", **settings)
+        trainer = tiny.trainer(model, args, train_dataset=stream, eval_dataset=None)
+        return numbers(trainer._get_train_sampler()), rows_of(data.validation)
+
+    order, validation = orders()
+    assert orders(validation_seed=7) == (order, validation)
+    assert orders(data_seed=3)[0] == order  # arguments() has the seed 3
+    changed = [orders(data_seed=4), orders(data_seed=5)]
+    assert len({tuple(order), *(tuple(other) for other, _ in changed)}) == 3
+    assert [other for _, other in changed] == [validation] * 2
+    # A stream that has a seed of its own keeps it.
+    assert orders(seed=1, data_seed=4)[0] == orders(seed=1, data_seed=5)[0]
+
+
 def test_two_samplers_side_by_side_do_not_disturb_each_other(folders):
     alone = numbers(epoch_of(sampler_of(stream_of(folders[4]))))
     stream = stream_of(folders[4])
@@ -542,6 +563,48 @@ def test_a_broken_image_stops_training_or_is_counted(tmp_path, folder_of_teacher
     assert skipping.skipped_images == 2  # once in each epoch
 
 
+def test_settings_that_no_stream_can_have_are_refused(tmp_path, folders):
+    path = parquet(tmp_path / "set", train=table(range(9)), validation=table(range(3)))
+    for name in ("images_per_epoch", "shuffle_buffer_size"):
+        for value in (0, -3):
+            with pytest.raises(InputError, match=rf"{name} must be at least 1, got {value}"):
+                stream_of(folders[1], **{name: value})
+            with pytest.raises(InputError, match=rf"{name} must be at least 1, got {value}"):
+                load_data(dataset_name=path, streaming=True, **{"images_per_epoch": 8, name: value})
+
+
+def labelled(labels: list[int | None], kind: str) -> datasets.IterableDataset:
+    """A stream with these labels, read from rows or made by a function."""
+    rows = (
+        table(range(len(labels))).remove_columns("label").add_column("label", labels, feature=datasets.Value("int64"))
+    )
+    if kind == "function":
+        return datasets.IterableDataset.from_generator(lambda: iter(rows), features=FEATURES)
+    column = rows["label"][:]
+    rows = rows.remove_columns("label").add_column("label", column, feature=FEATURES["label"])
+    return rows.to_iterable_dataset()
+
+
+@pytest.mark.parametrize("kind", ["rows", "function"])
+@pytest.mark.parametrize("label", [3, 7, -2, -100])
+def test_a_label_that_is_none_is_refused_with_its_image(tmp_path, kind, label):
+    stream = ImageStream(labelled([0, 1, label, 2], kind), 4)
+    with pytest.raises(InputError, match=rf"image .*stream.*label {label}: expected .*\[0, 3\), or -1"):
+        list(stream.read(0, 0, 1))
+    args = tiny.arguments(tmp_path, distillation_type="none", on_bad_image="skip")
+    trainer = tiny.trainer(
+        tiny.student(id2label=dict(enumerate(NAMES))), args, train_dataset=stream, eval_dataset=None
+    )
+    with pytest.raises(InputError, match=rf"label {label}"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["rows", "function"])
+def test_images_of_a_stream_may_have_no_label(kind):
+    labels = [label for _, label in ImageStream(labelled([0, -1, None, 2], kind), 4).read(0, 0, 1)]
+    assert sorted(labels) == [-100, -100, 0, 2]
+
+
 # From a data set's name
 
 
@@ -602,11 +665,15 @@ def test_a_stream_has_the_images_and_labels_of_the_data_set(tmp_path, kind):
     assert streamed.unlabeled is None
 
 
-def test_other_validation_files_are_noticed(tmp_path):
+@pytest.mark.parametrize("has_card", [False, True])
+def test_other_validation_files_are_noticed(tmp_path, has_card):
     path = tmp_path / "set"
     for split, numbers_ in (("train", range(9)), ("validation", range(3))):
         (path / split).mkdir(parents=True)
         table(numbers_).to_parquet(str(path / split / "0.parquet"))
+    if has_card:
+        files = "".join(f"  - split: {split}\n    path: {split}/*\n" for split in ("train", "validation"))
+        (path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
     options = {"dataset_name": str(path), "streaming": True, "images_per_epoch": 8}
     assert rows_of(load_data(**options).validation) == [(0, 0), (1, 1), (2, 2)]
     table(range(20, 22)).to_parquet(str(path / "validation" / "0.parquet"))
@@ -671,6 +738,29 @@ def test_labels_out_of_range_in_the_validation_split_are_refused(tmp_path):
     bad = table(range(3)).remove_columns("label").add_column("label", labels, feature=FEATURES["label"])
     path = parquet(tmp_path / "set", train=table(range(9)), validation=bad)
     assert "row 2 of the validation set has -1" in refusal(dataset_name=path, images_per_epoch=8)
+
+
+def test_a_stream_of_one_class_is_refused(tmp_path):
+    one = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ape"])})
+    parts = {split: table([0, 3, 6], one) for split in ("train", "validation")}
+    message = refusal(dataset_name=parquet(tmp_path / "set", **parts), images_per_epoch=8)
+    assert "a classifier needs images of at least two classes to train on, got 1 (ape)" in message
+
+
+def test_a_validation_split_that_cannot_be_read_is_refused(tmp_path):
+    others = {"empty": table([]), "named": table(range(3)).rename_column("label", "species")}
+    for name, validation in others.items():
+        path = parquet(tmp_path / name, train=table(range(9)), validation=validation)
+        message = refusal(dataset_name=path, images_per_epoch=8)
+        assert f"cannot read the split 'validation' of the data set {path!r}" in message
+        assert "expected at least one row, with the columns image, label" in message
+
+
+def test_broken_images_in_the_validation_split_stop_the_run_at_its_start(tmp_path):
+    path = parquet(tmp_path / "set", train=table(range(9)), validation=broken(table(range(9)), {4}))
+    assert re.search(r"row 4 \(4\.png\) cannot be decoded", refusal(dataset_name=path, images_per_epoch=8))
+    skipping = load_data(dataset_name=path, streaming=True, images_per_epoch=8, on_bad_image="skip")
+    assert len(skipping.validation) == 9
 
 
 @pytest.fixture(scope="module")

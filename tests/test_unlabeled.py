@@ -218,6 +218,26 @@ def test_unlabelled_images_need_a_teacher_and_rows(tmp_path, teacher):
         )
 
 
+def test_unlabelled_images_alone_need_a_teacher_with_the_students_labels_in_order(tmp_path, folder_of_teacher):
+    _, unlabeled = halves()
+    reverse = {index: str(9 - index) for index in range(10)}
+    backwards = load_teacher(folder_of_teacher, student_processor=tiny.processor(), id2label=reverse)
+
+    def trainer_of(student, teacher):
+        parts = {"train_dataset": None, "eval_dataset": None, "unlabeled_dataset": unlabeled}
+        return tiny.trainer(student, tiny.arguments(tmp_path), teacher, **parts)
+
+    with pytest.raises(InputError, match=r"the teacher has the student's labels in another order.*load_teacher"):
+        trainer_of(tiny.student(), backwards)
+    others = {index: f"thing {index}" for index in range(10)}
+    with pytest.raises(InputError, match="the teacher has 10 labels as expected, but not the same"):
+        trainer_of(tiny.student(id2label=others), backwards)
+    # One that was made for the teacher's labels, or without names, learns them.
+    assert trainer_of(tiny.student(id2label=reverse), backwards).model.config.id2label == reverse
+    unnamed = {index: f"LABEL_{index}" for index in range(10)}
+    assert trainer_of(tiny.student(id2label=unnamed), backwards).model.config.label2id["9"] == 0
+
+
 # Labels kept
 
 
@@ -251,6 +271,20 @@ def test_labels_kept_go_beside_other_unlabelled_images(tmp_path):
     assert contents(kept.unlabeled) + contents(kept.train) == contents(data.train) + contents(data.unlabeled)
 
 
+@pytest.mark.parametrize("feature", [datasets.Image(mode="RGB"), datasets.Image(decode=False)], ids=str)
+def test_labels_kept_go_beside_images_of_another_mode(feature):
+    data, (_, more) = few_digits(), halves()
+    expected = len(data.train) - 50 + len(more)
+    parts = [
+        ImageData(data.train, None, data.label_names, more.cast_column("image", feature)),
+        ImageData(data.train.cast_column("image", feature), None, data.label_names, more),
+    ]
+    for part in parts:
+        kept = part.with_labels_kept(50, 0)
+        assert len(kept.unlabeled) == expected
+        assert kept.unlabeled.features == datasets.Features({"image": datasets.Image()})
+
+
 def test_labels_that_cannot_be_kept_are_refused():
     data = few_digits()
     for count in (121, 9, 0, -3):  # more than there are; fewer than classes; none
@@ -270,6 +304,16 @@ def image_folder(folder: Path, count: int, *, size: int = 20) -> str:
         path = folder.joinpath(*["deep", "deeper"][: index % 3]) / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    return str(folder)
+
+
+def data_set(folder: Path, **splits: datasets.Dataset) -> str:
+    """As on the Hub: a file for each split, and a card that lists them."""
+    folder.mkdir()
+    for split, rows in splits.items():
+        rows.to_parquet(str(folder / f"{split}-0.parquet"))
+    files = "".join(f"  - split: {split}\n    path: {split}-*\n" for split in splits)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
     return str(folder)
 
 
@@ -375,6 +419,25 @@ def test_unlabelled_images_of_a_data_set(tmp_path, trainers, folder_of_teacher, 
     (student,) = trainers
     assert len(student.train_dataset) == 120 + 20
     assert labels_in(student).count(-100) == 20
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_any_split_may_be_the_unlabelled_one(tmp_path, split):
+    train, validation = few_digits().train.select(range(9)), few_digits().validation.select(range(5))
+    folder = data_set(tmp_path / "set", train=train, **{split: validation})
+    data = load_data(dataset_name="sklearn:digits", unlabeled_dataset_name=folder, unlabeled_split=split)
+    assert contents(data.unlabeled) == contents(validation)
+
+
+def test_broken_images_of_an_unlabelled_data_set_stop_the_run_at_its_start(tmp_path):
+    columns = few_digits().train.select(range(20)).cast_column("image", datasets.Image(decode=False)).to_dict()
+    columns["image"][7] = {"bytes": b"no picture", "path": "7.png"}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    broken = datasets.Dataset.from_dict(columns, features=features).rename_column("image", "photo")
+    options = {"dataset_name": "sklearn:digits", "unlabeled_dataset_name": data_set(tmp_path / "set", train=broken)}
+    with pytest.raises(InputError, match=r"row 7 \(7\.png\) cannot be decoded"):
+        load_data(**options)
+    assert len(load_data(**options, on_bad_image="skip").unlabeled) == 20
 
 
 def test_a_run_that_keeps_few_labels(tmp_path, trainers, folder_of_teacher):

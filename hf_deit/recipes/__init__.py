@@ -27,8 +27,16 @@ Arguments = tuple[ModelArguments, DataArguments, DistillationTrainingArguments]
 _ARGUMENT_CLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
 # Where a run writes and how it was started, secrets, and what transformers derives from the rest and the machine.
 _NOT_IN_A_RESOLVED_RECIPE = (
-    *("output_dir", "resume_from_checkpoint", "hub_token", "local_rank", "disable_tqdm", "dataloader_pin_memory"),
-    *("label_names", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *(
+        "output_dir",
+        "resume_from_checkpoint",
+        "resume_from_hub",
+        "hub_token",
+        "local_rank",
+        "disable_tqdm",
+        "dataloader_pin_memory",
+    ),
+    *("push_to_hub_token", "label_names", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
 )
 
 
@@ -164,23 +172,41 @@ def check_same_run(path: str, arguments: Arguments) -> None:
     """Refuses to go on with a run under other arguments than its own; those that do not define it may differ.
 
     Args:
-        path: the recipe that the run was started with.
+        path: the recipe that the run was started with, or, if it comes from the Hub, the published one.
         arguments: those that it shall go on with.
 
     Raises:
         InputError: with the first difference, and both values.
     """
-    before, now = load_recipe(path), resolved_recipe(arguments)
+    is_published = arguments[-1].resume_from_hub is not None
+    before, now = load_recipe(path), published_recipe(arguments) if is_published else resolved_recipe(arguments)
+    run = arguments[-1].resume_from_hub or os.path.dirname(path)
     teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
     if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
-        raise InputError(f"the run in {os.path.dirname(path)!r} has the teacher {teacher!r}, got {other!r}")
+        raise InputError(f"the run in {run!r} has the teacher {teacher!r}, got {other!r}")
     for name in [*_DEFINES_A_RUN, *(field.name for field in dataclasses.fields(DataArguments))]:
         if before.get(name) != now.get(name):
             raise InputError(
-                f"the run in {os.path.dirname(path)!r} was started with {name} {before.get(name, 'at its default')}, "
+                f"the run in {run!r} was started with {name} {before.get(name, 'at its default')}, "
                 f"got {now.get(name, 'its default')}: resume with the same arguments (--recipe {path}), or start "
                 "another run in another --output_dir"
             )
+
+
+def take_revisions(path: str, arguments: Arguments) -> Arguments:
+    """The commits that a run was started with, where the arguments it shall go on with name no revision.
+
+    Args:
+        path: the recipe that the run was started with.
+        arguments: those that it shall go on with.
+    """
+    before = load_recipe(path)
+    taken = []
+    for part in arguments[:2]:
+        names = [field.name for field in dataclasses.fields(part) if field.name.endswith("_revision")]
+        commits = {name: before[name] for name in names if getattr(part, name) is None and name in before}
+        taken.append(dataclasses.replace(part, **commits))
+    return *taken, arguments[-1]
 
 
 def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
@@ -197,6 +223,23 @@ def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
             if value != default and not (value is False and default is None):
                 recipe[field.name] = value
     return recipe
+
+
+def published_recipe(arguments: Arguments) -> dict[str, Any]:
+    """`resolved_recipe` for other machines: the last part alone of folders and files, and not where it was pushed."""
+    return {
+        name: _portable(value)
+        for name, value in resolved_recipe(arguments).items()
+        if name != "push_to_hub" and not name.startswith("hub_")
+    }
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    if isinstance(value, str) and value not in list_recipes() and (os.path.isabs(value) or os.path.exists(value)):
+        return os.path.basename(os.path.normpath(value))
+    return value
 
 
 def save_recipe(arguments: Arguments, path: str) -> None:

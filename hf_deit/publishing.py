@@ -1,0 +1,367 @@
+"""What of a run is published, and how it gets to the Hub: checked, whole, and without losing a result on the way."""
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import logging
+
+from .checkpoints import last_whole_checkpoint
+from .errors import InputError, PublishError, first_line
+from .hub import Attempt, HubRepository, check_repository, keep_trying, why
+from .plots import plot_curves
+from .run_card import RunFacts, card_faults, hand_written, update_card
+from .teacher import LOADING_ERRORS, load_image_processor
+
+logger = logging.get_logger(__name__)
+
+CARD_FILE = "README.md"
+RECIPE_FILE = "recipe.yaml"
+CURVES_FILE = "training_curves.png"
+ENVIRONMENT_FILE = "environment.json"
+RUN_FILE = "run.json"
+_MODEL_FILES = re.compile(r"config\.json|preprocessor_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+_RECORD_FILES = {CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RUN_FILE}
+_STATE_FILE = "trainer_state.json"
+# Pickled arguments: they name folders of this machine, and hold the token if it was given as an argument.
+_NEVER_PUBLISHED = {"training_args.bin"}
+_TREE = "_publishing"
+
+
+def model_files(folder: str) -> list[str]:
+    """The files in a folder that make a model: configuration, weights, image processor, and its code if it has any."""
+    names = [name for name in sorted(os.listdir(folder)) if _MODEL_FILES.fullmatch(name)]
+    if "config.json" in names and "auto_map" in _read_json(os.path.join(folder, "config.json")):
+        names += [name for name in sorted(os.listdir(folder)) if name.endswith(".py")]
+    return names
+
+
+def write_record(folder: str, facts: RunFacts, log_history: Sequence[Mapping[str, Any]], repo_id: str) -> None:
+    """Writes what is published of a run beside its model: card, facts, environment and curves.
+
+    Hand-written parts of a card that is there stay.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _write_json(facts.to_dict(), os.path.join(folder, RUN_FILE))
+    _write_json(facts.environment, os.path.join(folder, ENVIRONMENT_FILE))
+    plot_curves(log_history, os.path.join(folder, CURVES_FILE))
+    card = os.path.join(folder, CARD_FILE)
+    _write_text(update_card(_read_text(card), facts, repo_id), card)
+
+
+def read_facts(folder: str) -> RunFacts | None:
+    """The facts of a folder's run, or None if it holds none.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    path = os.path.join(folder, RUN_FILE)
+    if not os.path.isfile(path):
+        return None
+    try:
+        return RunFacts.from_dict(_read_json(path))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path!r} is not what a run of hf_deit writes ({first_line(error)}): run it again"
+        ) from error
+
+
+def check_folder(folder: str) -> RunFacts | None:
+    """Refuses a folder that cannot be published as it is: everything is loaded as its users will load it.
+
+    Returns:
+        The facts of its run, if it is one.
+
+    Raises:
+        InputError: no configuration, no weights or not all of them, an image processor or labels that do not fit, a
+            card that is missing or not complete, a run that is not finished.
+    """
+    if not os.path.isfile(os.path.join(folder, "config.json")):
+        checkpoint = last_whole_checkpoint(folder) if os.path.isdir(folder) else None
+        raise InputError(
+            f"there is no model in {folder!r}: "
+            + (
+                f"its run is not finished; go on with it, with --resume_from_checkpoint {checkpoint}"
+                if checkpoint
+                else "expected a folder with config.json and model.safetensors"
+            )
+        )
+    facts = read_facts(folder)
+    if facts is not None and not facts.is_finished:
+        raise InputError(f"the run in {folder!r} stands at step {facts.step} of {facts.num_steps}: finish it first")
+    _check_weights(folder)
+    _check_processor(folder)
+    if facts is None:
+        text = _read_text(os.path.join(folder, CARD_FILE))
+        if text is None:
+            raise InputError(f"{folder!r} has no {CARD_FILE}: write a model card first")
+        faults = card_faults(text)
+        if faults:
+            raise InputError(f"the card {CARD_FILE} in {folder!r} is not complete: {'; '.join(faults)}")
+    return facts
+
+
+def _check_weights(folder: str) -> PreTrainedModel:
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True
+        )
+    except LOADING_ERRORS as error:
+        raise InputError(f"the model in {folder!r} does not load ({first_line(error)}): save it anew") from error
+    absent = sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
+    if absent:
+        raise InputError(f"the weights in {folder!r} are not whole, they lack {', '.join(absent[:4])}: save them anew")
+    spoilt = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if spoilt:
+        raise InputError(f"the weights in {folder!r} are not finite ({spoilt[0]}): the training has diverged")
+    return model
+
+
+def _check_processor(folder: str) -> None:
+    config = _read_json(os.path.join(folder, "config.json"))
+    size = load_image_processor(folder, None, _Config(config)).to_dict()
+    size = size.get("crop_size") or size.get("size") or {}
+    wanted = config.get("image_size")
+    if isinstance(wanted, int) and size.get("height") not in (None, wanted):
+        raise InputError(
+            f"the image processor in {folder!r} makes {size['height']} pixels, the model takes {wanted}: save the "
+            "processor that it was trained with beside it"
+        )
+    labels = config.get("id2label") or {}
+    if len(set(labels.values())) != len(labels):
+        raise InputError(f"config.json in {folder!r} has labels that share a name: mend its id2label")
+
+
+class _Config:
+    """The one field of a configuration that `load_image_processor` reads."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.model_type = values.get("model_type")
+        self.pretrained_cfg = values.get("pretrained_cfg")
+
+
+def stage(folder: str, tree: str) -> None:
+    """Collects what is published of a model's folder in another one, without copying: with hard links.
+
+    Args:
+        folder: with the model, and perhaps card, curves, environment and facts.
+        tree: to be filled; files that are there are replaced, or stay if the folder has no such.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    records = [name for name in _RECORD_FILES if os.path.isfile(os.path.join(folder, name))]
+    for name in [*model_files(folder), *records]:
+        _link(os.path.join(folder, name), os.path.join(tree, name))
+    facts = read_facts(tree)
+    if facts is not None and facts.recipe:  # not the folder's own: that one names folders of this machine
+        recipe = yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True)
+        _write_text(f"# Resolved arguments of the run.\n{recipe}", os.path.join(tree, RECIPE_FILE))
+
+
+def stage_checkpoint(checkpoint: str, tree: str) -> None:
+    """Collects a checkpoint, from which a run can go on, without what names this machine.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    shutil.rmtree(tree, ignore_errors=True)
+    for root, _, names in os.walk(checkpoint):
+        target = os.path.normpath(os.path.join(tree, os.path.relpath(root, checkpoint)))
+        os.makedirs(target, exist_ok=True)
+        for name in set(names) - _NEVER_PUBLISHED:
+            if name != _STATE_FILE:
+                _link(os.path.join(root, name), os.path.join(target, name))
+    state = _read_json(os.path.join(checkpoint, _STATE_FILE))
+    best = state.get("best_model_checkpoint")
+    state["best_model_checkpoint"] = best and os.path.basename(best)
+    _write_json(state, os.path.join(tree, _STATE_FILE))
+
+
+def publish_tree(repository: HubRepository, tree: str, message: str) -> None:
+    """Pushes a tree that `stage` has filled, with its card written into the one that is on the Hub.
+
+    Raises:
+        InputError: the Hub does not accept the card.
+        HUB_ERRORS: the Hub refuses, fails or is not there.
+    """
+    card, facts = os.path.join(tree, CARD_FILE), read_facts(tree)
+    if facts is not None:
+        local, remote = _read_text(card), repository.read_card()
+        base = local if hand_written(local) or remote is None else remote
+        _write_text(update_card(base, facts, repository.repo_id), card)
+    repository.upload(tree, message)
+
+
+def publish_folder(
+    folder: str,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    seconds: float = 600.0,
+) -> HubRepository:
+    """Checks a folder and the repository, creates that if need be, and pushes the model with its card and record.
+
+    Args:
+        folder: of a finished run, or of any classifier with a card.
+        repo_id, token, private, revision: see `check_repository`.
+        seconds: after which a push that fails is given up.
+
+    Returns:
+        The repository.
+
+    Raises:
+        InputError: the folder or the repository cannot be used.
+        PublishError: the Hub refuses, fails or is not there.
+    """
+    check_folder(folder)
+    repository = check_repository(repo_id, token=token, private=private, revision=revision)
+    repository.create()
+    Publisher(repository, folder, seconds=seconds).finish(
+        lambda tree: stage(folder, tree), "Upload of a trained model"
+    )
+    return repository
+
+
+class Publisher:
+    """Pushes in the background, one push at a time; what fails is told, kept, and pushed again with the next.
+
+    Args:
+        repository: which exists.
+        output_dir: of the run; what is pushed is collected in it.
+        seconds: after which a push is given up.
+
+    Attributes:
+        failures: of pushes: a line each.
+    """
+
+    def __init__(self, repository: HubRepository, output_dir: str, *, seconds: float) -> None:
+        self.repository = repository
+        self.failures: list[str] = []
+        self._output_dir = output_dir
+        self._seconds = seconds
+        self._tree = os.path.join(output_dir, _TREE)
+        self._attempt: Attempt | None = None
+        self._message = ""
+        for name in os.listdir(output_dir):
+            if name.startswith(_TREE):  # of a run that was killed
+                shutil.rmtree(os.path.join(output_dir, name), ignore_errors=True)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a push is under way."""
+        return self._attempt is not None and self._attempt.is_alive()
+
+    def wait(self) -> None:
+        """Until the push that is under way has ended, or its time is up; then logs it if it has failed."""
+        if self._attempt is None:
+            return
+        # A call may have begun just before the time was up.
+        self._attempt.join(self._seconds + min(self._seconds, 10))
+        if self._attempt.is_alive():
+            self._note(f"no answer within {self._seconds:g} s")
+            # The thread may still read the tree: what comes next gets another one.
+            self._tree = f"{self._tree}_"
+        elif self._attempt.error is not None:
+            self._note(why(self._attempt.error))
+        else:
+            shutil.rmtree(self._tree, ignore_errors=True)
+        self._attempt = None
+
+    def _note(self, reason: str) -> None:
+        self.failures.append(f"{self._message}: {reason}")
+        logger.warning(
+            "could not push to %s: %s (%s); it is pushed again with the next save",
+            self.repository.repo_id,
+            self._message,
+            reason,
+        )
+
+    def push(self, fill: Callable[[str], None], message: str) -> None:
+        """Begins a push. One that is under way is waited for; if it has failed, its files are pushed with this one.
+
+        Args:
+            fill: writes what is to be pushed into the folder that it is given.
+            message: of the commit.
+        """
+        self.wait()
+        self._message = message
+        try:
+            os.makedirs(self._tree, exist_ok=True)
+            for entry in os.scandir(self._tree):  # a model that could not be pushed is out of date now
+                if entry.is_file():
+                    os.remove(entry.path)
+            fill(self._tree)
+        except Exception as error:  # whatever it is, it must not end the training
+            self._note(why(error))
+            return
+        tree = self._tree
+        self._attempt = Attempt(
+            lambda: keep_trying(
+                lambda: publish_tree(self.repository, tree, message),
+                what=f"pushing ({message})",
+                seconds=self._seconds,
+            )
+        )
+
+    def finish(self, fill: Callable[[str], None], message: str) -> None:
+        """Pushes and waits until it is done.
+
+        Raises:
+            PublishError: it failed; nothing that is in the output folder is lost.
+        """
+        self.wait()
+        count = len(self.failures)
+        self.push(fill, message)
+        self.wait()
+        if len(self.failures) > count:
+            reason = self.failures[-1].removeprefix(f"{message}: ")
+            raise PublishError(
+                f"the model lies whole in {self._output_dir!r}, but could not be pushed to {self.repository.url} "
+                f"({reason}). Publish it later with:\n\n    python scripts/publish.py {self._output_dir} --repo_id "
+                f"{self.repository.repo_id}\n"
+            )
+
+
+def _link(source: str, target: str) -> None:
+    if os.path.lexists(target):
+        os.remove(target)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _read_text(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _write_text(text: str, path: str) -> None:
+    """Replaces a file; one that is linked elsewhere stays as it is there."""
+    unfinished = f"{path}.{threading.get_ident()}"
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(unfinished, path)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _write_json(values: Mapping[str, Any], path: str) -> None:
+    _write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", path)

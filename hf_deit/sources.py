@@ -1,0 +1,201 @@
+"""Where a run's parts come from: names on the Hub become commits, a pushed checkpoint becomes one to go on from."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import HfApi, snapshot_download
+from transformers import CONFIG_MAPPING
+
+from .data import DIGITS, ImageData
+from .errors import InputError
+from .hub import HUB_ERRORS, declared_datasets, keep_trying, resolve_dataset_revision, resolve_revision, why
+from .recipes import Arguments, published_recipe
+from .run_card import RunSources, Source
+from .teacher import Teacher
+from .training_args import DataArguments
+from .zoo import list_models
+
+T = TypeVar("T")
+
+UNFINISHED_CHECKPOINT = "checkpoint.unfinished"
+_DOWNLOAD_SECONDS = 120.0
+
+
+def on_main_process(function: Callable[[], T]) -> T:
+    """Calls a function in one process and gives its result, or the `InputError` that it raised, to all."""
+    outcome: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            outcome = [(function(), None)]
+        except InputError as error:
+            outcome = [(None, error)]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(outcome)
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def _is_on_hub(name: str | None) -> bool:
+    """Whether a student's or teacher's name can be a Hub id."""
+    return bool(name) and "/" in name and not os.path.exists(name) and name not in (*list_models(), *CONFIG_MAPPING)
+
+
+def resolve_sources(arguments: Arguments) -> Arguments:
+    """Puts the commits of student, teacher and data set, where these are on the Hub, into their revisions.
+
+    What is not there, or cannot be asked for, is left to whoever loads it, and to the cache.
+
+    Raises:
+        InputError: a data set that is not there, or that this token may not read.
+    """
+    model_args, data_args, args = arguments
+
+    def resolve() -> tuple[str | None, ...]:
+        models = (
+            (model_args.student, model_args.student_revision),
+            (model_args.teacher_model_name_or_path, model_args.teacher_revision),
+        )
+        commits = [resolve_revision(name, revision) if _is_on_hub(name) else None for name, revision in models]
+        if data_args.dataset_name:
+            commits.append(resolve_dataset_revision(data_args.dataset_name, data_args.dataset_revision))
+        else:
+            commits.append(None)
+        return tuple(commits)
+
+    student, teacher, dataset = on_main_process(resolve)
+    model_args = replace(
+        model_args,
+        student_revision=student or model_args.student_revision,
+        teacher_revision=teacher or model_args.teacher_revision,
+    )
+    return model_args, replace(data_args, dataset_revision=dataset or data_args.dataset_revision), args
+
+
+def describe_sources(
+    arguments: Arguments, data: ImageData, teacher: Teacher | None, *, teacher_recipe: str | None, start: float
+) -> RunSources:
+    """What the card names as the origin of a run's model.
+
+    Args:
+        arguments: with commits as revisions.
+        data: the images.
+        teacher: the teacher, or None.
+        teacher_recipe: by which the run has trained the teacher itself, or None.
+        start: of the run, as `time.perf_counter()`.
+    """
+    model_args, data_args, _ = arguments
+    if _is_on_hub(model_args.student):
+        student = Source(model_args.student, model_args.student_revision, on_hub=True)
+    else:
+        known = model_args.student in (*list_models(), *CONFIG_MAPPING)
+        student = Source(model_args.student if known else "a checkpoint from a local folder")
+    teacher_source = None
+    if teacher is not None and teacher_recipe is not None:
+        name = os.path.basename(teacher_recipe)
+        teacher_source = Source(f"a teacher that was trained on the same images (recipe `{name}`)")
+    elif teacher is not None:
+        on_hub = _is_on_hub(teacher.name_or_path)
+        name = teacher.name_or_path if on_hub else "a teacher from a local folder"
+        teacher_source = Source(name, teacher.revision, on_hub)
+    on_hub = teacher_source is not None and teacher_source.on_hub
+    return RunSources(
+        student=student,
+        teacher=teacher_source,
+        teacher_datasets=declared_datasets(teacher.name_or_path, teacher.revision) if on_hub else None,
+        dataset=_dataset_source(data_args),
+        dataset_config=data_args.dataset_config_name,
+        train_split=data_args.train_split if data_args.dataset_name else "train",
+        validation_split=_validation_split(data_args, data),
+        recipe=published_recipe(arguments),
+        start=start,
+    )
+
+
+def _dataset_source(data_args: DataArguments) -> Source:
+    name = data_args.dataset_name
+    if name == DIGITS:
+        return Source("scikit-learn's digits")
+    if name is None:
+        return Source("images of one's own" if data_args.train_dir else "images without labels")
+    if os.path.exists(name):
+        return Source("a local data set")
+    return Source(name, data_args.dataset_revision, on_hub=True)
+
+
+def _validation_split(data_args: DataArguments, data: ImageData) -> str:
+    if data_args.validation_split:
+        return data_args.validation_split
+    if data_args.validation_dir:
+        return "validation"
+    split = str(getattr(data.validation, "split", None))
+    if split in ("None", data_args.train_split):
+        return f"held out of {data_args.train_split}"
+    return split
+
+
+def fetch_checkpoint(source: str, output_dir: str) -> tuple[str, str]:
+    """Downloads the newest checkpoint that a run has pushed.
+
+    Args:
+        source: Hub id, or ID@REVISION.
+        output_dir: of the run that goes on; the checkpoint becomes one of its own.
+
+    Returns:
+        The checkpoint's folder, and the published recipe's file.
+
+    Raises:
+        InputError: there is none, or no right to read it.
+    """
+    repo_id, _, revision = source.partition("@")
+
+    def download() -> tuple[str, str]:
+        commit = HfApi().model_info(repo_id, revision=revision or None).sha
+        files = HfApi().list_repo_files(repo_id, revision=commit)
+        folders = [
+            name.split("/")[0] for name in files if name.count("/") == 1 and name.endswith("/trainer_state.json")
+        ]
+        folders = [name for name in folders if name.split("-")[-1].isdigit() or name == "last-checkpoint"]
+        if not folders:
+            raise InputError(
+                f"{source!r} has no checkpoint to go on from: expected last-checkpoint or checkpoint-N, which a run "
+                "pushes with --hub_strategy checkpoint or all_checkpoints"
+            )
+        # last-checkpoint is as new as any numbered one of the same run.
+        newest = max(folders, key=lambda name: float("inf") if name == "last-checkpoint" else int(name.split("-")[-1]))
+        return snapshot_download(repo_id, revision=commit, allow_patterns=[f"{newest}/*", "recipe.yaml"]), newest
+
+    try:
+        snapshot, name = keep_trying(
+            download, what=f"downloading the checkpoint of {source}", seconds=_DOWNLOAD_SECONDS
+        )
+    except InputError:
+        raise
+    except HUB_ERRORS as error:
+        raise InputError(f"cannot go on from {source!r} ({why(error)}): check its name and your token") from error
+    recipe = os.path.join(snapshot, "recipe.yaml")
+    if not os.path.isfile(recipe):
+        raise InputError(f"{source!r} has a checkpoint but no recipe.yaml: it was not pushed by a run of hf_deit")
+    unfinished = os.path.join(output_dir, UNFINISHED_CHECKPOINT)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(os.path.join(snapshot, name), unfinished)
+    path = os.path.join(unfinished, "trainer_state.json")
+    with open(path, encoding="utf-8") as file:
+        state = json.load(file)
+    # Only the newest checkpoint was fetched: the best one, if it is another, is not at hand.
+    checkpoint = os.path.join(output_dir, f"checkpoint-{state['global_step']}")
+    if state.get("best_model_checkpoint") and state["best_model_checkpoint"] != os.path.basename(checkpoint):
+        state["best_model_checkpoint"] = state["best_metric"] = state["best_global_step"] = None
+    elif state.get("best_model_checkpoint"):
+        state["best_model_checkpoint"] = checkpoint
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(state, file, indent=2)
+    os.replace(unfinished, checkpoint)
+    return checkpoint, recipe
