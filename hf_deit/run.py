@@ -24,7 +24,14 @@ from .loading import as_views
 from .preview import contact_sheet
 from .publishing_trainer import repository_name
 from .recipes import Arguments, check_same_run, resolve_arguments, save_recipe, take_revisions
-from .sources import UNFINISHED_CHECKPOINT, describe_sources, fetch_checkpoint, on_main_process, resolve_sources
+from .sources import (
+    UNFINISHED_CHECKPOINT,
+    adopt_checkpoint,
+    describe_sources,
+    fetch_checkpoint,
+    on_main_process,
+    resolve_sources,
+)
 from .student import load_student
 from .teacher import Teacher, load_labels, load_teacher
 from .trainer import DistillationTrainer
@@ -109,7 +116,7 @@ def run(arguments: Arguments) -> RunResult:
     recipe_file = os.path.join(args.output_dir, _RECIPE_FILE)
     checkpoint = None
     if args.resume_from_hub is not None:
-        checkpoint, published = on_main_process(lambda: fetch_checkpoint(args.resume_from_hub, args.output_dir))
+        fetched, published = on_main_process(lambda: fetch_checkpoint(args.resume_from_hub))
         arguments = resolve_sources(take_revisions(published, arguments))
         check_same_run(published, arguments)
     elif resuming and os.path.isfile(recipe_file):
@@ -163,6 +170,8 @@ def run(arguments: Arguments) -> RunResult:
         sources=describe_sources(arguments, data, teacher, teacher_recipe=teacher_recipe, start=start),
     )
     on_main_process(trainer.check_card)
+    if args.resume_from_hub is not None:
+        checkpoint = on_main_process(lambda: adopt_checkpoint(fetched, args.output_dir))
     if args.should_save:
         save_recipe(arguments, recipe_file)
     trainer.train(resume_from_checkpoint=checkpoint)

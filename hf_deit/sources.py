@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -141,15 +142,14 @@ def _validation_split(data_args: DataArguments, data: ImageData) -> str:
     return split
 
 
-def fetch_checkpoint(source: str, output_dir: str) -> tuple[str, str]:
-    """Downloads the newest checkpoint that a run has pushed.
+def fetch_checkpoint(source: str) -> tuple[str, str]:
+    """Downloads the newest checkpoint that a run has pushed, into the cache.
 
     Args:
         source: Hub id, or ID@REVISION.
-        output_dir: of the run that goes on; the checkpoint becomes one of its own.
 
     Returns:
-        The checkpoint's folder, and the published recipe's file.
+        The checkpoint's folder in the cache, and the published recipe's file.
 
     Raises:
         InputError: there is none, or no right to read it.
@@ -159,17 +159,14 @@ def fetch_checkpoint(source: str, output_dir: str) -> tuple[str, str]:
     def download() -> tuple[str, str]:
         commit = HfApi().model_info(repo_id, revision=revision or None).sha
         files = HfApi().list_repo_files(repo_id, revision=commit)
-        folders = [
-            name.split("/")[0] for name in files if name.count("/") == 1 and name.endswith("/trainer_state.json")
-        ]
-        folders = [name for name in folders if name.split("-")[-1].isdigit() or name == "last-checkpoint"]
-        if not folders:
+        names = [name.removesuffix("/trainer_state.json") for name in files if name.endswith("/trainer_state.json")]
+        numbers = {name: _number(name) for name in names if _number(name) is not None}
+        if not numbers:
             raise InputError(
                 f"{source!r} has no checkpoint to go on from: expected last-checkpoint or checkpoint-N, which a run "
                 "pushes with --hub_strategy checkpoint or all_checkpoints"
             )
-        # last-checkpoint is as new as any numbered one of the same run.
-        newest = max(folders, key=lambda name: float("inf") if name == "last-checkpoint" else int(name.split("-")[-1]))
+        newest = max(numbers, key=numbers.__getitem__)
         return snapshot_download(repo_id, revision=commit, allow_patterns=[f"{newest}/*", "recipe.yaml"]), newest
 
     try:
@@ -183,19 +180,36 @@ def fetch_checkpoint(source: str, output_dir: str) -> tuple[str, str]:
     recipe = os.path.join(snapshot, "recipe.yaml")
     if not os.path.isfile(recipe):
         raise InputError(f"{source!r} has a checkpoint but no recipe.yaml: it was not pushed by a run of hf_deit")
+    return os.path.join(snapshot, name), recipe
+
+
+def _number(name: str) -> float | None:
+    """How new a checkpoint's folder is among others of its run; None if it is no checkpoint."""
+    if name == "last-checkpoint":
+        return float("inf")
+    match = re.fullmatch(r"checkpoint-(\d+)", name)
+    return None if match is None else int(match[1])
+
+
+def adopt_checkpoint(fetched: str, output_dir: str) -> str:
+    """Makes a checkpoint from `fetch_checkpoint` one of this run.
+
+    Returns:
+        Its folder.
+    """
     unfinished = os.path.join(output_dir, UNFINISHED_CHECKPOINT)
     shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(os.path.join(snapshot, name), unfinished)
+    shutil.copytree(fetched, unfinished)
     path = os.path.join(unfinished, "trainer_state.json")
     with open(path, encoding="utf-8") as file:
         state = json.load(file)
-    # Only the newest checkpoint was fetched: the best one, if it is another, is not at hand.
     checkpoint = os.path.join(output_dir, f"checkpoint-{state['global_step']}")
-    if state.get("best_model_checkpoint") and state["best_model_checkpoint"] != os.path.basename(checkpoint):
-        state["best_model_checkpoint"] = state["best_metric"] = state["best_global_step"] = None
-    elif state.get("best_model_checkpoint"):
+    best = state.get("best_model_checkpoint")
+    if best == os.path.basename(checkpoint):
         state["best_model_checkpoint"] = checkpoint
+    elif best:  # only the newest one was fetched: the best so far is not at hand
+        state["best_model_checkpoint"] = state["best_metric"] = state["best_global_step"] = None
     with open(path, "w", encoding="utf-8") as file:
         json.dump(state, file, indent=2)
     os.replace(unfinished, checkpoint)
-    return checkpoint, recipe
+    return checkpoint

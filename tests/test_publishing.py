@@ -256,6 +256,7 @@ def test_what_cannot_be_gone_on_with_is_refused(client, pushed, tmp_path, case):
     outcome = train(client, tmp_path / "run", *arguments)
     assert outcome.status == 2
     assert message in outcome.output.partition("error: ")[2]
+    assert not list((tmp_path / "run").glob("*"))  # the mended command can take the folder
 
 
 def test_resuming_stays_with_the_commits_that_the_run_began_with(hub, client, tmp_path):
@@ -277,6 +278,9 @@ def test_resuming_stays_with_the_commits_that_the_run_began_with(hub, client, tm
         moved = train(client, run, "--max_steps", 4, "--resume_from_checkpoint", "true", "--dataset_revision", "main")
         assert moved.status == 2
         assert "was started with dataset_revision" in moved.output
+        moved = train(client, run, "--max_steps", 4, "--resume_from_checkpoint", "true", "--teacher_revision", "main")
+        assert moved.status == 2
+        assert "has the teacher at commit" in moved.output
     finally:
         for repo_id, kind in ((TEACHER, "model"), (IMAGES, "dataset")):
             old = hub.commits(repo_id, type=kind)[1]

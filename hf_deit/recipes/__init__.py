@@ -184,6 +184,11 @@ def check_same_run(path: str, arguments: Arguments) -> None:
     teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
     if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
         raise InputError(f"the run in {run!r} has the teacher {teacher!r}, got {other!r}")
+    commit, other = before.get("teacher_revision"), now.get("teacher_revision")
+    if commit and other and commit != other:
+        raise InputError(
+            f"the run in {run!r} has the teacher at commit {commit!r}, got {other!r}: leave --teacher_revision out"
+        )
     for name in [*_DEFINES_A_RUN, *(field.name for field in dataclasses.fields(DataArguments))]:
         if before.get(name) != now.get(name):
             raise InputError(
