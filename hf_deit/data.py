@@ -100,6 +100,7 @@ def load_data(
     validation_seed: int = 0,
     unlabeled_dir: str | None = None,
     unlabeled_dataset_name: str | None = None,
+    unlabeled_dataset_revision: str | None = None,
     unlabeled_split: str = "train",
     streaming: bool = False,
     images_per_epoch: int | None = None,
@@ -132,7 +133,9 @@ def load_data(
     Raises:
         InputError: the data cannot be used; the message says what was found and what to do.
     """
-    unlabeled = _load_unlabeled(unlabeled_dir, unlabeled_dataset_name, unlabeled_split, on_bad_image)
+    unlabeled = _load_unlabeled(
+        unlabeled_dir, unlabeled_dataset_name, unlabeled_dataset_revision, unlabeled_split, on_bad_image
+    )
     if bool(dataset_name) == bool(train_dir) and (dataset_name or unlabeled is None):
         raise InputError(
             f"give either --dataset_name or --train_dir, got {dataset_name!r} and {train_dir!r}"
@@ -236,7 +239,7 @@ def _split_of(splits: datasets.DatasetDict, split: str, name: str) -> datasets.D
 
 
 def _load_unlabeled(
-    folder: str | None, dataset_name: str | None, split: str, on_bad_image: str
+    folder: str | None, dataset_name: str | None, revision: str | None, split: str, on_bad_image: str
 ) -> datasets.Dataset | None:
     """The column "image" alone of what is given, or None."""
     if folder is None and dataset_name is None:
@@ -246,7 +249,7 @@ def _load_unlabeled(
             f"give either --unlabeled_dir or --unlabeled_dataset_name, got {folder!r} and {dataset_name!r}"
         )
     if dataset_name is not None:
-        dataset = _split_of(_load_all_splits(dataset_name), split, dataset_name)
+        dataset = _split_of(_load_all_splits(dataset_name, revision=revision), split, dataset_name)
         columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
         if len(columns) != 1:
             raise InputError(f"the unlabelled data set {dataset_name!r} must have one image column, got {columns}")

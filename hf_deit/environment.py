@@ -53,7 +53,12 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+        return f"{commit} with changes" if changes else commit
     except (OSError, subprocess.SubprocessError):
         return None

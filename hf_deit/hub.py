@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, ModelCard, constants, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -35,11 +35,12 @@ logger = logging.get_logger(__name__)
 
 T = TypeVar("T")
 # What the client raises when the Hub refuses, fails or is not there; RuntimeError for a large file, with the cause.
-HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError)
+HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError, KeyError)
 # Too many requests, a server in trouble, or somebody else's commit at the same moment.
 _TRANSIENT_STATUSES = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 60.0
-_CHECK_SECONDS = 30.0
+CHECK_SECONDS = 30.0
+_GRACE = 10.0
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -126,20 +127,42 @@ class Attempt(Thread):
         function: what to call.
 
     Attributes:
-        error: that it raised, when it has ended.
+        result: that it gave, or None.
+        error: that it raised, or None.
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
-        super().__init__(daemon=True, name="push")
+        super().__init__(daemon=True, name="hub")
         self._function = function
+        self.result: Any = None
         self.error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            self._function()
+            self.result = self._function()
         except BaseException as error:
             self.error = error
+
+
+def ask(function: Callable[[], T], *, what: str, seconds: float | None = None) -> T:
+    """`keep_trying`, but not longer than the time, whatever the Hub does.
+
+    Args:
+        function, what: see `keep_trying`.
+        seconds: by default enough for a question.
+
+    Raises:
+        HUB_ERRORS: of the last call; a `TimeoutError` if there was no answer.
+    """
+    seconds = CHECK_SECONDS if seconds is None else seconds
+    attempt = Attempt(lambda: keep_trying(function, what=what, seconds=seconds))
+    attempt.join(seconds + _GRACE)  # a call may have begun just before the time was up
+    if attempt.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if attempt.error is not None:
+        raise attempt.error
+    return attempt.result
 
 
 @dataclass(frozen=True)
@@ -164,7 +187,8 @@ class HubRepository:
 
     @property
     def url(self) -> str:
-        return f"{constants.ENDPOINT}/{self.repo_id}"
+        address = f"{constants.ENDPOINT}/{self.repo_id}"
+        return address if self.revision is None else f"{address}/tree/{self.revision}"
 
     def create(self) -> None:
         """Creates the repository and its branch where they are not there yet.
@@ -179,35 +203,50 @@ class HubRepository:
                 self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
 
         try:
-            keep_trying(create, what=f"creating {self.repo_id}", seconds=_CHECK_SECONDS)
+            ask(create, what=f"creating {self.repo_id}")
         except HUB_ERRORS as error:
             raise InputError(
-                f"cannot create the repository {self.repo_id!r} ({why(error)}): {_PUBLISH_LATER}"
+                f"cannot create the repository {self.repo_id!r} ({why(error)}): try again, {_PUBLISH_LATER}"
             ) from error
 
-    def upload(self, folder: str, message: str) -> None:
+    def head(self) -> str:
+        """The commit that is now the last one.
+
+        Raises:
+            HUB_ERRORS: the Hub fails or is not there.
+        """
+        return self.api.model_info(self.repo_id, revision=self.revision).sha
+
+    def upload(self, folder: str, message: str, *, parent: str) -> None:
         """Pushes a folder's files as one commit; none if all of them are there already.
+
+        Args:
+            folder: whose files are pushed, at any depth.
+            message: of the commit.
+            parent: from `head`. Refused if there is a newer one by then, so that a call that comes late, after another
+                has taken its place, changes nothing.
 
         Raises:
             HUB_ERRORS: the Hub refuses, fails or is not there.
         """
-        self.api.upload_folder(
-            repo_id=self.repo_id, folder_path=folder, commit_message=message, revision=self.revision
+        paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
+        additions = [CommitOperationAdd(os.path.relpath(path, folder).replace(os.sep, "/"), path) for path in paths]
+        # Not upload_folder, which may make several commits of one push.
+        self.api.create_commit(
+            self.repo_id, additions, commit_message=message, revision=self.revision, parent_commit=parent
         )
 
-    def read_card(self) -> str | None:
+    def read_card(self, commit: str) -> str | None:
         """The text of its README.md, or None if it has none yet.
 
         Raises:
             HUB_ERRORS: the Hub fails or is not there.
         """
         try:
-            # Of the commit that is now the last one: a copy in the cache may be older.
-            commit = self.api.model_info(self.repo_id, revision=self.revision).sha
             path = self.api.hf_hub_download(self.repo_id, "README.md", revision=commit)
-        except LocalEntryNotFoundError:
+        except LocalEntryNotFoundError:  # which is an EntryNotFoundError, too
             raise
-        except (EntryNotFoundError, RepositoryNotFoundError):
+        except EntryNotFoundError:
             return None
         with open(path, encoding="utf-8") as file:
             return file.read()
@@ -240,7 +279,7 @@ def check_repository(
         raise InputError("pushing needs a token that may write, and there is none: hf auth login, or set HF_TOKEN")
     api = HfApi(token=token, library_name="hf_deit")
     try:
-        user = keep_trying(api.whoami, what=f"asking {constants.ENDPOINT} for the user", seconds=_CHECK_SECONDS)
+        user = ask(api.whoami, what=f"asking {constants.ENDPOINT} for the user")
     except HUB_ERRORS as error:
         if _status(error) in (401, 403):
             raise InputError(
@@ -256,7 +295,7 @@ def check_repository(
             f"the token {access.get('displayName', '')!r} may only read: make one that may write at "
             f"{constants.ENDPOINT}/settings/tokens"
         )
-    namespaces = {user["name"], *(organisation["name"] for organisation in user.get("orgs", ()))}
+    namespaces = {user["name"], *(org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg") != "read")}
     repo_id = name if "/" in name else f"{user['name']}/{name}"
     repository = HubRepository(repo_id, token, private, revision)
 
@@ -271,7 +310,7 @@ def check_repository(
         return found
 
     try:
-        found = keep_trying(existing, what=f"asking for {repo_id}", seconds=_CHECK_SECONDS)
+        found = ask(existing, what=f"asking for {repo_id}")
     except HUB_ERRORS as error:
         raise InputError(
             f"{user['name']!r} may not write to {repo_id!r} ({why(error)}): take a token that may, another "
@@ -305,6 +344,8 @@ def check_card(text: str) -> None:
 
 def resolve_revision(name_or_path: str, revision: str | None = None) -> str | None:
     """The commit that a branch or tag of a model on the Hub stands for; None for a folder, or if it is not there."""
+    if os.path.exists(name_or_path):
+        return None
     try:
         return extract_commit_hash(cached_file(name_or_path, "config.json", revision=revision), None)
     except OSError:  # whoever loads the model says what is wrong
@@ -322,11 +363,7 @@ def resolve_dataset_revision(name: str, revision: str | None = None) -> str | No
     if revision is not None and constants.REGEX_COMMIT_OID.match(revision):
         return revision
     try:
-        return keep_trying(
-            lambda: HfApi().dataset_info(name, revision=revision).sha,
-            what=f"asking for the data set {name}",
-            seconds=_CHECK_SECONDS,
-        )
+        return ask(lambda: HfApi().dataset_info(name, revision=revision).sha, what=f"asking for the data set {name}")
     except HFValidationError:
         return None  # no name on the Hub: load_dataset says what it makes of it
     except OfflineModeIsEnabled:

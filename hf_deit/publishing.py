@@ -10,13 +10,15 @@ from typing import Any
 
 import yaml
 from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 from .checkpoints import last_whole_checkpoint
 from .errors import InputError, PublishError, first_line
 from .hub import Attempt, HubRepository, check_repository, keep_trying, why
 from .plots import plot_curves
-from .run_card import RunFacts, card_faults, hand_written, update_card
+from .run_card import card_faults, merge_cards, update_card
+from .run_facts import RunFacts
 from .teacher import LOADING_ERRORS, load_image_processor
 
 logger = logging.get_logger(__name__)
@@ -36,13 +38,26 @@ _TREE = "_publishing"
 
 def model_files(folder: str) -> list[str]:
     """The files in a folder that make a model: configuration, weights, image processor, and its code if it has any."""
+    if not os.path.isdir(folder):
+        return []
     names = [name for name in sorted(os.listdir(folder)) if _MODEL_FILES.fullmatch(name)]
     if "config.json" in names and "auto_map" in _read_json(os.path.join(folder, "config.json")):
-        names += [name for name in sorted(os.listdir(folder)) if name.endswith(".py")]
+        code = {
+            f"{name.split('.')[0]}.py" for name in _read_json(os.path.join(folder, "config.json"))["auto_map"].values()
+        }
+        code = {os.path.join(folder, name) for name in code if os.path.isfile(os.path.join(folder, name))}
+        code |= {path for module in code for path in get_relative_import_files(module)}
+        names += sorted(os.path.relpath(path, folder) for path in code)
     return names
 
 
-def write_record(folder: str, facts: RunFacts, log_history: Sequence[Mapping[str, Any]], repo_id: str) -> None:
+def write_record(
+    folder: str,
+    facts: RunFacts,
+    log_history: Sequence[Mapping[str, Any]],
+    repo_id: str,
+    revision: str | None = None,
+) -> None:
     """Writes what is published of a run beside its model: card, facts, environment and curves.
 
     Hand-written parts of a card that is there stay.
@@ -54,7 +69,7 @@ def write_record(folder: str, facts: RunFacts, log_history: Sequence[Mapping[str
     _write_json(facts.environment, os.path.join(folder, ENVIRONMENT_FILE))
     plot_curves(log_history, os.path.join(folder, CURVES_FILE))
     card = os.path.join(folder, CARD_FILE)
-    _write_text(update_card(_read_text(card), facts, repo_id), card)
+    _write_text(update_card(_read_text(card), facts, repo_id, revision), card)
 
 
 def read_facts(folder: str) -> RunFacts | None:
@@ -97,6 +112,10 @@ def check_folder(folder: str) -> RunFacts | None:
     facts = read_facts(folder)
     if facts is not None and not facts.is_finished:
         raise InputError(f"the run in {folder!r} stands at step {facts.step} of {facts.num_steps}: finish it first")
+    if not any(name.endswith(".safetensors") for name in model_files(folder)):
+        raise InputError(
+            f"there are no weights in {folder!r}, expected model.safetensors: save it with save_pretrained"
+        )
     _check_weights(folder)
     _check_processor(folder)
     if facts is None:
@@ -119,7 +138,8 @@ def _check_weights(folder: str) -> PreTrainedModel:
     absent = sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
     if absent:
         raise InputError(f"the weights in {folder!r} are not whole, they lack {', '.join(absent[:4])}: save them anew")
-    spoilt = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    weights = {name: weight for name, weight in model.state_dict().items() if weight.is_floating_point()}
+    spoilt = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if spoilt:
         raise InputError(f"the weights in {folder!r} are not finite ({spoilt[0]}): the training has diverged")
     return model
@@ -193,12 +213,11 @@ def publish_tree(repository: HubRepository, tree: str, message: str) -> None:
         InputError: the Hub does not accept the card.
         HUB_ERRORS: the Hub refuses, fails or is not there.
     """
-    card, facts = os.path.join(tree, CARD_FILE), read_facts(tree)
+    card, facts, head = os.path.join(tree, CARD_FILE), read_facts(tree), repository.head()
     if facts is not None:
-        local, remote = _read_text(card), repository.read_card()
-        base = local if hand_written(local) or remote is None else remote
-        _write_text(update_card(base, facts, repository.repo_id), card)
-    repository.upload(tree, message)
+        existing = merge_cards(repository.read_card(head), _read_text(card))
+        _write_text(update_card(existing, facts, repository.repo_id, repository.revision), card)
+    repository.upload(tree, message, parent=head)
 
 
 def publish_folder(
@@ -253,8 +272,10 @@ class Publisher:
         self._tree = os.path.join(output_dir, _TREE)
         self._attempt: Attempt | None = None
         self._message = ""
+        self._abandoned: list[tuple[Attempt, str]] = []
+        os.makedirs(output_dir, exist_ok=True)
         for name in os.listdir(output_dir):
-            if name.startswith(_TREE):  # of a run that was killed
+            if re.fullmatch(f"{_TREE}_*", name):  # of a run that was killed
                 shutil.rmtree(os.path.join(output_dir, name), ignore_errors=True)
 
     @property
@@ -270,22 +291,27 @@ class Publisher:
         self._attempt.join(self._seconds + min(self._seconds, 10))
         if self._attempt.is_alive():
             self._note(f"no answer within {self._seconds:g} s")
-            # The thread may still read the tree: what comes next gets another one.
-            self._tree = f"{self._tree}_"
+            self._leave_tree()
         elif self._attempt.error is not None:
             self._note(why(self._attempt.error))
         else:
             shutil.rmtree(self._tree, ignore_errors=True)
         self._attempt = None
 
+    def _leave_tree(self) -> None:
+        """Goes on in another tree, with the checkpoints of this one, which the thread may still read."""
+        left, self._tree = self._tree, f"{self._tree}_"
+        self._abandoned.append((self._attempt, left))
+        for entry in os.scandir(left):
+            if entry.is_dir():
+                shutil.copytree(entry.path, os.path.join(self._tree, entry.name), copy_function=_link)
+        for attempt, tree in self._abandoned:
+            if not attempt.is_alive():
+                shutil.rmtree(tree, ignore_errors=True)
+
     def _note(self, reason: str) -> None:
         self.failures.append(f"{self._message}: {reason}")
-        logger.warning(
-            "could not push to %s: %s (%s); it is pushed again with the next save",
-            self.repository.repo_id,
-            self._message,
-            reason,
-        )
+        logger.warning("could not push to %s: %s (%s)", self.repository.repo_id, self._message, reason)
 
     def push(self, fill: Callable[[str], None], message: str) -> None:
         """Begins a push. One that is under way is waited for; if it has failed, its files are pushed with this one.

@@ -8,13 +8,12 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from .errors import InputError
-from .hub import HUB_ERRORS, HubRepository, check_card, check_repository, keep_trying, why
+from .hub import HUB_ERRORS, HubRepository, ask, check_card, check_repository, why
 from .publishing import Publisher, model_files, stage, stage_checkpoint, write_record
-from .run_card import RunFacts, make_card
+from .run_card import make_card
+from .run_facts import RunFacts
 
 logger = logging.get_logger(__name__)
-
-_CHECK_SECONDS = 30.0
 
 
 class PublishingTrainer(Trainer):
@@ -74,10 +73,10 @@ class PublishingTrainer(Trainer):
         if self._repository is None:
             return
         facts = self.run_facts()
-        facts.metrics, facts.metrics_step = {"eval_top1": 0.5, "eval_ema_top1": 0.5}, facts.step
+        facts.metrics = {"eval_top1": 0.5, "eval_ema_top1": 0.5}
         text = make_card(facts, self._repository.repo_id)
         try:
-            keep_trying(lambda: check_card(text), what="validating the model card", seconds=_CHECK_SECONDS)
+            ask(lambda: check_card(text), what="validating the model card")
         except InputError:
             raise
         except HUB_ERRORS as error:
@@ -87,7 +86,8 @@ class PublishingTrainer(Trainer):
         """Writes the card and the record of the run into the output folder. It is written from the run alone."""
         if self.is_world_process_zero():
             repo_id = self.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
-            write_record(self.args.output_dir, self.run_facts(), self.state.log_history, repo_id)
+            facts, logs = self.run_facts(), self.state.log_history
+            write_record(self.args.output_dir, facts, logs, repo_id, self.args.hub_revision)
 
     def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> None:
         """Saves and pushes the model, and waits until it is there.
@@ -119,13 +119,12 @@ class PublishingTrainer(Trainer):
             logger.warning("%s holds no whole weights to publish: they are pushed at the end", checkpoint_folder)
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        facts, logs = self.run_facts(), list(self.state.log_history)
         by_step = self.args.save_strategy == SaveStrategy.STEPS
         when = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}"
 
         def fill(tree: str) -> None:
             self.processing_class.save_pretrained(tree)
-            write_record(tree, facts, logs, self.hub_model_id)
+            write_record(tree, self.run_facts(), self.state.log_history, self.hub_model_id, self.args.hub_revision)
             stage(folder, tree)
             if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 last = strategy == HubStrategy.CHECKPOINT

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
-from .checkpoints import find_checkpoint, last_whole_checkpoint, resume_wish
+from .checkpoints import check_resumable, find_checkpoint, last_whole_checkpoint, resume_wish
 from .checks import check_arguments
 from .data import ImageData, load_data
 from .errors import InputError, PublishError
@@ -139,6 +139,8 @@ def run(arguments: Arguments) -> RunResult:
         )
     student, processor = _make_student(model_args, data, args.seed)
     check_arguments(args, student, processor)
+    if repository is not None:
+        on_main_process(repository.create)  # before a teacher is trained
     teacher, teacher_recipe = None, None
     if args.distillation_type != "none":
         if model_args.teacher_model_name_or_path is None:
@@ -171,6 +173,7 @@ def run(arguments: Arguments) -> RunResult:
     )
     on_main_process(trainer.check_card)
     if args.resume_from_hub is not None:
+        on_main_process(lambda: check_resumable(fetched, trainer.steps_per_epoch))
         checkpoint = on_main_process(lambda: adopt_checkpoint(fetched, args.output_dir))
     if args.should_save:
         save_recipe(arguments, recipe_file)
@@ -185,7 +188,10 @@ def run(arguments: Arguments) -> RunResult:
     except PublishError as error:
         publish_error = error
     if not args.push_to_hub:
-        trainer.create_model_card()
+        try:
+            trainer.create_model_card()
+        except OSError as error:
+            logger.warning("the model is saved, but its card could not be written: %s", error)
     return RunResult(
         output_dir=args.output_dir,
         accuracies=accuracies,

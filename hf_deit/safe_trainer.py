@@ -33,9 +33,11 @@ class SafeTrainer(PublishingTrainer):
 
     weight_average: WeightAverage | None
     _record: StepRecord
+    _has_ended = False
+    _best_since: int | None = None  # length of the log when the best weights took the place of the last ones
 
     @property
-    def _steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
         raise NotImplementedError
 
@@ -75,16 +77,28 @@ class SafeTrainer(PublishingTrainer):
         """
         resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if resume_from_checkpoint is not None and isinstance(self.train_dataset, KeyedViews):
-            check_resumable(resume_from_checkpoint, self._steps_per_epoch)
+            check_resumable(resume_from_checkpoint, self.steps_per_epoch)
         self.accelerator.wait_for_everyone()  # all have looked
         if resume_from_checkpoint is not None and self.args.should_save:
             remove_torn_checkpoints(self.args.output_dir)
         self._record.reset()
         if self.weight_average is not None:
             self.weight_average.restart()
+        self._has_ended, self._best_since = False, None
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._stop_if_diverged(check_weights=True)
+        self._has_ended = True
         return output
+
+    def _published_metrics(self) -> dict[str, float]:
+        """Of the last evaluation of the weights as they are, empty if there was none."""
+        evaluations = [(number, line) for number, line in enumerate(self.state.log_history) if "eval_loss" in line]
+        step = self.state.global_step
+        if self._best_since is not None:
+            later = [line for number, line in evaluations if number >= self._best_since]
+            best = [line for _, line in evaluations if line["step"] == self.state.best_global_step]
+            return (later or best or [{}])[-1]
+        return next((line for _, line in reversed(evaluations) if line["step"] == step), {})
 
     # Checkpoints
 
@@ -132,6 +146,7 @@ class SafeTrainer(PublishingTrainer):
             self.weight_average.restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        self._best_since = len(self.state.log_history)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:

@@ -15,9 +15,9 @@ from transformers import CONFIG_MAPPING
 
 from .data import DIGITS, ImageData
 from .errors import InputError
-from .hub import HUB_ERRORS, declared_datasets, keep_trying, resolve_dataset_revision, resolve_revision, why
-from .recipes import Arguments, published_recipe
-from .run_card import RunSources, Source
+from .hub import HUB_ERRORS, ask, declared_datasets, keep_trying, resolve_dataset_revision, resolve_revision, why
+from .recipes import Arguments, load_recipe, published_recipe
+from .run_facts import LOCAL_CHECKPOINT, RunSources, Source
 from .teacher import Teacher
 from .training_args import DataArguments
 from .zoo import list_models
@@ -29,12 +29,12 @@ _DOWNLOAD_SECONDS = 120.0
 
 
 def on_main_process(function: Callable[[], T]) -> T:
-    """Calls a function in one process and gives its result, or the `InputError` that it raised, to all."""
+    """Calls a function in one process and gives its result, or the error that it raised, to all."""
     outcome: list[Any] = [None]
     if PartialState().is_main_process:
         try:
             outcome = [(function(), None)]
-        except InputError as error:
+        except Exception as error:
             outcome = [(None, error)]
     if PartialState().num_processes > 1:
         broadcast_object_list(outcome)
@@ -65,19 +65,25 @@ def resolve_sources(arguments: Arguments) -> Arguments:
             (model_args.teacher_model_name_or_path, model_args.teacher_revision),
         )
         commits = [resolve_revision(name, revision) if _is_on_hub(name) else None for name, revision in models]
-        if data_args.dataset_name:
-            commits.append(resolve_dataset_revision(data_args.dataset_name, data_args.dataset_revision))
-        else:
-            commits.append(None)
+        sets = (
+            (data_args.dataset_name, data_args.dataset_revision),
+            (data_args.unlabeled_dataset_name, data_args.unlabeled_dataset_revision),
+        )
+        commits += [resolve_dataset_revision(name, revision) if name else None for name, revision in sets]
         return tuple(commits)
 
-    student, teacher, dataset = on_main_process(resolve)
+    student, teacher, dataset, unlabeled = on_main_process(resolve)
     model_args = replace(
         model_args,
         student_revision=student or model_args.student_revision,
         teacher_revision=teacher or model_args.teacher_revision,
     )
-    return model_args, replace(data_args, dataset_revision=dataset or data_args.dataset_revision), args
+    data_args = replace(
+        data_args,
+        dataset_revision=dataset or data_args.dataset_revision,
+        unlabeled_dataset_revision=unlabeled or data_args.unlabeled_dataset_revision,
+    )
+    return model_args, data_args, args
 
 
 def describe_sources(
@@ -97,7 +103,7 @@ def describe_sources(
         student = Source(model_args.student, model_args.student_revision, on_hub=True)
     else:
         known = model_args.student in (*list_models(), *CONFIG_MAPPING)
-        student = Source(model_args.student if known else "a checkpoint from a local folder")
+        student = Source(model_args.student) if known else LOCAL_CHECKPOINT
     teacher_source = None
     if teacher is not None and teacher_recipe is not None:
         name = os.path.basename(teacher_recipe)
@@ -107,6 +113,9 @@ def describe_sources(
         name = teacher.name_or_path if on_hub else "a teacher from a local folder"
         teacher_source = Source(name, teacher.revision, on_hub)
     on_hub = teacher_source is not None and teacher_source.on_hub
+    recipe = published_recipe(arguments)
+    if teacher_recipe is not None:  # whoever takes the recipe trains a teacher, too
+        recipe.pop("teacher_model_name_or_path", None)
     return RunSources(
         student=student,
         teacher=teacher_source,
@@ -115,7 +124,8 @@ def describe_sources(
         dataset_config=data_args.dataset_config_name,
         train_split=data_args.train_split if data_args.dataset_name else "train",
         validation_split=_validation_split(data_args, data),
-        recipe=published_recipe(arguments),
+        unlabeled=_unlabeled_source(data_args),
+        recipe=recipe,
         start=start,
     )
 
@@ -125,10 +135,17 @@ def _dataset_source(data_args: DataArguments) -> Source:
     if name == DIGITS:
         return Source("scikit-learn's digits")
     if name is None:
-        return Source("images of one's own" if data_args.train_dir else "images without labels")
+        return Source("images of one's own" if data_args.train_dir else "labels of the teacher alone")
     if os.path.exists(name):
         return Source("a local data set")
     return Source(name, data_args.dataset_revision, on_hub=True)
+
+
+def _unlabeled_source(data_args: DataArguments) -> Source | None:
+    name = data_args.unlabeled_dataset_name
+    if name is None or os.path.exists(name):
+        return None if (name or data_args.unlabeled_dir) is None else Source("images of one's own")
+    return Source(name, data_args.unlabeled_dataset_revision, on_hub=True)
 
 
 def _validation_split(data_args: DataArguments, data: ImageData) -> str:
@@ -142,21 +159,21 @@ def _validation_split(data_args: DataArguments, data: ImageData) -> str:
     return split
 
 
-def fetch_checkpoint(source: str) -> tuple[str, str]:
+def fetch_checkpoint(source: str) -> tuple[str, dict[str, Any]]:
     """Downloads the newest checkpoint that a run has pushed, into the cache.
 
     Args:
         source: Hub id, or ID@REVISION.
 
     Returns:
-        The checkpoint's folder in the cache, and the published recipe's file.
+        The checkpoint's folder in the cache, and the published recipe.
 
     Raises:
         InputError: there is none, or no right to read it.
     """
     repo_id, _, revision = source.partition("@")
 
-    def download() -> tuple[str, str]:
+    def find() -> tuple[str, str]:
         commit = HfApi().model_info(repo_id, revision=revision or None).sha
         files = HfApi().list_repo_files(repo_id, revision=commit)
         names = [name.removesuffix("/trainer_state.json") for name in files if name.endswith("/trainer_state.json")]
@@ -166,12 +183,16 @@ def fetch_checkpoint(source: str) -> tuple[str, str]:
                 f"{source!r} has no checkpoint to go on from: expected last-checkpoint or checkpoint-N, which a run "
                 "pushes with --hub_strategy checkpoint or all_checkpoints"
             )
-        newest = max(numbers, key=numbers.__getitem__)
-        return snapshot_download(repo_id, revision=commit, allow_patterns=[f"{newest}/*", "recipe.yaml"]), newest
+        return commit, max(numbers, key=numbers.__getitem__)
 
+    what = f"downloading the checkpoint of {source}"
     try:
-        snapshot, name = keep_trying(
-            download, what=f"downloading the checkpoint of {source}", seconds=_DOWNLOAD_SECONDS
+        commit, name = ask(find, what=what)
+        patterns = [f"{name}/*", "recipe.yaml"]
+        snapshot = keep_trying(
+            lambda: snapshot_download(repo_id, revision=commit, allow_patterns=patterns),
+            what=what,
+            seconds=_DOWNLOAD_SECONDS,
         )
     except InputError:
         raise
@@ -180,7 +201,7 @@ def fetch_checkpoint(source: str) -> tuple[str, str]:
     recipe = os.path.join(snapshot, "recipe.yaml")
     if not os.path.isfile(recipe):
         raise InputError(f"{source!r} has a checkpoint but no recipe.yaml: it was not pushed by a run of hf_deit")
-    return os.path.join(snapshot, name), recipe
+    return os.path.join(snapshot, name), load_recipe(recipe)
 
 
 def _number(name: str) -> float | None:

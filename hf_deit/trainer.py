@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import datasets
@@ -26,13 +26,13 @@ from .losses import class_targets, hard_distillation_loss, soft_distillation_los
 from .metrics import HEADS, head_accuracies, rank_labels
 from .modeling_common import ImageClassifierBase
 from .optimization import deit_schedule, without_tokens_and_positions
-from .run_card import RunFacts, RunSources
+from .run_facts import RunFacts, RunSources
 from .safe_trainer import SafeTrainer
 from .step_record import StepRecord
 from .streams import ImageStream
 from .teacher import TEACHER_CHECK_IMAGES, Teacher, measure_teacher
 from .training_args import DistillationTrainingArguments
-from .view_dataset import EvaluationDataset, KeyedViews, collate
+from .view_dataset import EvaluationDataset, KeyedViews, ViewDataset, collate
 from .views import preserve_global_random_state
 
 
@@ -278,7 +278,10 @@ class DistillationTrainer(SafeTrainer):
             self.state,
             self.sources,
             image_size=self.processing_class.crop_size.height,
-            num_train=len(train) if isinstance(train, Sized) else None,
+            metrics=self._published_metrics(),
+            is_finished=self._has_ended,
+            best_step=None if self._best_since is None else self.state.best_global_step,
+            num_train=len(train) if isinstance(train, ViewDataset) else None,
             num_validation=len(validation) if isinstance(validation, EvaluationDataset) else None,
             teacher_report=self.teacher_report,
             images_per_second=self.images_per_second,
@@ -338,7 +341,7 @@ class DistillationTrainer(SafeTrainer):
         args = self.args
         if args.lr_scheduler_type != SchedulerType.COSINE or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        steps_per_epoch = self._steps_per_epoch
+        steps_per_epoch = self.steps_per_epoch
         self.lr_scheduler = deit_schedule(
             self.optimizer if optimizer is None else optimizer,
             num_steps=num_training_steps,
@@ -353,5 +356,5 @@ class DistillationTrainer(SafeTrainer):
         return self.lr_scheduler
 
     @property
-    def _steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         return len(make_sampler(self.train_dataset, self.args)) // self.args.total_train_batch_size

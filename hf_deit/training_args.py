@@ -162,6 +162,11 @@ class DistillationTrainingArguments(TrainingArguments):
             raise InputError(str(error)) from error
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
             raise InputError("accelerator_config must not split or dispatch batches, which hold whole groups of views")
+        if self.push_to_hub and self.world_size > 1 and self.hub_push_timeout + 60 > self.ddp_timeout:
+            raise InputError(
+                f"hub_push_timeout must be at least 60 s below ddp_timeout, as other processes wait meanwhile, got "
+                f"{self.hub_push_timeout:g} and {self.ddp_timeout}"
+            )
         self._check_schedule()
         self._check_mixing()
 
@@ -302,6 +307,7 @@ class DataArguments:
     unlabeled_dataset_name: str | None = field(
         default=None, metadata={"help": "The same, as a Hub id or a local path for load_dataset."}
     )
+    unlabeled_dataset_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
     unlabeled_split: str = field(default="train", metadata={"help": "Its split."})
     labels_kept: int | None = field(
         default=None,

@@ -250,10 +250,15 @@ def test_the_hub_gets_what_save_model_writes(tmp_path, monkeypatch, publish):
         def create(self):
             pass
 
-        def read_card(self):
+        revision = None
+
+        def head(self):
+            return "0" * 40
+
+        def read_card(self, commit):
             return None
 
-        def upload(self, folder, message):
+        def upload(self, folder, message, *, parent):
             uploaded.append(state_of(from_folder(folder)))
 
     trainer._repository = Repository()

@@ -114,10 +114,12 @@ def message_of(outcome: Outcome) -> str:
     return message
 
 
+SHORT_CHECKS = "from hf_deit import hub; hub.CHECK_SECONDS, hub._GRACE = 2, 1"
+
 # Each request of a push, failing once: it is tried again, and there is one commit.
 
-PASSING = [(name, status) for name in REQUESTS for status in (429, 503)]
-PASSING += [("commit", status) for status in (409, 412, 500)]
+PASSING = [(name, status) for name in REQUESTS for status in (409, 412, 429, 500, 503)]
+PASSING.remove(("create", 409))  # that is how the Hub says that there is one already
 
 
 @pytest.mark.parametrize(("name", "status"), PASSING)
@@ -142,7 +144,7 @@ def test_what_fails_for_good_is_given_up(hub, client, trained, name, status):
     if name == "rights":
         hub.add_repository(REPO)
     fault = hub.fail(*REQUESTS[name], status=status, times=None)
-    outcome = publish(client, trained)
+    outcome = publish(client, trained, before=SHORT_CHECKS)
     checked_first = name in ("whoami", "repository", "rights", "create")
     assert outcome.status == (2 if checked_first else 3), outcome.output
     message = message_of(outcome)
@@ -185,6 +187,37 @@ def test_an_answer_that_does_not_come_is_not_waited_for(hub, client, trained, na
     assert not pushes(hub)
 
 
+@pytest.mark.parametrize("name", ["whoami", "repository", "create"])
+def test_nor_is_one_of_the_checks(hub, client, trained, name):
+    hub.fail(*REQUESTS[name], delay=60, times=None)
+    outcome = publish(client, trained, before=SHORT_CHECKS)
+    assert outcome.status == 2, outcome.output
+    assert "no answer within 2 s" in message_of(outcome)
+    assert outcome.seconds < BOUND
+
+
+def test_a_repository_that_is_said_to_be_there_and_is_not(hub, client, trained):
+    hub.fail(*REQUESTS["create"], status=409)
+    outcome = publish(client, trained)
+    assert outcome.status == 2, outcome.output
+    assert "cannot create the repository" in message_of(outcome)
+    assert not pushes(hub)
+
+
+def test_a_late_answer_does_not_undo_what_came_after_it(hub, client, teacher, tmp_path):
+    hub.fail(*REQUESTS["commit"], delay=8, times=1)
+    arguments = ("--hub_strategy", "every_save", "--hub_always_push", "true", "--max_steps", 6)
+    outcome = train(client, teacher, tmp_path / "run", *arguments, before="from hf_deit import hub; hub._GRACE = 1")
+    assert outcome.status == 0, outcome.output
+    assert "push failed: Training in progress, step 2: no answer within 2 s" in outcome.output
+    deadline = time.monotonic() + 30
+    while not any("/commit/" in target and status != 200 for _, target, status in hub.requests):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert is_published(hub, tmp_path / "run")
+    assert not any("step 2" in commit.title for commit in pushes(hub))
+
+
 def test_retry_after_is_obeyed(hub, client, trained):
     hub.fail(*REQUESTS["commit"], status=429, headers={"Retry-After": "4"})
     outcome = client.run("publish", trained, "--repo_id", REPO, "--timeout", 20)
@@ -210,7 +243,7 @@ def test_publishing_twice_makes_one_commit(hub, client, trained):
 
 def test_a_server_that_is_down_is_noticed_before_the_training(hub, client, teacher, tmp_path):
     hub.stop()
-    outcome = train(client, teacher, tmp_path / "run")
+    outcome = train(client, teacher, tmp_path / "run", before=SHORT_CHECKS)
     assert outcome.status == 2, outcome.output
     assert "cannot reach the Hub" in message_of(outcome)
     assert "publish later" in message_of(outcome)
@@ -250,7 +283,7 @@ def test_a_public_repository_does_not_get_what_shall_be_private(hub, client, tea
 
 def test_a_card_that_the_hub_does_not_accept_is_noticed_before_the_training(hub, client, teacher, tmp_path):
     hub.fail(*REQUESTS["card"], status=500, times=None)
-    before = "import hf_deit.publishing_trainer as module; module._CHECK_SECONDS = 2"
+    before = SHORT_CHECKS
     outcome = train(client, teacher, tmp_path / "run", before=before)
     assert outcome.status == 2, outcome.output
     assert "could not validate the model card" in message_of(outcome)
@@ -281,6 +314,15 @@ def test_a_server_that_goes_down_in_mid_run_stops_nothing(hub, client, teacher, 
     again = publish(client, tmp_path / "run")  # the command of the message
     assert again.status == 0, again.output
     assert is_published(hub, tmp_path / "run")
+
+
+def test_a_server_that_is_down_at_the_end_is_told(hub, client, teacher, tmp_path):
+    hub.fail("POST", "/preupload/", drop="before", times=None)
+    outcome = train(client, teacher, tmp_path / "run", "--hub_strategy", "end")
+    assert outcome.status == 3, outcome.output
+    assert "Publish it later with" in message_of(outcome)
+    assert is_whole(tmp_path / "run")
+    assert not pushes(hub)
 
 
 def test_a_server_that_is_killed_and_started_again_gets_the_model(hub, client, teacher, tmp_path):

@@ -15,7 +15,7 @@ LAYERS = [
     ["modeling_common", "modeling_deit", "modeling_cait", "image_processing_deit", "augment", "batch_augment"],
     ["zoo", "view_dataset", "columns", "streams", "folders", "data", "teacher", "student"],
     ["training_args", "checks", "loading", "checkpoints", "optimization", "averaging", "step_record", "callbacks"],
-    ["run_card", "publishing", "publishing_trainer", "safe_trainer", "preview", "trainer"],
+    ["run_facts", "run_card", "publishing", "publishing_trainer", "safe_trainer", "preview", "trainer"],
     ["checkpoint_formats", "conversion"],
     ["recipes", "sources"],
     ["run"],

@@ -290,6 +290,7 @@ def test_resuming_stays_with_the_commits_that_the_run_began_with(hub, client, tm
 def test_offline_what_is_cached_works_and_what_is_not_is_named(client, pushed, tmp_path):
     offline = "from huggingface_hub import constants; constants.HF_HUB_OFFLINE = True\n"
     offline += "import datasets; datasets.config.HF_HUB_OFFLINE = True"
+    assert train(client, tmp_path / "online").status == 0  # fills the cache with what is the newest now
     outcome = train(client, tmp_path / "run", before=offline)
     assert outcome.status == 0, outcome.output
     assert differing(tmp_path / "run", pushed) == []
@@ -356,6 +357,28 @@ def load_equal(one: bytes, other: bytes) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_without_images_to_validate_with_is_published(hub, client, tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        Image.new("RGB", (16, 16), (6 * number, 99, 99)).save(tmp_path / "images" / f"{number}.png")
+    outcome = client.run(
+        *("train", "--recipe", "debug", "--output_dir", tmp_path / "run", "--teacher_model_name_or_path", TEACHER),
+        *("--dataset_name=", "--unlabeled_dir", tmp_path / "images", "--eval_strategy", "no", "--ema_decay", 0),
+        *("--max_steps", 2, "--disable_tqdm", "true", *push("ada/unlabelled")),
+    )
+    assert outcome.status == 0, outcome.output
+    card = hub.files("ada/unlabelled")["README.md"].decode()
+    assert "have not been evaluated" in card
+    assert str(tmp_path).encode() not in b"".join(hub.files("ada/unlabelled").values())
+
+
+def test_a_refused_checkpoint_of_the_hub_leaves_nothing(client, pushed, tmp_path):
+    outcome = train(client, tmp_path / "run", "--resume_from_hub", STUDENT, "--gradient_accumulation_steps", 2)
+    assert outcome.status == 2, outcome.output
+    assert "steps in an epoch" in outcome.output
+    assert not list((tmp_path / "run").glob("*"))
+
+
 # Publishing again
 
 
@@ -409,6 +432,11 @@ def not_finite(folder):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def pickled(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 def bare_card(folder):
     (folder / "run.json").unlink()
     (folder / "README.md").write_text("A model.")
@@ -416,14 +444,15 @@ def bare_card(folder):
 
 SPOILT = {
     "no configuration": (remove("config.json"), "its run is not finished; go on with it"),
-    "no weights": (remove("model.safetensors"), "does not load"),
+    "no weights": (remove("model.safetensors"), "there are no weights"),
+    "pickled weights": (pickled, "there are no weights"),
     "half of the weights": (truncate("model.safetensors"), "does not load"),
     "no head": (without_head, "they lack cls_classifier"),
     "weights that are not finite": (not_finite, "are not finite"),
     "no processor": (remove("preprocessor_config.json"), "preprocessor_config.json"),
     "another size": (change("preprocessor_config.json", crop_size={"height": 32, "width": 32}), "makes 32 pixels"),
     "labels that share a name": (change("config.json", id2label={str(i): "x" for i in range(10)}), "share a name"),
-    "a run that is not finished": (change("run.json", step=3), "stands at step 3 of 8"),
+    "a run that is not finished": (change("run.json", step=3, is_finished=False), "stands at step 3 of 8"),
     "a record that is none": (
         lambda folder: (folder / "run.json").write_text("{"),
         "is not what a run of hf_deit writes",

@@ -5,13 +5,21 @@ arguments again.
 """
 
 import dataclasses
+import json
 import typing
 
 import pytest
 import yaml
 
 from hf_deit.errors import InputError
-from hf_deit.recipes import list_recipes, load_recipe, resolve_arguments, save_recipe
+from hf_deit.recipes import (
+    list_recipes,
+    load_recipe,
+    published_recipe,
+    resolve_arguments,
+    save_recipe,
+    take_revisions,
+)
 from hf_deit.training_args import DataArguments, DistillationTrainingArguments, ModelArguments
 
 
@@ -607,3 +615,36 @@ def test_the_learning_rate_is_scaled_by_the_batch_of_all_devices(
     assert args.peak_learning_rate == pytest.approx(peak, rel=1e-12)
     assert args.learning_rate == 5e-4
     assert training(learning_rate=5e-4, **settings).peak_learning_rate == 5e-4
+
+
+def test_a_published_recipe_names_no_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teachers" / "big").mkdir(parents=True)
+    arguments = resolve_arguments(
+        ["--recipe", "debug", "--output_dir", "out", "--teacher_model_name_or_path", "teachers/big"]
+        + ["--student_overrides", json.dumps({"nested": {"file": "/home/ada/secret.bin"}, "patch_size": 8})]
+        + [
+            "--unlabeled_dir",
+            "~/private/pics",
+            "--validation_dir",
+            "private/not there",
+            "--run_name",
+            "exp of /home/ada",
+        ]
+        + ["--push_to_hub", "true", "--hub_model_id", "ada/x", "--hub_token", "hf_secret", "--seed", "7"]
+    )
+    recipe = published_recipe(arguments)
+    assert recipe["teacher_model_name_or_path"] == "big"
+    assert recipe["student_overrides"]["nested"] == {"file": "secret.bin"}
+    assert (recipe["unlabeled_dir"], recipe["validation_dir"], recipe["seed"]) == ("pics", "not there", 7)
+    text = json.dumps(recipe)
+    for private in ("/home", "~", "private", "hf_secret", "ada", str(tmp_path)):
+        assert private not in text
+
+
+def test_revisions_of_a_run_are_taken_where_none_is_given(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"student_revision: {'a' * 40}\ndataset_revision: {'b' * 40}\n")
+    model_args, data_args, _ = take_revisions(str(file), resolve_arguments(["--dataset_revision", "v2"]))
+    assert model_args.student_revision == "a" * 40
+    assert data_args.dataset_revision == "v2"

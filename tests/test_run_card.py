@@ -7,7 +7,16 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_deit.run_card import BEGIN, END, RunFacts, Source, card_faults, hand_written, make_card, update_card
+from hf_deit.run_card import (
+    BEGIN,
+    END,
+    card_faults,
+    hand_written,
+    make_card,
+    merge_cards,
+    update_card,
+)
+from hf_deit.run_facts import RunFacts, Source
 
 METRICS = {
     "eval_top1": 0.75,
@@ -49,7 +58,6 @@ def facts(**changes) -> RunFacts:
         "num_train": 1600,
         "num_validation": 500,
         "metrics": METRICS,
-        "metrics_step": 100,
         "images_per_second": 321.0,
         "minutes": 12.5,
         "recipe": {"seed": 3},
@@ -82,7 +90,7 @@ def test_a_student_with_one_head_has_no_fused_ones():
 
 
 def test_weights_that_were_not_evaluated_have_no_results():
-    text = make_card(facts(step=60, metrics_step=50), "ada/pets")
+    text = make_card(facts(step=60, metrics={}, is_finished=False), "ada/pets")
     assert results(text) == {}
     assert "have not been evaluated" in text
     assert "after step 60 of 100" in text
@@ -184,6 +192,44 @@ def test_a_card_without_marks_gets_its_part_at_the_end(existing):
     updated = update_card(existing, facts(), "ada/pets")
     assert updated.index("# Mine") < updated.index(BEGIN) < updated.index(END)
     assert card_faults(updated) == []
+
+
+def test_claims_of_an_earlier_run_do_not_stay():
+    first = make_card(facts(unlabeled=Source("lab/more", None, True)), "ada/pets")
+    later = facts(metrics={}, teacher=None, teacher_top1=None, is_distilled=False, dataset=Source("digits"))
+    metadata = yaml.safe_load(update_card(first, later, "ada/pets").split("---")[1])
+    assert not {"model-index", "metrics", "base_model", "datasets"} & set(metadata)
+    assert "distillation" not in metadata["tags"]
+
+
+def test_words_of_both_cards_come_together():
+    card = make_card(facts(), "ada/pets")
+    remote = card.replace("library_name:", "license: mit\nlibrary_name:", 1) + "\nSaid there.\n"
+    local = card.replace("library_name:", "language: en\nlibrary_name:", 1) + "\nSaid there.\n\nSaid here.\n"
+    merged = update_card(merge_cards(remote, local), facts(), "ada/pets")
+    metadata = yaml.safe_load(merged.split("---")[1])
+    assert (metadata["license"], metadata["language"]) == ("mit", "en")
+    assert hand_written(merged).split("\n\n") == ["Said there.", "Said here."]
+    assert merge_cards(None, local) == local
+    assert merge_cards(remote, None) == remote
+
+
+def test_another_branch_is_in_the_snippet():
+    assert 'model="ada/pets", revision="v1")' in make_card(facts(), "ada/pets", "v1")
+    assert "revision=" not in make_card(facts(), "ada/pets")
+
+
+def test_images_without_labels_and_the_best_step_are_named():
+    text = make_card(facts(unlabeled=Source("lab/more", "e" * 40, True), best_step=60), "ada/pets")
+    assert "and, without labels, [lab/more]" in text
+    assert ModelCard(text).data.datasets == ["lab/pets", "lab/more"]
+    assert "as trained, after step 60, when they were best" in text
+
+
+def test_a_run_without_validation_images_has_a_card():
+    text = make_card(facts(num_validation=None), "ada/pets")
+    assert results(text) == {}
+    assert "have not been evaluated" in text
 
 
 def test_nothing_hand_written_is_nothing():

@@ -10,7 +10,7 @@ import enum
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +49,10 @@ _DEFINES_A_RUN = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "schedule_per", "warmup_learning_rate", "min_learning_rate"),
     *("warmup_steps", "warmup_epochs", "max_steps", "num_train_epochs", "ema_decay"),
 )
+
+
+# What a run is called and where it reports to.
+_OF_ONE_PLACE = ("push_to_hub", "hub_", "run_name", "report_to", "project", "trackio_", "logging_dir")
 
 
 class _Loader(yaml.SafeLoader):
@@ -168,19 +172,21 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     return tuple(parsed)
 
 
-def check_same_run(path: str, arguments: Arguments) -> None:
+def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> None:
     """Refuses to go on with a run under other arguments than its own; those that do not define it may differ.
 
     Args:
-        path: the recipe that the run was started with, or, if it comes from the Hub, the published one.
+        recipe: the file of the recipe that the run was started with, or, if it comes from the Hub, the published one.
         arguments: those that it shall go on with.
 
     Raises:
         InputError: with the first difference, and both values.
     """
-    is_published = arguments[-1].resume_from_hub is not None
-    before, now = load_recipe(path), published_recipe(arguments) if is_published else resolved_recipe(arguments)
-    run = arguments[-1].resume_from_hub or os.path.dirname(path)
+    if isinstance(recipe, str):
+        before, now, run, way = load_recipe(recipe), resolved_recipe(arguments), os.path.dirname(recipe), recipe
+    else:
+        before, now, run = recipe, published_recipe(arguments), arguments[-1].resume_from_hub
+        way = "its recipe.yaml"
     teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
     if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
         raise InputError(f"the run in {run!r} has the teacher {teacher!r}, got {other!r}")
@@ -193,19 +199,19 @@ def check_same_run(path: str, arguments: Arguments) -> None:
         if before.get(name) != now.get(name):
             raise InputError(
                 f"the run in {run!r} was started with {name} {before.get(name, 'at its default')}, "
-                f"got {now.get(name, 'its default')}: resume with the same arguments (--recipe {path}), or start "
+                f"got {now.get(name, 'its default')}: resume with the same arguments (--recipe {way}), or start "
                 "another run in another --output_dir"
             )
 
 
-def take_revisions(path: str, arguments: Arguments) -> Arguments:
+def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arguments:
     """The commits that a run was started with, where the arguments it shall go on with name no revision.
 
     Args:
-        path: the recipe that the run was started with.
+        recipe: see `check_same_run`.
         arguments: those that it shall go on with.
     """
-    before = load_recipe(path)
+    before = load_recipe(recipe) if isinstance(recipe, str) else recipe
     taken = []
     for part in arguments[:2]:
         names = [field.name for field in dataclasses.fields(part) if field.name.endswith("_revision")]
@@ -233,18 +239,22 @@ def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
 def published_recipe(arguments: Arguments) -> dict[str, Any]:
     """`resolved_recipe` for other machines: the last part alone of folders and files, and not where it was pushed."""
     return {
-        name: _portable(value)
+        name: _portable(value, always=name.endswith("_dir"))
         for name, value in resolved_recipe(arguments).items()
-        if name != "push_to_hub" and not name.startswith("hub_")
+        if not name.startswith(_OF_ONE_PLACE)
     }
 
 
-def _portable(value: Any) -> Any:
+def _portable(value: Any, *, always: bool = False) -> Any:
+    """A value with names of files and folders cut to their last part."""
     if isinstance(value, list):
         return [_portable(item) for item in value]
-    if isinstance(value, str) and value not in list_recipes() and (os.path.isabs(value) or os.path.exists(value)):
-        return os.path.basename(os.path.normpath(value))
-    return value
+    if isinstance(value, dict):
+        return {name: _portable(item) for name, item in value.items()}
+    if not isinstance(value, str) or value in list_recipes():
+        return value
+    is_path = always or os.path.isabs(value) or value.startswith(("~", ".")) or os.path.exists(value)
+    return os.path.basename(os.path.normpath(value)) if is_path else value
 
 
 def save_recipe(arguments: Arguments, path: str) -> None:

@@ -1,0 +1,251 @@
+"""What a run knows of itself, and what it was made from."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerState
+
+from .environment import describe_environment
+
+_HEADS = {"": "fused heads", "class_": "class head", "distillation_": "distillation head"}
+# In the names of checkpoints: trained on more than the images of ImageNet-1k.
+_MORE_DATA = re.compile(
+    r"in2[12]k|imagenet-?2[12]k|laion|clip|siglip|jft|ig1b|swsl|webli|lvd|dfn|datacomp|merged2b", re.I
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model or a data set that a run starts from.
+
+    Attributes:
+        name: its Hub id, or what it is in words.
+        commit: of the Hub, or None.
+        on_hub: whether the name is a Hub id.
+    """
+
+    name: str
+    commit: str | None = None
+    on_hub: bool = False
+
+    def __str__(self) -> str:
+        if not self.on_hub:
+            return self.name
+        commit = f" at commit `{self.commit[:12]}`" if self.commit else ""
+        return f"[{self.name}](https://huggingface.co/{self.name}){commit}"
+
+
+LOCAL_CHECKPOINT = Source("a checkpoint from a local folder")
+
+
+@dataclass
+class RunSources:
+    """What a run is made from, as its card names it.
+
+    Attributes:
+        student: the checkpoint that training starts from, or the name of the architecture.
+        teacher: the teacher, or None.
+        teacher_datasets: on which the teacher's own card says that it was trained; None if it does not say.
+        dataset, dataset_config, train_split, validation_split: the images.
+        unlabeled: those without labels beside them, or None.
+        recipe: the resolved arguments, without folders of this machine.
+        start: of the run, as `time.perf_counter()`.
+    """
+
+    student: Source
+    teacher: Source | None
+    teacher_datasets: list[str] | None = None
+    dataset: Source = Source("images that were not named")
+    dataset_config: str | None = None
+    train_split: str = "train"
+    validation_split: str = "validation"
+    unlabeled: Source | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, teacher: Any | None) -> "RunSources":
+        """What a model and a teacher from `load_teacher` tell of themselves."""
+        source = None
+        if teacher is not None:
+            on_hub = teacher.revision is not None
+            name = teacher.name_or_path if on_hub else "a teacher from a local folder"
+            source = Source(name, teacher.revision, on_hub)
+        return cls(student=Source(model.config.model_type), teacher=source)
+
+
+@dataclass
+class RunFacts:
+    """What a run knows of itself when its model is published. Kept as JSON beside the weights.
+
+    Attributes:
+        architecture: class of the model.
+        model_type: of its configuration.
+        parameters: how many.
+        image_size: input size in pixels.
+        needs_code: whether the repository brings the model's code, as for CaiT.
+        is_distilled: whether there was a teacher.
+        labels: names of the labels by index.
+        student: the checkpoint that training started from, or the name of the architecture.
+        teacher: the teacher, or None.
+        teacher_top1, teacher_images: its accuracy in [0, 1] and the number of validation images it was measured on.
+        teacher_datasets: on which its own card says that it was trained; None if it does not say.
+        dataset, dataset_config, train_split, validation_split, unlabeled: the images.
+        num_train, num_validation: how many images they are.
+        metrics: of an evaluation of these weights, as transformers' Trainer logs them; empty if there was none.
+        weights: which are published, "raw" or "ema".
+        step, num_steps: optimizer steps done, and of the whole run.
+        best_step: after which the weights were the best, if those are published and not the last ones.
+        is_finished: whether the training has come to its end.
+        num_epochs: done.
+        batch_size: of all devices and accumulation steps.
+        images_per_second: in training, over all devices.
+        minutes: of the whole run.
+        environment: see `hf_deit.environment`.
+        recipe: the resolved arguments.
+    """
+
+    architecture: str
+    model_type: str
+    parameters: int
+    image_size: int
+    needs_code: bool
+    is_distilled: bool
+    labels: list[str]
+    student: Source
+    teacher: Source | None
+    dataset: Source
+    weights: str
+    step: int
+    num_steps: int
+    num_epochs: float
+    batch_size: int
+    environment: dict[str, Any]
+    is_finished: bool = True
+    best_step: int | None = None
+    unlabeled: Source | None = None
+    teacher_top1: float | None = None
+    teacher_images: int | None = None
+    teacher_datasets: list[str] | None = None
+    dataset_config: str | None = None
+    train_split: str = "train"
+    validation_split: str = "validation"
+    num_train: int | None = None
+    num_validation: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    images_per_second: float | None = None
+    minutes: float | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        args: Any,
+        state: TrainerState,
+        sources: RunSources,
+        *,
+        image_size: int,
+        metrics: Mapping[str, float],
+        is_finished: bool,
+        best_step: int | None,
+        num_train: int | None,
+        num_validation: int | None,
+        teacher_report: Mapping[str, float],
+        images_per_second: float,
+    ) -> "RunFacts":
+        """The facts of a run as it stands.
+
+        Args:
+            model: the student, unwrapped.
+            args: `DistillationTrainingArguments`.
+            state: of the Trainer.
+            sources: what the run is made from.
+            image_size: input size in pixels.
+            metrics, is_finished, best_step: see the attributes.
+            num_train, num_validation: numbers of images; None for a stream, or for none.
+            teacher_report: of `check_teacher`, with `teacher_images` beside `teacher_top1`.
+            images_per_second: so far.
+        """
+        config = model.config
+        named = {item.name: getattr(sources, item.name) for item in fields(sources)}
+        del named["start"]
+        return cls(
+            **named,
+            architecture=type(model).__name__,
+            model_type=config.model_type,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            image_size=image_size,
+            needs_code=bool(getattr(model, "_auto_class", None) or getattr(config, "auto_map", None)),
+            is_distilled=args.distillation_type != "none",
+            labels=[config.id2label[index] for index in sorted(config.id2label)],
+            weights=args.publish_weights,
+            step=state.global_step,
+            num_steps=state.max_steps,
+            num_epochs=state.epoch or 0.0,
+            batch_size=args.total_train_batch_size,
+            environment=describe_environment(num_processes=args.world_size),
+            teacher_top1=teacher_report.get("teacher_top1"),
+            teacher_images=teacher_report.get("teacher_images"),
+            num_train=num_train,
+            num_validation=num_validation,
+            metrics={name: value for name, value in metrics.items() if name.startswith("eval_")},
+            is_finished=is_finished,
+            best_step=best_step,
+            images_per_second=images_per_second or None,
+            minutes=(time.perf_counter() - sources.start) / 60,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunFacts":
+        """Reads what `to_dict` gave.
+
+        Raises:
+            TypeError: fields are missing or unknown.
+        """
+        sources = {
+            name: Source(**values[name]) for name in ("student", "teacher", "dataset", "unlabeled") if values.get(name)
+        }
+        return cls(**{**values, **sources})
+
+    def results(self) -> list[tuple[str, str, float]]:
+        """Accuracies of the published weights: head, "top-1" or "top-5", and the value in [0, 1]."""
+        if self.num_validation is None:
+            return []
+        average = "ema_" if self.weights == "ema" else ""
+        single = f"eval_{average}class_top1" not in self.metrics
+        rows = []
+        for head, name in _HEADS.items():
+            for k in (1, 5):
+                value = self.metrics.get(f"eval_{average}{head}top{k}")
+                if value is not None:
+                    rows.append(("the model" if single else name, f"top-{k}", value))
+        return rows
+
+    def external_data(self) -> str | None:
+        """A sentence on what the teacher has seen beyond the student's images; None if there is nothing to say."""
+        if self.teacher is None or not self.teacher.on_hub:
+            return None
+        others = [name for name in self.teacher_datasets or () if name != self.dataset.name]
+        if others:
+            return (
+                f"**External data.** The teacher's card says that it was trained on {', '.join(others)}: through the "
+                "teacher's labels this model has learnt from these images, too."
+            )
+        if _MORE_DATA.search(self.teacher.name):
+            return (
+                "**External data.** The teacher's name says that it was trained on more images than these: through "
+                "its labels this model has learnt from them, too."
+            )
+        if self.teacher_datasets is None:
+            return (
+                "**External data.** The teacher's card does not say on which images it was trained: through its "
+                "labels this model may have learnt from others than those named here."
+            )
+        return None
