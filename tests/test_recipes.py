@@ -620,18 +620,14 @@ def test_the_learning_rate_is_scaled_by_the_batch_of_all_devices(
 def test_a_published_recipe_names_no_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "teachers" / "big").mkdir(parents=True)
+    overrides = json.dumps({"nested": {"file": "/home/ada/secret.bin"}, "patch_size": 8})
     arguments = resolve_arguments(
-        ["--recipe", "debug", "--output_dir", "out", "--teacher_model_name_or_path", "teachers/big"]
-        + ["--student_overrides", json.dumps({"nested": {"file": "/home/ada/secret.bin"}, "patch_size": 8})]
-        + [
-            "--unlabeled_dir",
-            "~/private/pics",
-            "--validation_dir",
-            "private/not there",
-            "--run_name",
-            "exp of /home/ada",
+        [
+            *("--recipe", "debug", "--output_dir", "out", "--teacher_model_name_or_path", "teachers/big"),
+            *("--student_overrides", overrides, "--unlabeled_dir", "~/private/pics"),
+            *("--validation_dir", "private/not there", "--run_name", "exp of /home/ada", "--seed", "7"),
+            *("--push_to_hub", "true", "--hub_model_id", "ada/x", "--hub_token", "hf_secret"),
         ]
-        + ["--push_to_hub", "true", "--hub_model_id", "ada/x", "--hub_token", "hf_secret", "--seed", "7"]
     )
     recipe = published_recipe(arguments)
     assert recipe["teacher_model_name_or_path"] == "big"
