@@ -7,6 +7,7 @@ from .configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
 from .conversion import convert_checkpoint
 from .errors import InputError, TrainingDivergedError
 from .image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
+from .label_store import TeacherLabelStore
 from .losses import hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
 from .metrics import TopKAccuracy
 from .modeling_cait import CaiTForImageClassification, CaiTModel
@@ -41,6 +42,7 @@ __all__ = [
     "PlainDeiTForImageClassification",
     "PlainDeiTModel",
     "Teacher",
+    "TeacherLabelStore",
     "TopKAccuracy",
     "TrainingDivergedError",
     "convert_checkpoint",
