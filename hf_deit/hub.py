@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from threading import Thread
@@ -177,7 +177,7 @@ class HubRepository:
     """
 
     repo_id: str
-    token: str | None
+    token: str | None = field(repr=False)
     private: bool | None = None
     revision: str | None = None
 

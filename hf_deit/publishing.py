@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -352,10 +353,12 @@ class Publisher:
         self.wait()
         if len(self.failures) > count:
             reason = self.failures[-1].removeprefix(f"{message}: ")
+            command = ["python", "scripts/publish.py", self._output_dir, "--repo_id", self.repository.repo_id]
+            command += ["--private"] if self.repository.private else []
+            command += ["--revision", self.repository.revision] if self.repository.revision else []
             raise PublishError(
                 f"the model lies whole in {self._output_dir!r}, but could not be pushed to {self.repository.url} "
-                f"({reason}). Publish it later with:\n\n    python scripts/publish.py {self._output_dir} --repo_id "
-                f"{self.repository.repo_id}\n"
+                f"({reason}). Publish it later with:\n\n    {shlex.join(command)}\n"
             )
 
 

@@ -103,10 +103,15 @@ class PublishingTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
         self.save_model(_internal_call=True)
-        self.create_model_card()
-        if self.publisher is not None:
-            self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            self.publisher.finish(lambda tree: stage(self.args.output_dir, tree), commit_message or "End of training")
+        if self.publisher is None:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+
+        def fill(tree: str) -> None:
+            self.create_model_card()
+            stage(self.args.output_dir, tree)
+
+        self.publisher.finish(fill, commit_message or "End of training")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         strategy = self.args.hub_strategy

@@ -190,8 +190,8 @@ def run(arguments: Arguments) -> RunResult:
     if not args.push_to_hub:
         try:
             trainer.create_model_card()
-        except OSError as error:
-            logger.warning("the model is saved, but its card could not be written: %s", error)
+        except Exception as error:  # the result is worth more than its card
+            logger.warning("the model is saved, but its card could not be written: %r", error)
     return RunResult(
         output_dir=args.output_dir,
         accuracies=accuracies,

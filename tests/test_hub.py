@@ -123,3 +123,8 @@ def test_what_is_not_on_the_hub_is_not_asked_for(tmp_path, monkeypatch):
     assert hub.resolve_dataset_revision("sklearn:digits") is None
     assert hub.resolve_dataset_revision(str(tmp_path)) is None
     assert hub.resolve_dataset_revision("lab/pets", "a" * 40) == "a" * 40
+
+
+def test_a_repository_does_not_show_its_token():
+    assert "hf_secret" not in repr(hub.HubRepository("ada/pets", "hf_secret"))
+    assert hub.HubRepository("ada/pets", None, revision="v1").url.endswith("/ada/pets/tree/v1")

@@ -379,6 +379,30 @@ def test_a_refused_checkpoint_of_the_hub_leaves_nothing(client, pushed, tmp_path
     assert not list((tmp_path / "run").glob("*"))
 
 
+def launch_two(hub: HubServer, home: Path, *arguments: object) -> subprocess.CompletedProcess:
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    command += ["--config_file", root / "scripts" / "accelerate_configs" / "cpu_2.yaml", root / "scripts" / "train.py"]
+    command += ["--recipe", "debug", "--use_cpu", "true", "--teacher_model_name_or_path", TEACHER, *arguments]
+    environment = {**hub.environment(home, TOKEN), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_of_two_processes_one_pushes(hub, home, tmp_path):
+    done = launch_two(hub, home, "--output_dir", tmp_path / "run", *push("ada/by-two", "every_save"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("It is published at") == 1
+    assert hub.files("ada/by-two")["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert "2 x CPU" in hub.files("ada/by-two")["README.md"].decode()
+
+
+def test_two_processes_are_refused_alike(hub, home, tmp_path):
+    done = launch_two(hub, home, "--output_dir", tmp_path / "run", *push("bob/not-mine"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: 'ada' can create repositories under") == 1
+    assert "Connection closed by peer" not in done.stderr
+
+
 # Publishing again
 
 
