@@ -118,11 +118,13 @@ def attempts(run, log):
         # At random, and over all of the run.
         latest = (steps - 2 * save_steps) * (attempt + 1) // kills - save_steps
         target = generator.randint(start_step + 1, max(start_step + 1, latest))
-        while_saving = attempt % 3 == 1
+        while_saving, at_once = attempt % 3 == 1, attempt % 3 == 0
+        if at_once:  # between two saves, which take most of the time on a busy machine, and each time elsewhere
+            target = target // save_steps * save_steps + 1 + attempt // 3 % (save_steps - 1)
         wait_until(lambda: struct.unpack("q", counter[:])[0] >= target, children)
         if while_saving:
             wait_until(lambda: is_saving(run), children)
-        time.sleep(generator.uniform(0, 0.01 if while_saving else 0.06))
+        time.sleep(0 if at_once else generator.uniform(0, 0.01 if while_saving else 0.06))
         generator.shuffle(children)
         for child in children:
             os.kill(child, signal.SIGKILL)
