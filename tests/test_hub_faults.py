@@ -16,7 +16,8 @@ from hub_client import HubClient, Outcome
 from hub_server import HubServer
 from safetensors.torch import load_file
 
-GIVE_UP = 2  # seconds after which pushes are given up here
+GIVE_UP = 3  # seconds after which pushes that shall fail are given up
+PATIENCE = 30  # and those that shall not, on a busy machine
 # A push is waited for a little longer than that; the rest is this process's own work, on a busy machine.
 BOUND = 30
 REPO = "ada/student"
@@ -72,7 +73,7 @@ def train(client: HubClient, teacher: str, folder: Path, *arguments: object, **s
     return client.run(
         *("train", "--recipe", "debug", "--output_dir", folder, "--teacher_model_name_or_path", teacher),
         *("--ema_decay", 0, "--max_steps", 4, "--save_steps", 2, "--eval_strategy", "no", "--disable_tqdm", "true"),
-        *("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_push_timeout", GIVE_UP),
+        *("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_push_timeout", PATIENCE),
         *arguments,
         **settings,
     )
@@ -86,8 +87,8 @@ def trained(client, teacher, tmp_path_factory):
     return folder
 
 
-def publish(client: HubClient, folder: Path, *arguments: object, **settings: Any) -> Outcome:
-    return client.run("publish", folder, "--repo_id", REPO, "--timeout", GIVE_UP, *arguments, **settings)
+def publish(client: HubClient, folder: Path, seconds: float = PATIENCE, **settings: Any) -> Outcome:
+    return client.run("publish", folder, "--repo_id", REPO, "--timeout", seconds, **settings)
 
 
 def pushes(hub: HubServer) -> list[Any]:
@@ -114,7 +115,7 @@ def message_of(outcome: Outcome) -> str:
     return message
 
 
-SHORT_CHECKS = "from hf_deit import hub; hub.CHECK_SECONDS, hub._GRACE = 2, 1"
+SHORT_CHECKS = "from hf_deit import hub; hub.CHECK_SECONDS, hub._GRACE = 3, 1"
 
 # Each request of a push, failing once: it is tried again, and there is one commit.
 
@@ -144,12 +145,12 @@ def test_what_fails_for_good_is_given_up(hub, client, trained, name, status):
     if name == "rights":
         hub.add_repository(REPO)
     fault = hub.fail(*REQUESTS[name], status=status, times=None)
-    outcome = publish(client, trained, before=SHORT_CHECKS)
+    outcome = publish(client, trained, GIVE_UP, before=SHORT_CHECKS)
     checked_first = name in ("whoami", "repository", "rights", "create")
     assert outcome.status == (2 if checked_first else 3), outcome.output
     message = message_of(outcome)
     if status == 503 and name in ("preupload", "lfs batch", "lfs upload"):  # the client is still trying, too
-        assert "no answer within 2 s" in message
+        assert "no answer within 3 s" in message
     elif (name, status) != ("rights", 404):
         assert str(status) in message
     assert re.search(r"publish\.py|settings/tokens|--hub_model_id|try again", message)
@@ -180,9 +181,9 @@ def test_a_connection_that_breaks_once_costs_nothing(hub, client, trained, name,
 @pytest.mark.parametrize("name", ["commit", "lfs upload", "preupload"])
 def test_an_answer_that_does_not_come_is_not_waited_for(hub, client, trained, name):
     hub.fail(*REQUESTS[name], delay=60, times=None)
-    outcome = publish(client, trained)
+    outcome = publish(client, trained, GIVE_UP)
     assert outcome.status == 3, outcome.output
-    assert "no answer within 2 s" in message_of(outcome)
+    assert "no answer within 3 s" in message_of(outcome)
     assert outcome.seconds < BOUND
     assert not pushes(hub)
 
@@ -192,7 +193,7 @@ def test_nor_is_one_of_the_checks(hub, client, trained, name):
     hub.fail(*REQUESTS[name], delay=60, times=None)
     outcome = publish(client, trained, before=SHORT_CHECKS)
     assert outcome.status == 2, outcome.output
-    assert "no answer within 2 s" in message_of(outcome)
+    assert "no answer within 3 s" in message_of(outcome)
     assert outcome.seconds < BOUND
 
 
@@ -205,11 +206,12 @@ def test_a_repository_that_is_said_to_be_there_and_is_not(hub, client, trained):
 
 
 def test_a_late_answer_does_not_undo_what_came_after_it(hub, client, teacher, tmp_path):
-    hub.fail(*REQUESTS["commit"], delay=8, times=1)
+    hub.fail(*REQUESTS["commit"], delay=10, times=1)
     arguments = ("--hub_strategy", "every_save", "--hub_always_push", "true", "--max_steps", 6)
+    arguments += ("--hub_push_timeout", GIVE_UP)
     outcome = train(client, teacher, tmp_path / "run", *arguments, before="from hf_deit import hub; hub._GRACE = 1")
     assert outcome.status == 0, outcome.output
-    assert "push failed: Training in progress, step 2: no answer within 2 s" in outcome.output
+    assert "push failed: Training in progress, step 2: no answer within 3 s" in outcome.output
     deadline = time.monotonic() + 30
     while not any("/commit/" in target and status != 200 for _, target, status in hub.requests):
         assert time.monotonic() < deadline
@@ -220,7 +222,7 @@ def test_a_late_answer_does_not_undo_what_came_after_it(hub, client, teacher, tm
 
 def test_retry_after_is_obeyed(hub, client, trained):
     hub.fail(*REQUESTS["commit"], status=429, headers={"Retry-After": "4"})
-    outcome = client.run("publish", trained, "--repo_id", REPO, "--timeout", 20)
+    outcome = publish(client, trained)
     assert outcome.status == 0, outcome.output
     assert outcome.seconds > 4
     assert len(pushes(hub)) == 1
@@ -303,7 +305,17 @@ def test_a_failed_push_in_the_background_is_told_and_made_good(hub, client, teac
 
 def test_a_server_that_goes_down_in_mid_run_stops_nothing(hub, client, teacher, tmp_path):
     hub.fail(".*", "", drop="before", times=None, after=25)
-    outcome = train(client, teacher, tmp_path / "run", "--hub_strategy", "every_save", "--max_steps", 6)
+    outcome = train(
+        client,
+        teacher,
+        tmp_path / "run",
+        "--hub_strategy",
+        "every_save",
+        "--max_steps",
+        6,
+        "--hub_push_timeout",
+        GIVE_UP,
+    )
     assert outcome.status == 3, outcome.output
     assert "Publish it later with" in message_of(outcome)
     assert f"--repo_id {REPO}" in message_of(outcome)
@@ -318,7 +330,7 @@ def test_a_server_that_goes_down_in_mid_run_stops_nothing(hub, client, teacher, 
 
 def test_a_server_that_is_down_at_the_end_is_told(hub, client, teacher, tmp_path):
     hub.fail("POST", "/preupload/", drop="before", times=None)
-    outcome = train(client, teacher, tmp_path / "run", "--hub_strategy", "end")
+    outcome = train(client, teacher, tmp_path / "run", "--hub_strategy", "end", "--hub_push_timeout", GIVE_UP)
     assert outcome.status == 3, outcome.output
     assert "Publish it later with" in message_of(outcome)
     assert is_whole(tmp_path / "run")
@@ -338,7 +350,7 @@ def test_a_server_that_is_killed_and_started_again_gets_the_model(hub, client, t
 
     thread = threading.Thread(target=restart)
     thread.start()
-    outcome = train(client, teacher, tmp_path / "run", "--hub_strategy", "end", "--hub_push_timeout", 20)
+    outcome = train(client, teacher, tmp_path / "run", "--hub_strategy", "end")
     thread.join()
     assert outcome.status == 0, outcome.output
     assert is_published(hub, tmp_path / "run")
