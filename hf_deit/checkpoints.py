@@ -14,7 +14,7 @@ from .teacher import LOADING_ERRORS
 
 logger = logging.get_logger(__name__)
 
-_STATE_FILE = "trainer_state.json"
+STATE_FILE = "trainer_state.json"
 
 
 def _checkpoints(output_dir: str) -> list[str]:
@@ -28,7 +28,7 @@ def _checkpoints(output_dir: str) -> list[str]:
 def is_whole(checkpoint: str) -> bool:
     """Whether a checkpoint was written to its end: the Trainer writes its state last."""
     try:
-        TrainerState.load_from_json(os.path.join(checkpoint, _STATE_FILE))
+        TrainerState.load_from_json(os.path.join(checkpoint, STATE_FILE))
     except (OSError, ValueError, TypeError):
         return False
     return True
@@ -80,7 +80,7 @@ def check_resumable(checkpoint: str, steps_per_epoch: int) -> None:
             f"the checkpoint {checkpoint!r} has no state of the optimizer and schedule (save_only_model), so that a "
             "run cannot go on from it: start another one with it as --student"
         )
-    state = TrainerState.load_from_json(os.path.join(checkpoint, _STATE_FILE))
+    state = TrainerState.load_from_json(os.path.join(checkpoint, STATE_FILE))
     before = round(state.global_step / state.epoch) if state.epoch else steps_per_epoch
     if before != steps_per_epoch:
         raise InputError(
@@ -92,7 +92,7 @@ def check_resumable(checkpoint: str, steps_per_epoch: int) -> None:
 def unmark_checkpoint(output_dir: str, step: int) -> None:
     """Lets an old checkpoint of a step no longer look whole, before it is written anew."""
     with suppress(FileNotFoundError):
-        os.remove(os.path.join(output_dir, f"checkpoint-{step}", _STATE_FILE))
+        os.remove(os.path.join(output_dir, f"checkpoint-{step}", STATE_FILE))
 
 
 def remove_torn_checkpoints(output_dir: str) -> None:

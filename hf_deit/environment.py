@@ -1,5 +1,6 @@
 """What a run computed with: versions of the libraries, devices, the commit of this code."""
 
+import functools
 import json
 import os
 import platform
@@ -41,6 +42,7 @@ def _device() -> str:
     return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads a process"
 
 
+@functools.cache  # asked for at every push, while the training waits
 def _commit() -> str | None:
     """Of this code: from where pip installed it, or from the checkout that it runs in."""
     try:

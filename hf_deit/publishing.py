@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import STATE_FILE, last_whole_checkpoint
 from .errors import InputError, PublishError, first_line
 from .hub import Attempt, HubRepository, check_repository, keep_trying, why
 from .plots import plot_curves
 from .run_card import card_faults, merge_cards, update_card
 from .run_facts import RunFacts
-from .teacher import LOADING_ERRORS, load_image_processor
+from .teacher import LOADING_ERRORS, absent_weights, load_image_processor
 
 logger = logging.get_logger(__name__)
 
@@ -31,7 +31,6 @@ ENVIRONMENT_FILE = "environment.json"
 RUN_FILE = "run.json"
 _MODEL_FILES = re.compile(r"config\.json|preprocessor_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 _RECORD_FILES = {CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RUN_FILE}
-_STATE_FILE = "trainer_state.json"
 # Pickled arguments: they name folders of this machine, and hold the token if it was given as an argument.
 _NEVER_PUBLISHED = {"training_args.bin"}
 _TREE = "_publishing"
@@ -42,11 +41,10 @@ def model_files(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         return []
     names = [name for name in sorted(os.listdir(folder)) if _MODEL_FILES.fullmatch(name)]
-    if "config.json" in names and "auto_map" in _read_json(os.path.join(folder, "config.json")):
-        code = {
-            f"{name.split('.')[0]}.py" for name in _read_json(os.path.join(folder, "config.json"))["auto_map"].values()
-        }
-        code = {os.path.join(folder, name) for name in code if os.path.isfile(os.path.join(folder, name))}
+    if "config.json" in names:
+        auto_map = _read_json(os.path.join(folder, "config.json")).get("auto_map", {})
+        modules = {os.path.join(folder, f"{name.split('.')[0]}.py") for name in auto_map.values()}
+        code = set(filter(os.path.isfile, modules))
         code |= {path for module in code for path in get_relative_import_files(module)}
         names += sorted(os.path.relpath(path, folder) for path in code)
     return names
@@ -90,11 +88,8 @@ def read_facts(folder: str) -> RunFacts | None:
         ) from error
 
 
-def check_folder(folder: str) -> RunFacts | None:
+def check_folder(folder: str) -> None:
     """Refuses a folder that cannot be published as it is: everything is loaded as its users will load it.
-
-    Returns:
-        The facts of its run, if it is one.
 
     Raises:
         InputError: no configuration, no weights or not all of them, an image processor or labels that do not fit, a
@@ -117,8 +112,7 @@ def check_folder(folder: str) -> RunFacts | None:
         raise InputError(
             f"there are no weights in {folder!r}, expected model.safetensors: save it with save_pretrained"
         )
-    _check_weights(folder)
-    _check_processor(folder)
+    _check_processor(folder, _check_weights(folder).config)
     if facts is None:
         text = _read_text(os.path.join(folder, CARD_FILE))
         if text is None:
@@ -126,7 +120,6 @@ def check_folder(folder: str) -> RunFacts | None:
         faults = card_faults(text)
         if faults:
             raise InputError(f"the card {CARD_FILE} in {folder!r} is not complete: {'; '.join(faults)}")
-    return facts
 
 
 def _check_weights(folder: str) -> PreTrainedModel:
@@ -136,7 +129,7 @@ def _check_weights(folder: str) -> PreTrainedModel:
         )
     except LOADING_ERRORS as error:
         raise InputError(f"the model in {folder!r} does not load ({first_line(error)}): save it anew") from error
-    absent = sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
+    absent = absent_weights(info)
     if absent:
         raise InputError(f"the weights in {folder!r} are not whole, they lack {', '.join(absent[:4])}: save them anew")
     weights = {name: weight for name, weight in model.state_dict().items() if weight.is_floating_point()}
@@ -146,27 +139,17 @@ def _check_weights(folder: str) -> PreTrainedModel:
     return model
 
 
-def _check_processor(folder: str) -> None:
-    config = _read_json(os.path.join(folder, "config.json"))
-    size = load_image_processor(folder, None, _Config(config)).to_dict()
+def _check_processor(folder: str, config: PreTrainedConfig) -> None:
+    size = load_image_processor(folder, None, config).to_dict()
     size = size.get("crop_size") or size.get("size") or {}
-    wanted = config.get("image_size")
+    wanted = getattr(config, "image_size", None)
     if isinstance(wanted, int) and size.get("height") not in (None, wanted):
         raise InputError(
             f"the image processor in {folder!r} makes {size['height']} pixels, the model takes {wanted}: save the "
             "processor that it was trained with beside it"
         )
-    labels = config.get("id2label") or {}
-    if len(set(labels.values())) != len(labels):
+    if len(set(config.id2label.values())) != len(config.id2label):
         raise InputError(f"config.json in {folder!r} has labels that share a name: mend its id2label")
-
-
-class _Config:
-    """The one field of a configuration that `load_image_processor` reads."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.model_type = values.get("model_type")
-        self.pretrained_cfg = values.get("pretrained_cfg")
 
 
 def stage(folder: str, tree: str) -> None:
@@ -199,12 +182,12 @@ def stage_checkpoint(checkpoint: str, tree: str) -> None:
         target = os.path.normpath(os.path.join(tree, os.path.relpath(root, checkpoint)))
         os.makedirs(target, exist_ok=True)
         for name in set(names) - _NEVER_PUBLISHED:
-            if name != _STATE_FILE:
+            if name != STATE_FILE:
                 _link(os.path.join(root, name), os.path.join(target, name))
-    state = _read_json(os.path.join(checkpoint, _STATE_FILE))
+    state = _read_json(os.path.join(checkpoint, STATE_FILE))
     best = state.get("best_model_checkpoint")
     state["best_model_checkpoint"] = best and os.path.basename(best)
-    _write_json(state, os.path.join(tree, _STATE_FILE))
+    _write_json(state, os.path.join(tree, STATE_FILE))
 
 
 def publish_tree(repository: HubRepository, tree: str, message: str) -> None:

@@ -22,6 +22,7 @@ from .hub import HubRepository, check_repository
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .loading import as_views
 from .preview import contact_sheet
+from .publishing import RECIPE_FILE
 from .publishing_trainer import repository_name
 from .recipes import Arguments, check_same_run, resolve_arguments, save_recipe, take_revisions
 from .sources import (
@@ -39,7 +40,6 @@ from .training_args import DataArguments, DistillationTrainingArguments, ModelAr
 
 logger = logging.get_logger(__name__)
 
-_RECIPE_FILE = "recipe.yaml"
 _UNFINISHED_TEACHER = "teacher.unfinished"
 
 
@@ -113,7 +113,7 @@ def run(arguments: Arguments) -> RunResult:
     resuming = resume_wish(args.resume_from_checkpoint) is not None
     check_output_dir(args.output_dir, resuming=resuming)
     repository = _check_repository(args)
-    recipe_file = os.path.join(args.output_dir, _RECIPE_FILE)
+    recipe_file = os.path.join(args.output_dir, RECIPE_FILE)
     checkpoint = None
     if args.resume_from_hub is not None:
         fetched, published = on_main_process(lambda: fetch_checkpoint(args.resume_from_hub))
@@ -297,7 +297,7 @@ def train_teacher(
     trainer.train()
     trainer.save_model()
     if args.should_save:
-        save_recipe((model_args, data_args, args), os.path.join(unfinished, _RECIPE_FILE))
+        save_recipe((model_args, data_args, args), os.path.join(unfinished, RECIPE_FILE))
         os.replace(unfinished, folder)
     trainer.accelerator.wait_for_everyone()
     return folder

@@ -37,6 +37,13 @@ class Source:
         commit = f" at commit `{self.commit[:12]}`" if self.commit else ""
         return f"[{self.name}](https://huggingface.co/{self.name}){commit}"
 
+    @classmethod
+    def of_teacher(cls, teacher: Any) -> "Source":
+        """Of a teacher from `load_teacher`, which has a revision if it comes from the Hub."""
+        if teacher.revision is None:
+            return cls("a teacher from a local folder")
+        return cls(teacher.name_or_path, teacher.revision, on_hub=True)
+
 
 LOCAL_CHECKPOINT = Source("a checkpoint from a local folder")
 
@@ -69,11 +76,7 @@ class RunSources:
     @classmethod
     def of(cls, model: PreTrainedModel, teacher: Any | None) -> "RunSources":
         """What a model and a teacher from `load_teacher` tell of themselves."""
-        source = None
-        if teacher is not None:
-            on_hub = teacher.revision is not None
-            name = teacher.name_or_path if on_hub else "a teacher from a local folder"
-            source = Source(name, teacher.revision, on_hub)
+        source = None if teacher is None else Source.of_teacher(teacher)
         return cls(student=Source(model.config.model_type), teacher=source)
 
 

@@ -13,9 +13,11 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi, snapshot_download
 from transformers import CONFIG_MAPPING
 
+from .checkpoints import STATE_FILE
 from .data import DIGITS, ImageData
 from .errors import InputError
 from .hub import HUB_ERRORS, ask, declared_datasets, keep_trying, resolve_dataset_revision, resolve_revision, why
+from .publishing import RECIPE_FILE
 from .recipes import Arguments, load_recipe, published_recipe
 from .run_facts import LOCAL_CHECKPOINT, RunSources, Source
 from .teacher import Teacher
@@ -109,9 +111,7 @@ def describe_sources(
         name = os.path.basename(teacher_recipe)
         teacher_source = Source(f"a teacher that was trained on the same images (recipe `{name}`)")
     elif teacher is not None:
-        on_hub = _is_on_hub(teacher.name_or_path)
-        name = teacher.name_or_path if on_hub else "a teacher from a local folder"
-        teacher_source = Source(name, teacher.revision, on_hub)
+        teacher_source = Source.of_teacher(teacher)
     on_hub = teacher_source is not None and teacher_source.on_hub
     recipe = published_recipe(arguments)
     if teacher_recipe is not None:  # whoever takes the recipe trains a teacher, too
@@ -176,7 +176,7 @@ def fetch_checkpoint(source: str) -> tuple[str, dict[str, Any]]:
     def find() -> tuple[str, str]:
         commit = HfApi().model_info(repo_id, revision=revision or None).sha
         files = HfApi().list_repo_files(repo_id, revision=commit)
-        names = [name.removesuffix("/trainer_state.json") for name in files if name.endswith("/trainer_state.json")]
+        names = [name.removesuffix(f"/{STATE_FILE}") for name in files if name.endswith(f"/{STATE_FILE}")]
         numbers = {name: _number(name) for name in names if _number(name) is not None}
         if not numbers:
             raise InputError(
@@ -188,7 +188,7 @@ def fetch_checkpoint(source: str) -> tuple[str, dict[str, Any]]:
     what = f"downloading the checkpoint of {source}"
     try:
         commit, name = ask(find, what=what)
-        patterns = [f"{name}/*", "recipe.yaml"]
+        patterns = [f"{name}/*", RECIPE_FILE]
         snapshot = keep_trying(
             lambda: snapshot_download(repo_id, revision=commit, allow_patterns=patterns),
             what=what,
@@ -198,9 +198,9 @@ def fetch_checkpoint(source: str) -> tuple[str, dict[str, Any]]:
         raise
     except HUB_ERRORS as error:
         raise InputError(f"cannot go on from {source!r} ({why(error)}): check its name and your token") from error
-    recipe = os.path.join(snapshot, "recipe.yaml")
+    recipe = os.path.join(snapshot, RECIPE_FILE)
     if not os.path.isfile(recipe):
-        raise InputError(f"{source!r} has a checkpoint but no recipe.yaml: it was not pushed by a run of hf_deit")
+        raise InputError(f"{source!r} has a checkpoint but no {RECIPE_FILE}: it was not pushed by a run of hf_deit")
     return os.path.join(snapshot, name), load_recipe(recipe)
 
 
@@ -221,7 +221,7 @@ def adopt_checkpoint(fetched: str, output_dir: str) -> str:
     unfinished = os.path.join(output_dir, UNFINISHED_CHECKPOINT)
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(fetched, unfinished)
-    path = os.path.join(unfinished, "trainer_state.json")
+    path = os.path.join(unfinished, STATE_FILE)
     with open(path, encoding="utf-8") as file:
         state = json.load(file)
     checkpoint = os.path.join(output_dir, f"checkpoint-{state['global_step']}")

@@ -176,7 +176,7 @@ def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> 
             f"cannot load the teacher {name_or_path!r}"
             f"{f' at revision {revision!r}' if revision else ''} as an image classifier: {str(error).strip()}"
         ) from error
-    random_weights = sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
+    random_weights = absent_weights(info)
     if random_weights:
         raise InputError(
             f"the teacher {name_or_path!r} has no weights for {', '.join(random_weights[:4])}"
@@ -184,6 +184,11 @@ def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> 
             "to classify, or fine-tune this one first (--distillation_type none --student …)"
         )
     return config, model
+
+
+def absent_weights(info: Mapping[str, Any]) -> list[str]:
+    """Names of the weights that a checkpoint lacks, or has in another shape, by `from_pretrained`'s loading info."""
+    return sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
 
 
 def load_image_processor(name_or_path: str, revision: str | None, config: Any) -> BaseImageProcessor:
