@@ -272,6 +272,13 @@ class HubServer:
         with self.lock:
             self._faults.clear()
 
+    def _note(self, method: str, target: str, status: int | None, instead_of: int | None = None) -> int:
+        """Notes a request, or that one which was noted could not be answered. Its place in `requests`."""
+        with self.lock:
+            place = len(self.requests) if instead_of is None else instead_of
+            self.requests[place : place + 1] = [(method, target, status)]
+            return place
+
     def _next_fault(self, method: str, target: str) -> Fault | None:
         with self.lock:
             return next((fault for fault in self._faults if fault.strikes(method, target)), None)
@@ -530,7 +537,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
-        hub, status = self.server.hub, None
+        hub, noted = self.server.hub, None
         try:
             fault = hub._next_fault(self.command, self.path)
             if fault and self.server.stopping.wait(fault.delay):
@@ -546,13 +553,12 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = self._carry_out(body)
             if drop == "after":
                 raise DroppedError
-            status = answer.status
+            noted = hub._note(self.command, self.path, answer.status)  # before the client can know of it
             self._send(answer, half=drop == "body")
         except (DroppedError, OSError):
-            status, self.close_connection = None, True
+            self.close_connection = True
+            hub._note(self.command, self.path, None, instead_of=noted)
             _cut(self.connection)
-        finally:
-            hub.requests.append((self.command, self.path, status))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 - the names http.server calls
 
