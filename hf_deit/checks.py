@@ -10,8 +10,9 @@ from .augment import build_train_transform
 from .columns import check_label_range, find_columns
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
+from .label_names import match_labels
 from .metrics import HEADS
-from .teacher import Teacher, match_labels
+from .teacher import Teacher
 from .training_args import DistillationTrainingArguments
 
 

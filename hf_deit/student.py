@@ -18,9 +18,10 @@ from .configuration_deit import as_pair
 from .errors import InputError, first_line
 from .hub import resolve_revision
 from .image_processing_deit import DistilledDeiTImageProcessor
+from .label_names import match_labels
 from .modeling_common import ImageClassifierBase
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
-from .teacher import LOADING_ERRORS, load_image_processor, match_labels, measure_processor
+from .teacher import LOADING_ERRORS, load_image_processor, measure_processor
 from .zoo import create_model, list_models
 
 _DEFAULT_IMAGE_SIZE = 224

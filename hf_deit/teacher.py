@@ -1,8 +1,9 @@
 """Any image classifier of the Hub as a teacher: statistics, size and labels are read and checked, not guessed."""
 
 import json
-from collections import Counter
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +12,20 @@ from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file, logging
 
 from .errors import InputError, first_line
 from .hub import resolve_revision
+from .label_identity import weights_digest
+from .label_names import match_labels
 
 logger = logging.get_logger(__name__)
 
@@ -26,8 +35,6 @@ LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError),
     *(StrictDataclassError, HfHubHTTPError),
 )
-# The Hub's imagenet-1k tells its two cranes apart, as ClassLabel wants unique names; ImageNet's own list does not.
-_ALIASES = {"crane2": "crane"}
 
 
 class Teacher(nn.Module):
@@ -36,6 +43,7 @@ class Teacher(nn.Module):
     It stays in evaluation mode whatever is asked of it, and has no trainable parameter.
 
     Attributes:
+        description: what was known of it before its weights were loaded.
         name_or_path: where it was loaded from.
         revision: the commit it was resolved to, or None for a folder.
         input_size: (height, width) that its input is resized to, or None if it takes the student's size as it is.
@@ -44,29 +52,21 @@ class Teacher(nn.Module):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        name_or_path: str,
-        revision: str | None,
-        id2label: Mapping[int, str],
-        label_order: list[int],
-        channel_order: list[int],
-        scale: torch.Tensor,
-        shift: torch.Tensor,
-        input_size: tuple[int, int] | None,
+        self, model: PreTrainedModel, description: "TeacherDescription", input_size: tuple[int, int] | None
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.name_or_path = name_or_path
-        self.revision = revision
-        self.id2label = dict(id2label)
+        self.description = description
+        self.name_or_path = description.name_or_path
+        self.revision = description.revision
+        self.id2label = dict(description.id2label)
         self.input_size = input_size
         self.dtype = model.dtype
-        for name, order in (("label_order", label_order), ("channel_order", channel_order)):
+        for name in ("label_order", "channel_order"):
+            order = getattr(description, name)
             self.register_buffer(name, None if order == sorted(order) else torch.tensor(order))
-        self.register_buffer("scale", scale.view(-1, 1, 1))
-        self.register_buffer("shift", shift.view(-1, 1, 1))
+        self.register_buffer("scale", torch.tensor(description.scale).view(-1, 1, 1))
+        self.register_buffer("shift", torch.tensor(description.shift).view(-1, 1, 1))
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -91,6 +91,67 @@ class Teacher(nn.Module):
             pixel_values = F.interpolate(pixel_values, size=self.input_size, mode="bicubic", antialias=True)
         logits = self.model(pixel_values=pixel_values.to(self.dtype)).logits.float()
         return logits if self.label_order is None else logits[:, self.label_order]
+
+
+@dataclass(frozen=True)
+class TeacherDescription:
+    """What is known of a teacher from its small files, without its weights. Made by `describe_teacher`.
+
+    Attributes:
+        name_or_path: a Hub id or a folder.
+        revision: the commit it was resolved to, or None for a folder.
+        wanted_revision: that commit or, where it is not known, what was asked for.
+        dtype: to compute in.
+        id2label: its labels, in the student's order.
+        label_order: its index of each of the student's labels.
+        channel_order, scale, shift: to its pixels from the student's normalised x: scale · x[channel_order] + shift.
+        own_size: (height, width) that its image processor makes.
+        student_size: (height, width) of the student's pixels.
+    """
+
+    name_or_path: str
+    revision: str | None
+    wanted_revision: str | None
+    dtype: torch.dtype
+    id2label: Mapping[int, str]
+    label_order: list[int]
+    channel_order: list[int]
+    scale: list[float]
+    shift: list[float]
+    own_size: tuple[int, int]
+    student_size: tuple[int, int]
+
+    def load(self, device: torch.device | str | None = None) -> Teacher:
+        """Loads the weights.
+
+        Args:
+            device: to put them on; the CPU by default.
+
+        Raises:
+            InputError: see `load_teacher`.
+        """
+        model = _load_model(self.name_or_path, self.wanted_revision, self.dtype)
+        input_size = _accepted_size(model, self.name_or_path, self.student_size, self.own_size)
+        return Teacher(model, self, input_size).to(device or "cpu")
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, as JSON can hold it; no name of a folder but the last one.
+
+        Raises:
+            InputError: it is neither on the Hub nor a folder with weights.
+        """
+        return {
+            "name": self.name_or_path if self.revision else os.path.basename(os.path.abspath(self.name_or_path)),
+            "revision": self.revision or weights_digest(self.name_or_path),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "preprocessing": {
+                "scale": self.scale,
+                "shift": self.shift,
+                "channel_order": self.channel_order,
+                "label_order": None if self.label_order == sorted(self.label_order) else self.label_order,
+                "own_size": self.own_size,
+            },
+        }
 
 
 def load_teacher(
@@ -120,26 +181,47 @@ def load_teacher(
         InputError: no such model; no image classifier; weights missing from the checkpoint (a head that would be
             random); no statistics; labels that are not the student's.
     """
+    description = describe_teacher(
+        name_or_path, student_processor=student_processor, id2label=id2label, revision=revision, dtype=dtype
+    )
+    return description.load(device)
+
+
+def describe_teacher(
+    name_or_path: str,
+    *,
+    student_processor: BaseImageProcessor,
+    id2label: Mapping[int, str] | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> TeacherDescription:
+    """Does all that `load_teacher` does but for loading the weights; its arguments and errors."""
+    name_or_path, dtype = str(name_or_path), _as_dtype(dtype)
     commit = resolve_revision(name_or_path, revision)
-    config, model = _load_model(name_or_path, commit or revision, _as_dtype(dtype))
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=commit or revision)
+    except LOADING_ERRORS as error:
+        raise _not_loadable(name_or_path, commit or revision, error) from error
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise _not_loadable(name_or_path, commit or revision, f"{config.model_type} is none")
     processor = load_image_processor(name_or_path, commit or revision, config)
     teacher_labels = {int(index): label for index, label in config.id2label.items()}
     id2label = teacher_labels if id2label is None else {int(index): label for index, label in id2label.items()}
     label_order = match_labels(teacher_labels, id2label, owner=f"the teacher {name_or_path!r}")
     channel_order, scale, shift, own_size = _relative_normalization(name_or_path, processor, student_processor)
-    student_size = (student_processor.crop_size.height, student_processor.crop_size.width)
-    teacher = Teacher(
-        model,
-        name_or_path=str(name_or_path),
+    return TeacherDescription(
+        name_or_path=name_or_path,
         revision=commit,
+        wanted_revision=commit or revision,
+        dtype=dtype,
         id2label=id2label,
         label_order=label_order,
         channel_order=channel_order,
-        scale=scale,
-        shift=shift,
-        input_size=_accepted_size(model, name_or_path, student_size, own_size),
+        scale=scale.tolist(),
+        shift=shift.tolist(),
+        own_size=own_size,
+        student_size=(student_processor.crop_size.height, student_processor.crop_size.width),
     )
-    return teacher.to(device or "cpu")
 
 
 def load_labels(name_or_path: str, revision: str | None = None) -> list[str]:
@@ -165,17 +247,18 @@ def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     return dtypes[name]
 
 
-def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
+def _not_loadable(name_or_path: str, revision: str | None, error: Exception | str) -> InputError:
+    at = f" at revision {revision!r}" if revision else ""
+    return InputError(f"cannot load the teacher {name_or_path!r}{at} as an image classifier: {str(error).strip()}")
+
+
+def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
         model, info = AutoModelForImageClassification.from_pretrained(
             name_or_path, revision=revision, dtype=dtype, output_loading_info=True
         )
     except LOADING_ERRORS as error:
-        raise InputError(
-            f"cannot load the teacher {name_or_path!r}"
-            f"{f' at revision {revision!r}' if revision else ''} as an image classifier: {str(error).strip()}"
-        ) from error
+        raise _not_loadable(name_or_path, revision, error) from error
     random_weights = absent_weights(info)
     if random_weights:
         raise InputError(
@@ -183,7 +266,7 @@ def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> 
             f"{', …' if len(random_weights) > 4 else ''}, which would be random: take a checkpoint that was trained "
             "to classify, or fine-tune this one first (--distillation_type none --student …)"
         )
-    return config, model
+    return model
 
 
 def absent_weights(info: Mapping[str, Any]) -> list[str]:
@@ -344,65 +427,3 @@ def measure_teacher(
             majority,
         )
     return report
-
-
-def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: str = "the teacher") -> list[int]:
-    """Finds the teacher's index of each of the student's labels.
-
-    Names are compared without regard to case and underscores. In another order they must be equal and unique. In the
-    same order one common synonym is enough ("tench" and "tench, Tinca tinca") that is no other label's; of every
-    hundred labels one may share its synonym with another (ImageNet has two maillots), as the rest settle the order.
-
-    Args:
-        teacher, student: labels by index, 0 to K - 1.
-        owner: whose labels the first are, for the message.
-
-    Returns:
-        K indices: the teacher's `logits[:, indices]` are in the student's order.
-
-    Raises:
-        InputError: another number of labels, other labels, or an order that is not known.
-    """
-    count = len(student)
-    if sorted(teacher) != list(range(count)) or sorted(student) != list(range(count)):
-        raise InputError(
-            f"{owner} has {len(teacher)} labels ({_some(teacher)}), expected {count} ({_some(student)}): fine-tune it "
-            "on this data first (--distillation_type none --replace_head --student …), or take another one"
-        )
-    positions = {_normalized(label): index for index, label in teacher.items()}
-    wanted = [_normalized(student[i]) for i in range(count)]
-    if len(positions) == count and sorted(positions) == sorted(wanted):
-        return [positions[label] for label in wanted]
-    if _are_in_the_same_order([teacher[i] for i in range(count)], [student[i] for i in range(count)]):
-        return list(range(count))
-    missing = [student[i] for i in range(count) if wanted[i] not in positions]
-    raise InputError(
-        f"{owner} has {count} labels as expected, but not the same: it has {_some(teacher)}, expected {_some(student)}"
-        + (f"; it lacks {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}" if missing else "")
-        + ". If only the names differ, set id2label in its config.json, in the order of its logits"
-    )
-
-
-def _are_in_the_same_order(teacher: list[str], student: list[str]) -> bool:
-    owners = Counter(synonym for labels in (teacher, student) for label in labels for synonym in _synonyms(label))
-    ambiguous = 0
-    for one, other in zip(teacher, student, strict=True):
-        shared = _synonyms(one) & _synonyms(other)
-        if not shared:
-            return False
-        if _normalized(one) != _normalized(other) and not any(owners[synonym] == 2 for synonym in shared):
-            ambiguous += 1
-    return ambiguous <= len(teacher) // 100
-
-
-def _normalized(label: str) -> str:
-    label = " ".join(str(label).casefold().replace("_", " ").split())
-    return _ALIASES.get(label, label)
-
-
-def _synonyms(label: str) -> set[str]:
-    return {_normalized(label)} | {_normalized(part) for part in str(label).split(",")}
-
-
-def _some(labels: Mapping[int, str]) -> str:
-    return ", ".join(str(labels[index]) for index in sorted(labels)[:3]) + (", …" if len(labels) > 3 else "")

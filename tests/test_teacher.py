@@ -34,8 +34,9 @@ from transformers import (
 from hf_deit.configuration_deit import DistilledDeiTConfig
 from hf_deit.errors import InputError
 from hf_deit.image_processing_deit import DistilledDeiTImageProcessor
+from hf_deit.label_names import match_labels
 from hf_deit.modeling_deit import DistilledDeiTForImageClassification
-from hf_deit.teacher import load_teacher, match_labels
+from hf_deit.teacher import load_teacher
 
 LABELS = {0: "ape", 1: "bee", 2: "cat", 3: "dog"}
 LABEL2ID = {name: index for index, name in LABELS.items()}
