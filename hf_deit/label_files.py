@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,11 +51,6 @@ def top_logits(logits: torch.Tensor, k: int) -> TopLogits:
     others = logits.float().scatter(-1, labels, -torch.inf)
     rest = others.logsumexp(dim=-1) - np.log(logits.shape[-1] - k)
     return TopLogits(labels.int(), values.half(), rest.half())
-
-
-def pixel_crc(pixel_values: torch.Tensor | np.ndarray) -> int:
-    """The CRC-32 of a view, (3, H, W) uint8 as the loader makes it."""
-    return zlib.crc32(np.ascontiguousarray(pixel_values))
 
 
 def wants_crc(identity: StoreIdentity, epoch: int, slots: np.ndarray) -> np.ndarray:

@@ -7,13 +7,15 @@ or world size, or another student, replays it. One parquet file holds an epoch; 
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import filelock
 import numpy as np
+import torch
 from transformers.utils import logging
 
+from .epoch_labels import EpochLabels
 from .errors import InputError
 from .label_files import (
     ABSENT,
@@ -69,7 +71,7 @@ class TeacherLabelStore:
         self._hub = hub
         self._lock: filelock.BaseFileLock | None = None
         self._pending = PendingLabels(identity)
-        self._cache: dict[int, Columns] = {}
+        self._cache: dict[int, EpochLabels] = {}
 
     # Opening
 
@@ -184,27 +186,28 @@ class TeacherLabelStore:
         names = self._hub.names(DATA) if self._hub else os.listdir(folder) if os.path.isdir(folder) else []
         return sorted(int(match[1]) for match in map(_EPOCH_FILE.fullmatch, names) if match)
 
+    @property
+    def partial_epochs(self) -> list[int]:
+        """Those of which some views are there, and not all."""
+        return sorted({epoch for epoch, _ in self._parts()} - {*self.complete_epochs})
+
     def has(self, epoch: int) -> bool:
         """Whether all views of an epoch are there."""
         name = _epoch_file(epoch)
         return name in self._hub.files if self._hub else os.path.exists(os.path.join(self.folder, name))
 
-    def missing(self, first_epoch: int, last_epoch: int) -> list[int]:
-        """The epochs from the first to the last one that are not complete."""
-        return sorted({*range(first_epoch, last_epoch + 1)} - {*self.complete_epochs})
+    def missing(self, needed: Mapping[int, int]) -> list[int]:
+        """The epochs of which views are not there.
 
-    def check_covers(self, first_epoch: int, last_epoch: int) -> None:
-        """Refuses a store that ends before the training does.
-
-        Raises:
-            InputError: epochs are missing.
+        Args:
+            needed: by epoch, how many of its first views.
         """
-        if missing := self.missing(first_epoch, last_epoch):
-            raise InputError(
-                f"the label store {self._name} has {len(self.complete_epochs)} epochs, but lacks {len(missing)} of "
-                f"{first_epoch} to {last_epoch}, the first one {missing[0]}: train for fewer epochs, or let the "
-                "teacher label the others, in a folder that may be written"
-            )
+        complete, partial = {*self.complete_epochs}, {*self.partial_epochs}
+        return [
+            epoch
+            for epoch, views in sorted(needed.items())
+            if epoch not in complete and (epoch not in partial or len(self.epoch(epoch).absent(views)))
+        ]
 
     def labels(self, epoch: int, true_labels: np.ndarray) -> np.ndarray:
         """The teacher's labels of the epoch's first N views.
@@ -228,11 +231,10 @@ class TeacherLabelStore:
             (B,) int64, -1 where nothing is known: in an epoch that is not complete.
 
         Raises:
-            InputError: the epoch's file is broken, or missing from a store that is only read; or true labels are not
-                those of the run that recorded.
+            InputError: the epoch's file is broken, or missing from a store on the Hub; or true labels are not those of
+                the run that recorded.
         """
-        columns = self._epoch(epoch)
-        codes = columns["dense"][slots].astype(np.int64)
+        codes = self.epoch(epoch).codes[slots].astype(np.int64)
         is_true = codes == TRUE_LABEL
         labels = np.where(is_true, true_labels, np.maximum(codes, -1))
         if (labels[is_true] < 0).any() or (labels[is_true] >= self.identity.num_labels).any():
@@ -255,17 +257,14 @@ class TeacherLabelStore:
             raise InputError(
                 f"the label store {self._name} holds labels alone: record one with top_k for soft targets"
             )
-        columns = self._epoch(epoch)
-        if (columns["dense"][slots] == ABSENT).any():
+        known = self.epoch(epoch)
+        if (known.codes[slots] == ABSENT).any():
             raise InputError(f"the label store {self._name} has not all of these views of epoch {epoch}: record them")
-        rows = slots if len(columns["slot"]) == len(columns["dense"]) else np.searchsorted(columns["slot"], slots)
-        logits = np.repeat(columns["rest_logit"][rows].astype(np.float32)[:, None], self.identity.num_labels, axis=1)
-        np.put_along_axis(logits, columns["top_labels"][rows].astype(np.int64), columns["top_logits"][rows], axis=1)
-        return logits
+        return known.logits(torch.from_numpy(np.asarray(slots, dtype=np.int64))).numpy()
 
     def crcs(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The slots whose CRC is kept, (N,) int64 ascending, and their CRCs, (N,) int64."""
-        columns = self._epoch(epoch)
+        columns = self.epoch(epoch).columns
         kept = columns["pixel_crc"] >= 0
         return columns["slot"][kept].astype(np.int64), columns["pixel_crc"][kept]
 
@@ -309,22 +308,27 @@ class TeacherLabelStore:
     def _name(self) -> str:
         return repr(self._hub.repo_id if self._hub else self.folder)
 
-    def _epoch(self, epoch: int) -> Columns:
-        """An epoch's columns, sorted by slot, and `dense`: the label codes of all slots."""
+    def epoch(self, epoch: int) -> EpochLabels:
+        """What is kept of an epoch.
+
+        Raises:
+            InputError: its file is broken, or missing from a store on the Hub.
+        """
         found = self._cache.get(epoch)
-        if found is not None and (len(found["slot"]) == len(found["dense"]) or not self.has(epoch)):
+        if found is not None and (found.is_complete or not self.has(epoch)):
             return found
-        if self.has(epoch):
-            columns = self._read_whole(epoch)
-        elif self.readonly:
+        if self._hub is not None and not self.has(epoch):
             raise InputError(f"the label store {self._name} lacks epoch {epoch}: it has {len(self.complete_epochs)}")
-        else:
-            columns, _ = self._union(epoch)
-        columns["dense"] = np.full(self.identity.views_per_epoch, ABSENT, dtype=np.int32)
-        columns["dense"][columns["slot"]] = columns["label"]
+        try:
+            columns = self._read_whole(epoch) if self.has(epoch) else self._union(epoch)[0]
+        except InputError:
+            if not self.readonly or self._hub is not None or not self.has(epoch):
+                raise
+            columns = self._read_whole(epoch)  # a writer has just put its parts together
+        found = EpochLabels(columns, self.identity)
         # An epoch and the one before, whose last batches may still be on their way.
-        self._cache = {**{number: self._cache[number] for number in [*self._cache][-1:]}, epoch: columns}
-        return columns
+        self._cache = {**{number: self._cache[number] for number in [*self._cache][-1:]}, epoch: found}
+        return found
 
     def _read_whole(self, epoch: int) -> Columns:
         name = _epoch_file(epoch)

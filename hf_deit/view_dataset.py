@@ -75,6 +75,11 @@ def labels_of(dataset: datasets.Dataset, label_column: str) -> np.ndarray:
     return np.fromiter(labels, dtype=np.int64, count=len(rows))
 
 
+def pixel_crc(pixel_values: torch.Tensor | np.ndarray) -> int:
+    """The CRC-32 of a view, (3, H, W) uint8 as the loader makes it."""
+    return zlib.crc32(np.ascontiguousarray(pixel_values))
+
+
 class KeyedViews(Dataset):
     """Turns lists of keys into training views, each seeded by its own (seed, epoch, slot).
 
@@ -86,9 +91,12 @@ class KeyedViews(Dataset):
 
     Attributes:
         has_labels: whether any image has one.
+        wants_crc: of which views of an epoch, by their slots, the CRC of the pixels is wanted. If it is set, samples
+            have their `slots`, and their `pixel_crcs`, -1 for the others.
     """
 
     has_labels = True
+    wants_crc: Callable[[int, np.ndarray], np.ndarray] | None = None
 
     def __init__(
         self,
@@ -126,7 +134,16 @@ class KeyedViews(Dataset):
                 samples.append(sample)
         if self.mixing is not None:
             self._draw_mixing(self.mixing, keys, samples)
+        if self.wants_crc is not None:
+            self._note_crcs(keys, samples)
         return samples
+
+    def _note_crcs(self, keys: Sequence[Any], samples: list[dict[str, Any]]) -> None:
+        slots = np.array([key.slot for key in keys])
+        wanted = {epoch: self.wants_crc(epoch, slots) for epoch in {key.epoch for key in keys}}
+        for position, (key, sample) in enumerate(zip(keys, samples, strict=True)):
+            crc = pixel_crc(sample["pixel_values"]) if wanted[key.epoch][position] else -1
+            sample.update(slots=key.slot, pixel_crcs=crc)
 
     def _draw_mixing(self, mixing: Mixing, keys: Sequence[Any], samples: list[dict[str, Any]]) -> None:
         size = tuple(samples[0]["pixel_values"].shape[-2:])
@@ -153,6 +170,9 @@ class ViewDataset(KeyedViews):
         on_bad_image: "stop" raises `BadImageError`; "skip" puts the next readable image of the data set into the slot,
             so that batches stay whole, and counts it in `bad_images`.
         **settings: see `KeyedViews`.
+
+    Attributes:
+        labels: of all rows, (N,) int64, -100 where there is none.
     """
 
     def __init__(
@@ -166,9 +186,10 @@ class ViewDataset(KeyedViews):
     ) -> None:
         super().__init__(transform, **settings)
         self.dataset = dataset
+        self.image_column, self.label_column = image_column, label_column
         self._decode = ImageDecoder(dataset, image_column)
-        self._labels = labels_of(dataset, label_column)
-        self.has_labels = bool((self._labels >= 0).any())
+        self.labels = labels_of(dataset, label_column)
+        self.has_labels = bool((self.labels >= 0).any())
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -177,7 +198,7 @@ class ViewDataset(KeyedViews):
         for offset in range(len(self)):
             candidate = (key.index + offset) % len(self)
             try:
-                return self._decode(candidate), int(self._labels[candidate]), candidate != key.index
+                return self._decode(candidate), int(self.labels[candidate]), candidate != key.index
             except BadImageError:
                 if self.on_bad_image == "stop":
                     raise

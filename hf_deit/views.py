@@ -6,7 +6,7 @@ drawn before, so a run resumes bit-exactly from any step and trains alike on any
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -170,10 +170,19 @@ class ViewSampler(Sampler[ViewKey]):
         generator = np.random.RandomState(np.random.MT19937(fold(self.seed, epoch, pass_number)))
         return generator.permutation(self.num_images)
 
-    def __iter__(self) -> Iterator[ViewKey]:
-        epoch, pass_length = self.epoch, self.num_images * self.repeats
-        for slot in range(self._length):
+    def keys(self, epoch: int, slots: Iterable[int]) -> Iterator[ViewKey]:
+        """The keys of any slots of any epoch, also beyond `len(self)`, which other batches may reach.
+
+        Args:
+            epoch: from 0.
+            slots: ascending.
+        """
+        last_pass, pass_length = -1, self.num_images * self.repeats
+        for slot in slots:
             pass_number, position = divmod(slot, pass_length)
-            if position == 0:
-                order = self.order(epoch, pass_number)
+            if pass_number != last_pass:
+                order, last_pass = self.order(epoch, pass_number), pass_number
             yield ViewKey(epoch, slot, int(order[position // self.repeats]), position % self.repeats)
+
+    def __iter__(self) -> Iterator[ViewKey]:
+        yield from self.keys(self.epoch, range(self._length))

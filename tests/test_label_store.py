@@ -27,8 +27,9 @@ from PIL import Image
 
 from hf_deit import InputError, TeacherLabelStore
 from hf_deit.errors import CheckpointError
-from hf_deit.label_files import TopLogits, pixel_crc, top_logits
+from hf_deit.label_files import TopLogits, top_logits
 from hf_deit.label_identity import StoreIdentity, data_fingerprint, weights_digest
+from hf_deit.view_dataset import pixel_crc
 
 VIEWS = 64
 
@@ -265,14 +266,11 @@ def test_no_store_is_refused_where_it_is_only_read_and_made_elsewhere(tmp_path):
         TeacherLabelStore.open(tmp_path / "new", identity(), revision="main")
 
 
-def test_a_store_that_ends_too_early_is_refused(tmp_path):
+def test_what_is_missing_is_told(tmp_path):
     store = TeacherLabelStore.open(fill(tmp_path, epochs=3), identity(), readonly=True)
-    store.check_covers(0, 2)
-    assert store.missing(1, 4) == [3, 4]
-    with pytest.raises(InputError, match=r"has 3 epochs, but lacks 2 of 1 to 4, the first one 3: train"):
-        store.check_covers(1, 4)
-    with pytest.raises(InputError, match="lacks epoch 3"):
-        store.lookup(3, np.arange(3), np.zeros(3))
+    assert store.missing(dict.fromkeys(range(3), VIEWS)) == []
+    assert store.missing({epoch: 1 for epoch in range(1, 5)}) == [3, 4]
+    assert (store.lookup(3, np.arange(3), np.zeros(3)) == -1).all()
     with pytest.raises(InputError, match="only read"):
         record(store)
 
@@ -405,6 +403,26 @@ def test_ranks_write_parts_that_one_merges(tmp_path):
         for store in ranks:
             assert_holds(store)
     assert files(tmp_path) == ["data/epoch-00000.parquet", "store.json"]
+
+
+def test_parts_of_an_epoch_are_read_too(tmp_path):
+    labels, true_labels = verdicts()
+    with TeacherLabelStore.open(tmp_path, identity()) as store:
+        record(store, slots=range(40))
+        store.flush()
+        reader = TeacherLabelStore.open(tmp_path, identity(), readonly=True)
+        assert reader.complete_epochs == [] and reader.partial_epochs == [0] and not reader.has(0)
+        assert reader.missing({0: 40}) == [] and reader.missing({0: 41, 1: 1}) == [0, 1]
+        np.testing.assert_array_equal(reader.labels(0, true_labels[:40]), labels[:40])
+        known, slots, true = reader.epoch(0), torch.arange(VIEWS), torch.from_numpy(true_labels)
+        assert known.absent().tolist() == [*range(40, VIEWS)] and not known.absent(40).size
+        assert known.has(slots).tolist() == [True] * 40 + [False] * 24
+        np.testing.assert_array_equal(known.labels(slots, true)[:40], labels[:40])
+        assert (known.labels(slots, true)[40:] < 0).all()
+        record(store, slots=range(40, VIEWS))  # the reader need not know
+        store.flush()
+        store.finish_epoch(0)
+        assert_holds(reader)
 
 
 def test_a_resumed_run_finds_what_was_flushed_and_appends(tmp_path):

@@ -14,7 +14,7 @@ LAYERS = [
     ["configuration_deit", "configuration_cait", "losses", "metrics", "views", "environment", "hub", "plots"],
     ["modeling_common", "modeling_deit", "modeling_cait", "image_processing_deit", "augment", "batch_augment"],
     ["zoo", "view_dataset", "columns", "streams", "folders", "data", "label_identity", "label_files"],
-    ["label_hub", "label_store", "label_names", "teacher", "student"],
+    ["epoch_labels", "label_hub", "label_store", "label_names", "teacher", "student"],
     ["training_args", "checks", "loading", "checkpoints", "optimization", "averaging", "step_record", "callbacks"],
     ["run_facts", "run_card", "publishing", "publishing_trainer", "safe_trainer", "preview", "trainer"],
     ["checkpoint_formats", "conversion"],
