@@ -20,6 +20,7 @@ DATA, PARTS, LOCK_FILE = "data", "parts", ".lock"
 TRUE_LABEL, ABSENT = -1, -2
 # One view in so many has its CRC kept; in small epochs more, so that there are about 16.
 _CRC_EVERY, _CRCS_PER_EPOCH, _CRC_PURPOSE = 1000, 16, 3
+LOCK_SECONDS = 10.0  # the workers of a run that was killed keep its lock until they notice
 _SETTLE_AFTER = 256  # records, which until then may stay on their device, so that nothing waits for it
 # What pyarrow raises for files that are none of its own.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
@@ -63,6 +64,20 @@ def wants_crc(identity: StoreIdentity, epoch: int, slots: np.ndarray) -> np.ndar
     return (z ^ (z >> np.uint64(31))) % np.uint64(every) == 0
 
 
+def check_new_folder(folder: str) -> None:
+    """Refuses to make a store of a folder that holds something else.
+
+    Raises:
+        InputError: it does.
+    """
+    names = [name for name in sorted(os.listdir(folder)) if name[0] != "."] if os.path.isdir(folder) else []
+    if others := [name for name in names if name not in (DATA, PARTS)]:
+        raise InputError(
+            f"{folder!r} is no label store, as it has no store.json, and it is not empty, as it has {others[0]!r}: "
+            "give a new folder"
+        )
+
+
 def lock_store(folder: str) -> filelock.BaseFileLock:
     """Makes the folders of a store and takes its lock, which ends with the process.
 
@@ -74,7 +89,7 @@ def lock_store(folder: str) -> filelock.BaseFileLock:
         for name in (DATA, PARTS):
             os.makedirs(os.path.join(folder, name), exist_ok=True)
         lock = filelock.FileLock(os.path.join(folder, LOCK_FILE), thread_local=False)
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout as error:
         raise InputError(
             f"another run writes to the label store {folder!r}: wait until it ends, give another folder, or only read "

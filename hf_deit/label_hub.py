@@ -144,6 +144,7 @@ class HubFolder:
         first: a file that it must have.
 
     Attributes:
+        commit: that the revision stands for.
         folder: of this commit in the cache.
         files: all that there are.
 
@@ -156,8 +157,8 @@ class HubFolder:
         self._token = token
         # Asked for by the branch's name, as only then the cache notes, for use offline, which commit that is.
         self.folder = os.path.dirname(_download(repo_id, first, revision, token))
-        self._commit = os.path.basename(self.folder)
-        self.files = {*_list_files(repo_id, self._commit, token, self.folder)}
+        self.commit = os.path.basename(self.folder)
+        self.files = {*_list_files(repo_id, self.commit, token, self.folder)}
         self._prefetch: threading.Thread | None = None
 
     def names(self, parent: str) -> list[str]:
@@ -172,7 +173,7 @@ class HubFolder:
         """
         if self._prefetch is not None:
             self._prefetch.join()
-        path = _download(self.repo_id, name, self._commit, self._token)
+        path = _download(self.repo_id, name, self.commit, self._token)
         if then in self.files:
             self._prefetch = threading.Thread(target=self._fetch, args=(then,), daemon=True)
             self._prefetch.start()
@@ -180,7 +181,7 @@ class HubFolder:
 
     def _fetch(self, name: str) -> None:
         with suppress(InputError):  # who asks for it hears of it
-            _download(self.repo_id, name, self._commit, self._token)
+            _download(self.repo_id, name, self.commit, self._token)
 
 
 def push(
@@ -192,8 +193,11 @@ def push(
     store_file: str,
     private: bool | None,
     token: str | None,
+    seconds: float,
 ) -> str:
     """Pushes files of a store as one commit, with a card unless there is one. Gives the commit's address.
+
+    It is tried again for so many seconds where that can help.
 
     Raises:
         InputError: the data set holds other labels.
@@ -221,7 +225,7 @@ def push(
         return str(api.create_commit(repository, operations, commit_message=message, repo_type="dataset").commit_url)
 
     try:
-        return keep_trying(commit, what=f"pushing labels to {repo_id}", seconds=_SECONDS)
+        return keep_trying(commit, what=f"pushing labels to {repo_id}", seconds=seconds)
     except InputError:
         raise
     except HUB_ERRORS as error:

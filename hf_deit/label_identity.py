@@ -23,6 +23,14 @@ _FINGERPRINT_ROWS = 100_000  # labels read at a time
 _WEIGHT_FILES = re.compile(r"config\.json|.+\.py|.+\.safetensors(\.index\.json)?")
 _PICKLED_FILES = re.compile(r"config\.json|.+\.py|pytorch_model.*\.bin(\.index\.json)?")
 
+# What to do about a field that differs, beyond the obvious.
+_HINTS = {
+    "teacher": "--teacher_model_name_or_path names the teacher, and with --teacher_labels_readonly none is needed",
+    "seed": "--data_seed is that of the views, while another --seed makes another student",
+    "group_size": "--mixup_group_size says it for any batch that holds whole groups",
+    "views_per_epoch": "one that is only read (readonly) may have more views",
+}
+
 
 def write_atomically(path: str, content: Any) -> None:
     """Writes bytes to a file, on the disk before they are in place, so that it is whole or not there.
@@ -128,10 +136,10 @@ class StoreIdentity:
             each = [
                 f"{name} is {here.get(name, nothing)!r} there, {theirs.get(name, nothing)!r} here" for name in changed
             ]
-            hint = "; one that is only read (readonly) may have more views" if "views_per_epoch" in changed else ""
+            hints = [hint for field, hint in _HINTS.items() if any(name.split(".")[0] == field for name in changed)]
             raise InputError(
                 f"the labels in {source!r} are not of this run: {'; '.join(each[:5])}{'; …' if each[5:] else ''}. "
-                f"Train with the settings of the store, or give another one{hint}"
+                f"{'; '.join(['Train with the settings of the store, or give another one', *hints])}"
             )
 
     def write(self, path: str) -> None:

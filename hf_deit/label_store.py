@@ -25,6 +25,7 @@ from .label_files import (
     Columns,
     PendingLabels,
     TopLogits,
+    check_new_folder,
     damaged,
     lock_store,
     merge,
@@ -70,6 +71,7 @@ class TeacherLabelStore:
         self.changed_versions: dict[str, tuple[str | None, str | None]] = {}
         self._hub = hub
         self._lock: filelock.BaseFileLock | None = None
+        self._has_warned = False
         self._pending = PendingLabels(identity)
         self._cache: dict[int, EpochLabels] = {}
 
@@ -125,24 +127,24 @@ class TeacherLabelStore:
             raise
         return store
 
+    @staticmethod
+    def exists(folder: str | os.PathLike[str]) -> bool:
+        """Whether a folder holds a store."""
+        return os.path.exists(os.path.join(folder, _STORE_FILE))
+
     @classmethod
     def _open_folder(
         cls, folder: str, identity: StoreIdentity | None, readonly: bool, is_main_process: bool
     ) -> "TeacherLabelStore":
         path = os.path.join(folder, _STORE_FILE)
         lock = None
-        if not os.path.exists(path):
+        if not cls.exists(folder):
             if readonly or identity is None or not is_main_process:
                 raise InputError(
-                    f"there is no label store in {folder!r}, expected its {_STORE_FILE}: give another folder, or "
-                    "let a run create it, with its identity and not readonly, before others open it"
+                    f"there is no label store in {folder!r}, expected its {_STORE_FILE}: give another folder, or let "
+                    "a run create it that may write, with its identity, before others open it"
                 )
-            others = [name for name in sorted(os.listdir(folder)) if name[0] != "."] if os.path.isdir(folder) else []
-            if {*others} - {DATA, PARTS}:
-                raise InputError(
-                    f"{folder!r} is no label store, as it has no {_STORE_FILE}, and it is not empty, as it has "
-                    f"{others[0]!r}: give a new folder"
-                )
+            check_new_folder(folder)
         if not readonly and is_main_process:
             lock = lock_store(folder)
         try:
@@ -253,12 +255,8 @@ class TeacherLabelStore:
         Raises:
             InputError: the store holds no logits, or not those of all these views.
         """
-        if not self.identity.top_k:
-            raise InputError(
-                f"the label store {self._name} holds labels alone: record one with top_k for soft targets"
-            )
         known = self.epoch(epoch)
-        if (known.codes[slots] == ABSENT).any():
+        if self.identity.top_k and (known.codes[slots] == ABSENT).any():
             raise InputError(f"the label store {self._name} has not all of these views of epoch {epoch}: record them")
         return known.logits(torch.from_numpy(np.asarray(slots, dtype=np.int64))).numpy()
 
@@ -299,10 +297,16 @@ class TeacherLabelStore:
                 f"of pixels differ, expected none of at least one (versions: {changes or 'the same'}). Install the "
                 "versions that recorded them, or give another store"
             )
-        if changes:
+        if changes and not self._has_warned:
+            self._has_warned = True
             same = f"which give the same pixels in all of {compared} views"
             logger.warning("the labels in %s were recorded with other versions (%s), %s", self._name, changes, same)
         return compared
+
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """The data set on the Hub that it is, and its commit, or None."""
+        return None if self._hub is None else (self._hub.repo_id, self._hub.commit)
 
     @property
     def _name(self) -> str:
@@ -398,7 +402,7 @@ class TeacherLabelStore:
             name = f"epoch-{epoch:05d}.rank-{rank:05d}.{secrets.token_hex(4)}.parquet"
             write_columns(os.path.join(self.folder, PARTS, name), epoch, columns, self.identity)
             self._pending.discard(epoch)
-            self._cache.pop(epoch, None)
+        self._cache = {epoch: known for epoch, known in self._cache.items() if known.is_complete}
 
     def finish_epoch(self, epoch: int) -> bool:
         """Merges the parts of an epoch into its file, once they hold all its views. For the main process alone.
@@ -422,11 +426,14 @@ class TeacherLabelStore:
         self._cache.pop(epoch, None)
         return True
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, seconds: float = 60.0
+    ) -> str:
         """Pushes the complete epochs as a data set, in one commit; a card that is there stays.
 
         Args:
             private: for its creation; None takes the owner's default.
+            seconds: after which it is given up.
 
         Returns:
             The commit's address.
@@ -437,8 +444,8 @@ class TeacherLabelStore:
         """
         epochs = self.complete_epochs
         if not epochs or self._hub is not None:
-            raise InputError(f"{self._name} has no complete epochs in a folder to push: record one first")
+            raise InputError(f"{self._name} has no complete epoch in a folder to push: record one first")
         for epoch in epochs:
             self._read_whole(epoch)
-        names = [_epoch_file(epoch) for epoch in epochs]
-        return push(repo_id, self.folder, names, self.identity, store_file=_STORE_FILE, private=private, token=token)
+        names, options = [_epoch_file(epoch) for epoch in epochs], {"private": private, "token": token}
+        return push(repo_id, self.folder, names, self.identity, store_file=_STORE_FILE, seconds=seconds, **options)

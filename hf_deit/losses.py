@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+_NO_CLASS = torch.iinfo(torch.int64).min  # in place of -100, which would be passed over without a word
+
 
 def _check_logits(name: str, logits: torch.Tensor) -> torch.Tensor:
     if logits.ndim != 2 or not logits.is_floating_point():
@@ -24,6 +26,7 @@ def hard_distillation_loss(student_logits: torch.Tensor, teacher: torch.Tensor) 
 
     Raises:
         ValueError: the shapes do not match.
+        IndexError: a decision is out of range, negative ones too (on a GPU, torch's own assertion).
     """
     student_logits = _check_logits("student_logits", student_logits)
     expected = student_logits.shape if teacher.is_floating_point() else student_logits.shape[:1]
@@ -32,7 +35,8 @@ def hard_distillation_loss(student_logits: torch.Tensor, teacher: torch.Tensor) 
             f"teacher must be logits {tuple(student_logits.shape)} or decisions {tuple(student_logits.shape[:1])}, "
             f"got {tuple(teacher.shape)}"
         )
-    return F.cross_entropy(student_logits, teacher.argmax(dim=-1) if teacher.is_floating_point() else teacher.long())
+    decisions = teacher.argmax(dim=-1) if teacher.is_floating_point() else teacher.long()
+    return F.cross_entropy(student_logits, decisions, ignore_index=_NO_CLASS)
 
 
 def soft_distillation_loss(

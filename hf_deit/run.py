@@ -11,32 +11,35 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from PIL import Image
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .checkpoints import check_resumable, find_checkpoint, last_whole_checkpoint, resume_wish
 from .checks import check_arguments
-from .data import ImageData, load_data
+from .data import ImageData
 from .errors import InputError, PublishError
-from .hub import HubRepository, check_repository
+from .hub import HubRepository, check_repository, declared_datasets
 from .image_processing_deit import DistilledDeiTImageProcessor
+from .inputs import learnt_images, load_images, make_student
+from .kept_labels import LabelReport
+from .label_access import labels_suffice
 from .loading import as_views
 from .preview import contact_sheet
+from .processes import on_main_process
 from .publishing import RECIPE_FILE
 from .publishing_trainer import repository_name
 from .recipes import Arguments, check_same_run, resolve_arguments, save_recipe, take_revisions
+from .run_facts import RunSources
 from .sources import (
     UNFINISHED_CHECKPOINT,
     adopt_checkpoint,
     describe_sources,
     fetch_checkpoint,
-    on_main_process,
     resolve_sources,
 )
-from .student import load_student
-from .teacher import Teacher, load_labels, load_teacher
+from .teacher import Teacher, describe_teacher
 from .trainer import DistillationTrainer
-from .training_args import DataArguments, DistillationTrainingArguments, ModelArguments
+from .training_args import DataArguments, DistillationTrainingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +55,7 @@ class RunResult:
         accuracies: top-1 on the validation images by what was measured, in [0, 1]; empty if there are none.
         num_validation_images: how many they are.
         images_per_second: training speed, of the student (and its teacher).
+        label_report: what became of kept labels, or None if there is no store.
         skipped_images: how often an image could not be decoded and another took its place.
         minutes: the whole run, a teacher trained before included.
         weights: which were saved, "raw" or "ema" (their moving average).
@@ -68,18 +72,23 @@ class RunResult:
     minutes: float
     weights: str
     repository: str | None = None
+    label_report: LabelReport | None = None
     push_failures: tuple[str, ...] = ()
     publish_error: PublishError | None = None
 
     def __str__(self) -> str:
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in self.accuracies.items()]
-        rows += [("images/s in training", f"{self.images_per_second:.0f}"), ("minutes in all", f"{self.minutes:.1f}")]
         if self.skipped_images:
-            rows.insert(-2, ("broken images skipped", str(self.skipped_images)))
+            rows.append(("broken images skipped", str(self.skipped_images)))
         heading = (
             f"top-1 on {self.num_validation_images} held-out images" if self.accuracies else "not validated",
             "",
         )
+        if (report := self.label_report) is not None:
+            rows += [("kept labels replayed", f"{report.replayed}"), ("labels by the teacher", f"{report.asked}")]
+            if report.verified:
+                rows.append((f"the same, of {report.verified} verified", f"{report.agreeing / report.verified:.4f}"))
+        rows += [("images/s in training", f"{self.images_per_second:.0f}"), ("minutes in all", f"{self.minutes:.1f}")]
         width = max(len(name) for name, _ in [heading, *rows])
         rule = "-" * (width + 8)
         lines = [f"{name:<{width}}  {value:>6}" for name, value in rows]
@@ -130,20 +139,20 @@ def run(arguments: Arguments) -> RunResult:
     if resuming:
         checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     model_args, data_args, _ = arguments
-    data = _load_images(model_args, data_args, args)
-    learnt = _learnt_images(data, arguments)
+    data = load_images(model_args, data_args, args)
+    learnt = learnt_images(data, arguments)
     if data.validation is None and args.eval_strategy != "no":
         raise InputError(
             f"there are no labelled images to evaluate with every {args.eval_strategy.value}: give --validation_dir, "
             "or --eval_strategy no"
         )
-    student, processor = _make_student(model_args, data, args.seed)
+    student, processor = make_student(model_args, data, args.seed)
     check_arguments(args, student, processor)
     if repository is not None:
         on_main_process(repository.create)  # before a teacher is trained
     teacher, teacher_recipe = None, None
     if args.distillation_type != "none":
-        if model_args.teacher_model_name_or_path is None:
+        if model_args.teacher_model_name_or_path is None and not _labels_suffice(learnt, args, student, processor):
             teacher_recipe = model_args.teacher_recipe
             teacher_path = train_teacher(teacher_recipe, data, data_args, args)
             if args.should_save:  # from here on there is something to go on with; not before, for the refusals' sake
@@ -151,14 +160,15 @@ def run(arguments: Arguments) -> RunResult:
             model_args = replace(model_args, teacher_model_name_or_path=teacher_path)
             # Accelerate keeps one state a process: the student's Trainer would inherit the teacher's precision.
             AcceleratorState._reset_state()
-        teacher = load_teacher(
-            model_args.teacher_model_name_or_path,
-            student_processor=processor,
-            id2label=data.id2label,
-            revision=model_args.teacher_revision,
-            dtype=model_args.teacher_dtype,
-        )
-        model_args = replace(model_args, teacher_revision=teacher.revision)
+        if model_args.teacher_model_name_or_path is not None:
+            teacher = describe_teacher(
+                model_args.teacher_model_name_or_path,
+                student_processor=processor,
+                id2label=data.id2label,
+                revision=model_args.teacher_revision,
+                dtype=model_args.teacher_dtype,
+            )
+            model_args = replace(model_args, teacher_revision=teacher.revision)
     arguments = (model_args, data_args, args)
     trainer = DistillationTrainer(
         student,
@@ -171,6 +181,9 @@ def run(arguments: Arguments) -> RunResult:
         repository=repository,
         sources=describe_sources(arguments, data, teacher, teacher_recipe=teacher_recipe, start=start),
     )
+    if teacher is None and trainer.sources.teacher is not None:  # kept labels name theirs
+        named = trainer.sources.teacher
+        trainer.sources.teacher_datasets = declared_datasets(named.name, named.commit) if named.on_hub else None
     on_main_process(trainer.check_card)
     if args.resume_from_hub is not None:
         on_main_process(lambda: check_resumable(fetched, trainer.steps_per_epoch))
@@ -200,10 +213,31 @@ def run(arguments: Arguments) -> RunResult:
         skipped_images=trainer.skipped_images,
         minutes=(time.perf_counter() - start) / 60,
         weights=args.publish_weights,
+        label_report=trainer.label_report,
         repository=None if repository is None else repository.url,
         push_failures=tuple(trainer.push_failures),
         publish_error=publish_error,
     )
+
+
+def _labels_suffice(
+    learnt: ImageData,
+    args: DistillationTrainingArguments,
+    student: PreTrainedModel,
+    processor: DistilledDeiTImageProcessor,
+) -> bool:
+    """Whether kept labels take the teacher's place, where none is named.
+
+    Raises:
+        InputError: they are of other views, or must do and do not.
+    """
+    if args.teacher_labels is None:
+        return False
+    views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=None)
+    num_labels, sources = student.config.num_labels, RunSources.of(student, None)
+    suffice = on_main_process(lambda: labels_suffice(views, args, processor, num_labels=num_labels, sources=sources))
+    # What a store that must do lacks, the Trainer says.
+    return suffice or args.teacher_labels_readonly
 
 
 def _check_repository(args: DistillationTrainingArguments) -> HubRepository | None:
@@ -215,32 +249,6 @@ def _check_repository(args: DistillationTrainingArguments) -> HubRepository | No
             repository_name(args), token=args.hub_token, private=args.hub_private_repo, revision=args.hub_revision
         )
     )
-
-
-def _load_images(
-    model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
-) -> ImageData:
-    """The run's images. Unlabelled ones alone have the teacher's labels."""
-    options = vars(data_args).copy()
-    del options["labels_kept"]
-    label_names = None
-    is_labelled = data_args.dataset_name or data_args.train_dir
-    if not is_labelled and args.distillation_type != "none" and model_args.teacher_model_name_or_path is not None:
-        label_names = load_labels(model_args.teacher_model_name_or_path, model_args.teacher_revision)
-    return load_data(**options, label_names=label_names, on_bad_image=args.on_bad_image)
-
-
-def _learnt_images(data: ImageData, arguments: Arguments) -> ImageData:
-    """What of the images the student learns from: without a teacher only those that keep their labels."""
-    model_args, data_args, args = arguments
-    learnt = data.with_labels_kept(data_args.labels_kept, args.seed)
-    if args.distillation_type != "none":
-        return learnt
-    if model_args.teacher_model_name_or_path is not None:
-        raise InputError('a teacher is given but distillation_type is "none": drop one of them')
-    if data.unlabeled is not None:
-        raise InputError('unlabelled images are given but distillation_type is "none": no teacher labels them')
-    return replace(learnt, unlabeled=None)
 
 
 def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict[str, float]:
@@ -290,7 +298,7 @@ def train_teacher(
     for name in ("use_cpu", "disable_tqdm", "on_bad_image"):
         command += [f"--{name}", str(getattr(student_args, name))]
     model_args, _, args = resolve_arguments(command)
-    teacher, processor = _make_student(model_args, data, args.seed)
+    teacher, processor = make_student(model_args, data, args.seed)
     trainer = DistillationTrainer(
         teacher, args, processing_class=processor, train_dataset=data.train, eval_dataset=data.validation
     )
@@ -301,22 +309,6 @@ def train_teacher(
         os.replace(unfinished, folder)
     trainer.accelerator.wait_for_everyone()
     return folder
-
-
-def _make_student(
-    model_args: ModelArguments, data: ImageData, seed: int
-) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
-    set_seed(seed)  # for the weights that are made anew
-    return load_student(
-        model_args.student,
-        id2label=data.id2label,
-        revision=model_args.student_revision,
-        image_size=model_args.image_size,
-        crop_ratio=model_args.crop_ratio,
-        replace_head=model_args.replace_head,
-        freeze=model_args.freeze,
-        overrides=model_args.student_overrides,
-    )
 
 
 @torch.no_grad()
@@ -376,9 +368,9 @@ def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Imag
         neutral = ["--use_cpu", "true", "--tf32", "false", "--deepspeed=", "--output_dir", folder]
         arguments = resolve_arguments([*command, *neutral])
         model_args, data_args, args = arguments
-        data = _load_images(model_args, data_args, args)
-        learnt = _learnt_images(data, arguments)
-        student, processor = _make_student(model_args, data, args.seed)
+        data = load_images(model_args, data_args, args)
+        learnt = learnt_images(data, arguments)
+        student, processor = make_student(model_args, data, args.seed)
         check_arguments(args, student, processor)
         views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=None)
         first, last = int(match[1]), int(match[2])

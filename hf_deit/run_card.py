@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from .run_facts import LOCAL_CHECKPOINT, RunFacts
+from .run_facts import LOCAL_CHECKPOINT, RunFacts, Source
 
 BEGIN = "<!-- Written by hf_deit, and written anew when the run is published again. What stands outside is kept. -->"
 END = "<!-- End of what hf_deit has written. -->"
@@ -137,7 +137,8 @@ def _metadata(facts: RunFacts, repo_id: str) -> ModelCardData:
     ]
     models = [source.name for source in (facts.student, facts.teacher) if source is not None and source.on_hub]
     family = "deit" if facts.architecture.startswith("PlainDeiT") else facts.model_type
-    sets = [source.name for source in (facts.dataset, facts.unlabeled) if source is not None and source.on_hub]
+    named = (facts.dataset, facts.unlabeled, facts.teacher_labels)
+    sets = [source.name for source in named if source is not None and source.on_hub]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
@@ -214,8 +215,15 @@ def _teacher(facts: RunFacts) -> str:
         lines[0] += (
             f" Its top-1 accuracy on {facts.teacher_images:,} of the validation images is {facts.teacher_top1:.4f}."
         )
+    if facts.num_replayed:
+        where = "" if facts.teacher_labels is None else f", in the data set {_dataset_link(facts.teacher_labels)}"
+        lines[0] += f" What it says of {facts.num_replayed:,} training views was kept from an earlier run{where}."
     external = facts.external_data()
     return "\n\n".join(lines + ([external] if external else []))
+
+
+def _dataset_link(source: Source) -> str:
+    return f"[{source.name}](https://huggingface.co/datasets/{source.name}) at commit `{(source.commit or '')[:12]}`"
 
 
 def _training(facts: RunFacts) -> str:

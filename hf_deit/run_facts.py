@@ -58,6 +58,7 @@ class RunSources:
         teacher_datasets: on which the teacher's own card says that it was trained; None if it does not say.
         dataset, dataset_config, train_split, validation_split: the images.
         unlabeled: those without labels beside them, or None.
+        teacher_labels: the data set on the Hub that kept labels are taken from, or None.
         recipe: the resolved arguments, without folders of this machine.
         start: of the run, as `time.perf_counter()`.
     """
@@ -70,6 +71,7 @@ class RunSources:
     train_split: str = "train"
     validation_split: str = "validation"
     unlabeled: Source | None = None
+    teacher_labels: Source | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     start: float = field(default_factory=time.perf_counter)
 
@@ -98,6 +100,8 @@ class RunFacts:
         teacher_datasets: on which its own card says that it was trained; None if it does not say.
         dataset, dataset_config, train_split, validation_split, unlabeled: the images.
         num_train, num_validation: how many images they are.
+        teacher_labels: the data set on the Hub that kept labels were taken from, or None.
+        num_replayed: views whose teacher's label was kept from an earlier run; None without such labels.
         metrics: of an evaluation of these weights, as transformers' Trainer logs them; empty if there was none.
         weights: which are published, "raw" or "ema".
         step, num_steps: optimizer steps done, and of the whole run.
@@ -130,6 +134,8 @@ class RunFacts:
     is_finished: bool = True
     best_step: int | None = None
     unlabeled: Source | None = None
+    teacher_labels: Source | None = None
+    num_replayed: int | None = None
     teacher_top1: float | None = None
     teacher_images: int | None = None
     teacher_datasets: list[str] | None = None
@@ -159,6 +165,7 @@ class RunFacts:
         num_validation: int | None,
         teacher_report: Mapping[str, float],
         images_per_second: float,
+        num_replayed: int | None = None,
     ) -> "RunFacts":
         """The facts of a run as it stands.
 
@@ -172,6 +179,7 @@ class RunFacts:
             num_train, num_validation: numbers of images; None for a stream, or for none.
             teacher_report: of `check_teacher`, with `teacher_images` beside `teacher_top1`.
             images_per_second: so far.
+            num_replayed: see the attributes.
         """
         config = model.config
         named = {item.name: getattr(sources, item.name) for item in fields(sources)}
@@ -195,6 +203,7 @@ class RunFacts:
             teacher_images=teacher_report.get("teacher_images"),
             num_train=num_train,
             num_validation=num_validation,
+            num_replayed=num_replayed,
             metrics={name: value for name, value in metrics.items() if name.startswith("eval_")},
             is_finished=is_finished,
             best_step=best_step,
@@ -212,9 +221,8 @@ class RunFacts:
         Raises:
             TypeError: fields are missing or unknown.
         """
-        sources = {
-            name: Source(**values[name]) for name in ("student", "teacher", "dataset", "unlabeled") if values.get(name)
-        }
+        names = ("student", "teacher", "dataset", "unlabeled", "teacher_labels")
+        sources = {name: Source(**values[name]) for name in names if values.get(name)}
         return cls(**{**values, **sources})
 
     def results(self) -> list[tuple[str, str, float]]:

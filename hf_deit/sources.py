@@ -4,12 +4,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi, snapshot_download
 from transformers import CONFIG_MAPPING
 
@@ -17,6 +14,8 @@ from .checkpoints import STATE_FILE
 from .data import DIGITS, ImageData
 from .errors import InputError
 from .hub import HUB_ERRORS, ask, declared_datasets, keep_trying, resolve_dataset_revision, resolve_revision, why
+from .label_hub import hub_id
+from .processes import on_main_process
 from .publishing import RECIPE_FILE
 from .recipes import Arguments, load_recipe, published_recipe
 from .run_facts import LOCAL_CHECKPOINT, RunSources, Source
@@ -24,26 +23,8 @@ from .teacher import Teacher
 from .training_args import DataArguments
 from .zoo import list_models
 
-T = TypeVar("T")
-
 UNFINISHED_CHECKPOINT = "checkpoint.unfinished"
 _DOWNLOAD_SECONDS = 120.0
-
-
-def on_main_process(function: Callable[[], T]) -> T:
-    """Calls a function in one process and gives its result, or the error that it raised, to all."""
-    outcome: list[Any] = [None]
-    if PartialState().is_main_process:
-        try:
-            outcome = [(function(), None)]
-        except Exception as error:
-            outcome = [(None, error)]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(outcome)
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
 
 
 def _is_on_hub(name: str | None) -> bool:
@@ -52,7 +33,7 @@ def _is_on_hub(name: str | None) -> bool:
 
 
 def resolve_sources(arguments: Arguments) -> Arguments:
-    """Puts the commits of student, teacher and data set, where these are on the Hub, into their revisions.
+    """Puts the commits of student, teacher, data sets and kept labels that are on the Hub into their revisions.
 
     What is not there, or cannot be asked for, is left to whoever loads it, and to the cache.
 
@@ -71,10 +52,15 @@ def resolve_sources(arguments: Arguments) -> Arguments:
             (data_args.dataset_name, data_args.dataset_revision),
             (data_args.unlabeled_dataset_name, data_args.unlabeled_dataset_revision),
         )
+        labels = (
+            None if args.teacher_labels is None else hub_id(args.teacher_labels, bare=args.teacher_labels_readonly)
+        )
+        sets = (*sets, (labels, args.teacher_labels_revision))
         commits += [resolve_dataset_revision(name, revision) if name else None for name, revision in sets]
         return tuple(commits)
 
-    student, teacher, dataset, unlabeled = on_main_process(resolve)
+    student, teacher, dataset, unlabeled, labels = on_main_process(resolve)
+    args.teacher_labels_revision = labels or args.teacher_labels_revision
     model_args = replace(
         model_args,
         student_revision=student or model_args.student_revision,

@@ -21,16 +21,18 @@ from .callbacks import StepEndCallback, TeacherCheckCallback
 from .checks import check_arguments
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
+from .kept_labels import KeptLabels, LabelReport
 from .loading import as_evaluation, as_views, make_sampler
 from .losses import class_targets, hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
 from .metrics import HEADS, head_accuracies, rank_labels
 from .modeling_common import ImageClassifierBase
 from .optimization import deit_schedule, without_tokens_and_positions
-from .run_facts import RunFacts, RunSources
+from .processes import on_every_process
+from .run_facts import RunFacts, RunSources, Source
 from .safe_trainer import SafeTrainer
 from .step_record import StepRecord
 from .streams import ImageStream
-from .teacher import TEACHER_CHECK_IMAGES, Teacher, measure_teacher
+from .teacher import TEACHER_CHECK_IMAGES, Teacher, TeacherDescription, measure_teacher
 from .training_args import DistillationTrainingArguments
 from .view_dataset import EvaluationDataset, KeyedViews, ViewDataset, collate
 from .views import preserve_global_random_state
@@ -50,7 +52,8 @@ class DistillationTrainer(SafeTrainer):
     Args:
         model: any image classifier of transformers, or of this package.
         args: the arguments.
-        teacher: from `load_teacher`; required unless `distillation_type` is "none".
+        teacher: from `load_teacher`; required unless `distillation_type` is "none", or `args.teacher_labels` has all
+            that is needed. One from `describe_teacher` is loaded only if there are views that it must label.
         processing_class: the student's image processor; its statistics and crop size prepare all pixels.
         train_dataset: a `datasets.Dataset` with an `Image` and a `ClassLabel` column, an `ImageStream`, or views.
         unlabeled_dataset: with an `Image` column. The teacher's term learns from these images too. The class head
@@ -58,6 +61,10 @@ class DistillationTrainer(SafeTrainer):
         eval_dataset: a `datasets.Dataset` likewise, or an `EvaluationDataset`.
         sources: what the card of the model says that it was made from.
         **kwargs: the other arguments of `transformers.Trainer`, and `repository` of `PublishingTrainer`.
+
+    Attributes:
+        kept_labels: of the store that `args.teacher_labels` names, or None.
+        label_report: what became of the labels of the last call of `train`, if there is a store.
 
     Raises:
         InputError: teacher, student and data do not fit together.
@@ -72,7 +79,7 @@ class DistillationTrainer(SafeTrainer):
         model: PreTrainedModel,
         args: DistillationTrainingArguments,
         *,
-        teacher: Teacher | None = None,
+        teacher: Teacher | TeacherDescription | None = None,
         processing_class: DistilledDeiTImageProcessor,
         train_dataset: datasets.Dataset | ImageStream | KeyedViews | None = None,
         unlabeled_dataset: datasets.Dataset | None = None,
@@ -80,7 +87,8 @@ class DistillationTrainer(SafeTrainer):
         sources: RunSources | None = None,
         **kwargs: Any,
     ) -> None:
-        if (teacher is None) != (args.distillation_type == "none"):
+        may_lack_teacher = args.distillation_type == "none" or args.teacher_labels is not None
+        if (teacher is None and not may_lack_teacher) or (teacher is not None and args.distillation_type == "none"):
             raise InputError(
                 f'distillation_type is "{args.distillation_type}" but '
                 + ("there is no teacher: load one with load_teacher, or take" if teacher is None else "got a teacher:")
@@ -91,7 +99,7 @@ class DistillationTrainer(SafeTrainer):
                 f"the teacher has {len(teacher.id2label)} labels, the student {model.config.num_labels}: pass the "
                 "student's id2label to load_teacher"
             )
-        if unlabeled_dataset is not None and teacher is None:
+        if unlabeled_dataset is not None and args.distillation_type == "none":
             raise InputError("unlabelled images need a teacher, which labels them")
         is_custom = kwargs.get("compute_metrics") is not None or isinstance(eval_dataset, dict)
         check_arguments(args, model, processing_class, check_metric=not is_custom)
@@ -103,7 +111,7 @@ class DistillationTrainer(SafeTrainer):
             kwargs["compute_metrics"] = head_accuracies
             kwargs.setdefault("preprocess_logits_for_metrics", rank_labels)
         parts = {"args": args, "model": model, "processor": processing_class, "teacher": teacher}
-        self.teacher = teacher
+        self.teacher = teacher if isinstance(teacher, Teacher) else None
         self.sources = sources or RunSources.of(model, teacher)
         self.teacher_report: dict[str, float] = {}
         super().__init__(
@@ -127,9 +135,29 @@ class DistillationTrainer(SafeTrainer):
                 )
             self.weight_average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(StepEndCallback(self.weight_average.update))
-        if teacher is not None:
-            teacher.to(self.args.device)
+        self.kept_labels = None if args.teacher_labels is None else self._open_labels(teacher)
+        self.label_report: LabelReport | None = None
+        if isinstance(teacher, TeacherDescription) and (self.kept_labels is None or self.kept_labels.needs_teacher):
+            self.teacher = teacher.load()
+        if self.teacher is not None:
+            self.teacher.to(self.args.device)
+        if args.distillation_type != "none":
             self.add_callback(TeacherCheckCallback(self.check_teacher))
+
+    def _open_labels(self, teacher: Teacher | TeacherDescription | None) -> KeptLabels:
+        kept = KeptLabels.open(
+            self.train_dataset,
+            self.args,
+            self.processing_class,
+            teacher=teacher.description if isinstance(teacher, Teacher) else teacher,
+            num_labels=self.model.config.num_labels,
+            sources=self.sources,
+        )
+        if self.sources.teacher is None:
+            self.sources.teacher = kept.teacher_source
+        if (on_hub := kept.store.source) is not None:
+            self.sources.teacher_labels = Source(*on_hub, on_hub=True)
+        return kept
 
     # Data
 
@@ -146,7 +174,12 @@ class DistillationTrainer(SafeTrainer):
         # When a run resumes in mid-epoch, accelerate's wrapper that skips batches hides the sampler of a sharded
         # loader from `set_epoch`.
         self._sampler.set_epoch(epoch)
+        if self.kept_labels is not None:
+            self.kept_labels.start_epoch(epoch)
         super()._run_epoch(*args, epoch=epoch, **kwargs)
+        if self.kept_labels is not None:
+            self._record.elsewhere(self.kept_labels.finish_epoch, self.teacher, self._prepare_inputs)
+            self._log_verified()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
@@ -188,14 +221,15 @@ class DistillationTrainer(SafeTrainer):
         outputs = model(pixel_values=pixel_values, **seeds)
         class_logits = outputs.get("cls_logits", outputs.logits)
         distillation_logits = outputs.get("distillation_logits", outputs.logits)
-        teacher_logits = None if self.teacher is None else self.teacher(pixel_values)
-        class_loss = self._class_loss(class_logits, inputs, teacher_logits)
+        answer = self._teacher_answer(inputs)
+        class_loss = self._class_loss(class_logits, inputs, answer)
         means = {"class_loss": class_loss}
-        if teacher_logits is not None:
-            teacher_loss = self._teacher_loss(distillation_logits, teacher_logits)
+        if answer is not None:
+            teacher_loss = self._teacher_loss(distillation_logits, answer)
             alpha = self.args.distillation_alpha
             loss = (1 - alpha) * class_loss + alpha * teacher_loss
-            agreement = (distillation_logits.argmax(dim=-1) == teacher_logits.argmax(dim=-1)).float().mean()
+            decisions = answer.argmax(dim=-1) if answer.is_floating_point() else answer
+            agreement = (distillation_logits.argmax(dim=-1) == decisions).float().mean()
             means.update(distillation_loss=teacher_loss, teacher_agreement=agreement)
         elif distillation_logits is class_logits:
             loss = class_loss
@@ -204,12 +238,20 @@ class DistillationTrainer(SafeTrainer):
         self._record.add(self.state.global_step + 1, loss, means, inputs)
         return (loss, outputs) if return_outputs else loss
 
+    def _teacher_answer(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """The teacher's logits, (B, num_labels), or what is kept of them, or its labels, (B,); or None."""
+        if self.args.distillation_type == "none":
+            return None
+        if self.kept_labels is not None:
+            return self.kept_labels.answer(inputs, self.teacher)
+        return self.teacher(inputs["pixel_values"])
+
     def _class_loss(
-        self, logits: torch.Tensor, inputs: dict[str, torch.Tensor], teacher_logits: torch.Tensor | None
+        self, logits: torch.Tensor, inputs: dict[str, torch.Tensor], teacher_answer: torch.Tensor | None
     ) -> torch.Tensor:
         """Cross-entropy to the (mixed, smoothed) labels; where no image has one, the teacher's term."""
         if isinstance(self.train_dataset, KeyedViews) and not self.train_dataset.has_labels:
-            return self._teacher_loss(logits, teacher_logits)
+            return self._teacher_loss(logits, teacher_answer)
         targets = class_targets(
             inputs["labels"],
             logits.shape[-1],
@@ -221,15 +263,46 @@ class DistillationTrainer(SafeTrainer):
         # many labels happen to be in its batch.
         return soft_target_cross_entropy(logits, targets)
 
-    def _teacher_loss(self, logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    def _teacher_loss(self, logits: torch.Tensor, teacher_answer: torch.Tensor) -> torch.Tensor:
         if self.args.distillation_type == "hard":
-            return hard_distillation_loss(logits, teacher_logits)
+            return hard_distillation_loss(logits, teacher_answer)
         return soft_distillation_loss(
             logits,
-            teacher_logits,
+            teacher_answer,
             temperature=self.args.distillation_temperature,
             reduction=self.args.distillation_reduction,
         )
+
+    # Kept labels
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains; see `SafeTrainer.train`. Afterwards `label_report` says what became of kept labels."""
+        if self.kept_labels is None:
+            return super().train(*args, **kwargs)
+        self.kept_labels.restart()
+        try:
+            output = super().train(*args, **kwargs)
+            self.label_report = self.kept_labels.report()
+        finally:
+            self.kept_labels.close()
+        return output
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.kept_labels is not None:  # a run that goes on from here finds the labels of all that was before
+            self._record.elsewhere(on_every_process, self.kept_labels.flush)
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _log_verified(self) -> None:
+        if self.args.verify_teacher_labels:
+            report = self.kept_labels.report()
+            if report.verified:
+                self.log(
+                    {
+                        "kept_labels_verified": report.verified,
+                        "kept_labels_agreement": report.agreeing / report.verified,
+                        "kept_labels_pixels_compared": report.pixels,
+                    }
+                )
 
     # Logs
 
@@ -285,6 +358,7 @@ class DistillationTrainer(SafeTrainer):
             num_validation=len(validation) if isinstance(validation, EvaluationDataset) else None,
             teacher_report=self.teacher_report,
             images_per_second=self.images_per_second,
+            num_replayed=None if self.label_report is None else self.label_report.replayed,
         )
 
     # Teacher
@@ -293,8 +367,15 @@ class DistillationTrainer(SafeTrainer):
         """Measures and logs how good the teacher is on this data, and warns if it is no better than guessing.
 
         Returns:
-            See `hf_deit.teacher.measure_teacher`.
+            See `hf_deit.teacher.measure_teacher`. Without teacher only `kept_labels_that_are_true`: how often a kept
+            label is that of the view's own image, which others may be mixed into.
         """
+        if self.teacher is None:
+            agreement = self.kept_labels.agreement_with_labels(TEACHER_CHECK_IMAGES)
+            self.teacher_report = {} if agreement is None else {"kept_labels_that_are_true": agreement}
+            self.log(dict(self.teacher_report))
+            self._record.restart_timer()
+            return self.teacher_report
         keys = filter(None, make_sampler(self.train_dataset, self.args))  # None is another process's, of a stream
         keys = itertools.islice(keys, TEACHER_CHECK_IMAGES)
         self.teacher_report = measure_teacher(

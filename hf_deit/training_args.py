@@ -40,6 +40,28 @@ class DistillationTrainingArguments(TrainingArguments):
         default="batchmean",
         metadata={"help": 'Of the soft loss; "numel", the authors\', is num_labels times smaller.'},
     )
+    teacher_labels: str | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the teacher's labels in this folder, and take those that are there: a later run on the same "
+            "views needs no teacher. Or take those of a data set on the Hub, hf://datasets/user/name."
+        },
+    )
+    teacher_labels_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of teacher_labels on the Hub."}
+    )
+    teacher_labels_readonly: bool = field(
+        default=False,
+        metadata={"help": "Only read teacher_labels (here the name of a data set, user/name, will do): no teacher."},
+    )
+    teacher_labels_top_k: int | None = field(
+        default=None,
+        metadata={"help": "Keep so many logits of a view, too; soft distillation learns from what is kept of them."},
+    )
+    verify_teacher_labels: float = field(
+        default=0.0,
+        metadata={"help": "Part of the batches with kept labels that the teacher labels again, in [0, 1]."},
+    )
     crop_scale_min: float = field(
         default=0.08, metadata={"help": "Smallest crop as a fraction of the area, in (0, 1]; for inputs above 32 px."}
     )
@@ -119,6 +141,8 @@ class DistillationTrainingArguments(TrainingArguments):
             "distillation_alpha": (0 <= self.distillation_alpha <= 1, "[0, 1]"),
             "distillation_temperature": (self.distillation_temperature > 0, "(0, ∞)"),
             "label_smoothing_factor": (0 <= self.label_smoothing_factor < 1, "[0, 1)"),
+            "verify_teacher_labels": (0 <= self.verify_teacher_labels <= 1, "[0, 1]"),
+            "teacher_labels_top_k": (self.teacher_labels_top_k is None or self.teacher_labels_top_k >= 0, "[0, ∞)"),
             "crop_scale_min": (0 < self.crop_scale_min <= 1, "(0, 1]"),
             "horizontal_flip": (0 <= self.horizontal_flip <= 1, "[0, 1]"),
             "repeated_augmentation": (self.repeated_augmentation >= 1, "[1, ∞)"),
@@ -169,6 +193,7 @@ class DistillationTrainingArguments(TrainingArguments):
             )
         self._check_schedule()
         self._check_mixing()
+        self._check_teacher_labels()
 
     def _check_schedule(self) -> None:
         if self.warmup_epochs and self.warmup_steps:
@@ -203,6 +228,25 @@ class DistillationTrainingArguments(TrainingArguments):
                 f"mixup and CutMix need batches of whole groups of at least 2 views, got per_device_train_batch_size "
                 f"{batch_size} and mixup_group_size {self.mixup_group_size}: change one of them, or switch both off "
                 "with --mixup 0 --cutmix 0"
+            )
+
+    def _check_teacher_labels(self) -> None:
+        self.teacher_labels = self.teacher_labels or None
+        if self.teacher_labels is None:
+            names = ("revision", "readonly", "top_k")
+            given = [f"teacher_labels_{name}" for name in names if getattr(self, f"teacher_labels_{name}")]
+            if given := given + ["verify_teacher_labels"] * (self.verify_teacher_labels > 0):
+                raise InputError(f"{given[0]} is about the labels of --teacher_labels, which is not given")
+            return
+        if self.distillation_type == "none":
+            raise InputError('teacher_labels are given but distillation_type is "none": drop one of them')
+        if self.distillation_type == "soft" and not self.teacher_labels_top_k:
+            raise InputError(
+                "soft distillation learns from logits: say how many of a view's are kept, --teacher_labels_top_k 10"
+            )
+        if self.verify_teacher_labels and self.teacher_labels_readonly:
+            raise InputError(
+                "verify_teacher_labels needs the teacher, which teacher_labels_readonly keeps away: drop one of them"
             )
 
     @property
@@ -277,6 +321,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        self.teacher_model_name_or_path = self.teacher_model_name_or_path or None
         if isinstance(self.student_overrides, str):
             try:
                 self.student_overrides = json.loads(self.student_overrides)

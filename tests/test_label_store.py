@@ -34,6 +34,11 @@ from hf_deit.view_dataset import pixel_crc
 VIEWS = 64
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr("hf_deit.label_files.LOCK_SECONDS", 0.2)
+
+
 def identity(**changes: Any) -> StoreIdentity:
     settings = {
         "teacher": {"name": "big/teacher", "revision": "c0ffee", "dtype": "float32", "preprocessing": {"size": 224}},

@@ -10,16 +10,17 @@ import hf_deit
 PACKAGE = Path(hf_deit.__file__).parent
 # Modules of a layer import from earlier layers and, within a layer, only as listed order allows.
 LAYERS = [
-    ["errors"],
+    ["errors", "processes"],
     ["configuration_deit", "configuration_cait", "losses", "metrics", "views", "environment", "hub", "plots"],
     ["modeling_common", "modeling_deit", "modeling_cait", "image_processing_deit", "augment", "batch_augment"],
     ["zoo", "view_dataset", "columns", "streams", "folders", "data", "label_identity", "label_files"],
     ["epoch_labels", "label_hub", "label_store", "label_names", "teacher", "student"],
     ["training_args", "checks", "loading", "checkpoints", "optimization", "averaging", "step_record", "callbacks"],
-    ["run_facts", "run_card", "publishing", "publishing_trainer", "safe_trainer", "preview", "trainer"],
+    ["run_facts", "label_access", "kept_labels"],
+    ["run_card", "publishing", "publishing_trainer", "safe_trainer", "preview", "trainer"],
     ["checkpoint_formats", "conversion"],
-    ["recipes", "sources"],
-    ["run"],
+    ["recipes", "sources", "inputs"],
+    ["run", "labelling"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
 

@@ -354,7 +354,7 @@ def command(tmp_path, *options: str, teacher: str | None = None) -> list[str]:
 
 
 def labels_in(trainer) -> list[int]:
-    return trainer.train_dataset._labels.tolist()
+    return trainer.train_dataset.labels.tolist()
 
 
 def test_a_run_with_unlabelled_images_beside_class_folders(tmp_path, trainers):

@@ -43,6 +43,7 @@ _NOT_IN_A_RESOLVED_RECIPE = (
 _DEFINES_A_RUN = (
     *("student", "student_revision", "student_overrides", "image_size", "crop_ratio", "replace_head", "freeze"),
     *("distillation_type", "distillation_alpha", "distillation_temperature", "distillation_reduction"),
+    "teacher_labels_top_k",
     *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "label_smoothing_factor"),
     *("random_erasing", "mixup", "cutmix", "mixup_probability", "mixup_switch_probability", "mixup_group_size"),
     *("seed", "data_seed", "optim", "learning_rate", "scale_learning_rate", "weight_decay", "max_grad_norm"),
@@ -217,7 +218,10 @@ def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arg
         names = [field.name for field in dataclasses.fields(part) if field.name.endswith("_revision")]
         commits = {name: before[name] for name in names if getattr(part, name) is None and name in before}
         taken.append(dataclasses.replace(part, **commits))
-    return *taken, arguments[-1]
+    args = arguments[-1]
+    if args.teacher_labels_revision is None and args.teacher_labels == before.get("teacher_labels"):
+        args.teacher_labels_revision = before.get("teacher_labels_revision")
+    return *taken, args
 
 
 def resolved_recipe(arguments: Arguments) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""The inputs of a run: its images, those that the student learns from, and the student itself."""
+
+from dataclasses import replace
+
+from transformers import PreTrainedModel, set_seed
+
+from .data import ImageData, load_data
+from .errors import InputError
+from .image_processing_deit import DistilledDeiTImageProcessor
+from .recipes import Arguments
+from .student import load_student
+from .teacher import load_labels
+from .training_args import DataArguments, DistillationTrainingArguments, ModelArguments
+
+
+def load_images(
+    model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
+) -> ImageData:
+    """The run's images. Unlabelled ones alone have the teacher's labels."""
+    options = vars(data_args).copy()
+    del options["labels_kept"]
+    label_names = None
+    is_labelled = data_args.dataset_name or data_args.train_dir
+    if not is_labelled and args.distillation_type != "none" and model_args.teacher_model_name_or_path is not None:
+        label_names = load_labels(model_args.teacher_model_name_or_path, model_args.teacher_revision)
+    return load_data(**options, label_names=label_names, on_bad_image=args.on_bad_image)
+
+
+def learnt_images(data: ImageData, arguments: Arguments) -> ImageData:
+    """What of the images the student learns from: without a teacher only those that keep their labels."""
+    model_args, data_args, args = arguments
+    learnt = data.with_labels_kept(data_args.labels_kept, args.seed)
+    if args.distillation_type != "none":
+        return learnt
+    if model_args.teacher_model_name_or_path is not None:
+        raise InputError('a teacher is given but distillation_type is "none": drop one of them')
+    if data.unlabeled is not None:
+        raise InputError('unlabelled images are given but distillation_type is "none": no teacher labels them')
+    return replace(learnt, unlabeled=None)
+
+
+def make_student(
+    model_args: ModelArguments, data: ImageData, seed: int
+) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
+    set_seed(seed)  # for the weights that are made anew
+    return load_student(
+        model_args.student,
+        id2label=data.id2label,
+        revision=model_args.student_revision,
+        image_size=model_args.image_size,
+        crop_ratio=model_args.crop_ratio,
+        replace_head=model_args.replace_head,
+        freeze=model_args.freeze,
+        overrides=model_args.student_overrides,
+    )

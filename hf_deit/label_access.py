@@ -1,0 +1,237 @@
+"""Which label store belongs to a run: what its labels depend on, how far they reach, and how it is opened."""
+
+import math
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from transformers.utils import logging
+
+from .errors import InputError
+from .image_processing_deit import DistilledDeiTImageProcessor
+from .label_hub import hub_id
+from .label_identity import StoreIdentity, data_fingerprint
+from .label_store import TeacherLabelStore
+from .loading import data_seed, make_sampler
+from .processes import on_every_process, on_main_process
+from .run_facts import RunSources
+from .streams import StreamViewDataset
+from .teacher import TeacherDescription
+from .training_args import DistillationTrainingArguments
+from .view_dataset import ViewDataset
+from .views import ViewSampler
+
+logger = logging.get_logger(__name__)
+
+# Of how a view follows from (seed, epoch, slot): to be raised with every change that makes other views.
+_VIEWS_VERSION = 1
+# Libraries that make pixels.
+_LIBRARIES = ("hf_deit", "numpy", "pillow", "timm", "torch", "torchvision")
+
+
+def views_needed(args: DistillationTrainingArguments, sampler: ViewSampler) -> dict[int, int]:
+    """By epoch, how many of its first views a run trains on."""
+    steps_per_epoch = len(sampler) // args.total_train_batch_size
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    return {
+        epoch: min(len(sampler), (steps - epoch * steps_per_epoch) * args.total_train_batch_size)
+        for epoch in range(math.ceil(steps / steps_per_epoch))
+    }
+
+
+def views_per_epoch(views: ViewDataset, args: DistillationTrainingArguments) -> int:
+    """The slots of an epoch of which labels are kept.
+
+    As many as whole groups of views fit into the data set, whatever the batch is; where a single step takes more than
+    the data set has, as many as the step.
+    """
+    group_size = 1 if args.mixing is None else args.mixing.group_size
+    return max(len(views) // group_size * group_size, args.total_train_batch_size)
+
+
+def check_keyed_by_slot(views: Any) -> None:
+    """Refuses views whose labels cannot be kept.
+
+    Raises:
+        InputError: what a slot holds does not follow from (seed, epoch, slot) alone.
+    """
+    if isinstance(views, StreamViewDataset):
+        raise InputError(
+            "the labels of a stream cannot be kept: which image a slot has depends on the number of processes and on "
+            "all that was read before. Give the data set without --streaming, or leave --teacher_labels out"
+        )
+    if not isinstance(views, ViewDataset):
+        raise InputError(f"teacher_labels are of a datasets.Dataset, got {type(views).__name__}")
+
+
+def resolve_identity(
+    views: ViewDataset,
+    args: DistillationTrainingArguments,
+    processor: DistilledDeiTImageProcessor,
+    *,
+    teacher: TeacherDescription | None,
+    num_labels: int,
+    sources: RunSources,
+) -> StoreIdentity:
+    """`run_identity`, with what is not given taken from the store that the arguments name.
+
+    Args:
+        teacher: None takes the store's word for who it was.
+        views, args, processor, num_labels, sources: see `run_identity`.
+
+    Raises:
+        InputError: there is neither a teacher nor a store.
+    """
+    there = identity_there(args)
+    if there is None and teacher is None:
+        raise InputError(
+            f"there is no label store in {args.teacher_labels!r} and no teacher: give a teacher, which fills it, or "
+            "another store"
+        )
+    top_k = args.teacher_labels_top_k
+    return run_identity(
+        views,
+        args,
+        processor,
+        teacher=there.teacher if teacher is None else teacher.identity(),
+        num_labels=num_labels,
+        top_k=(0 if there is None else there.top_k) if top_k is None else top_k,
+        sources=sources,
+    )
+
+
+def run_identity(
+    views: ViewDataset,
+    args: DistillationTrainingArguments,
+    processor: DistilledDeiTImageProcessor,
+    *,
+    teacher: dict[str, Any],
+    num_labels: int,
+    top_k: int,
+    sources: RunSources,
+) -> StoreIdentity:
+    """What the labels of a run depend on.
+
+    Args:
+        views: of the run.
+        args: of the run.
+        processor: of the student, whose size and statistics the views have.
+        teacher: from `TeacherDescription.identity`, or of another store.
+        num_labels: of the teacher and the student.
+        top_k: logits that are kept.
+        sources: how data set is named.
+    """
+    mixing = args.mixing
+    return StoreIdentity(
+        teacher=teacher,
+        data={
+            "name": sources.dataset.name,
+            "config": sources.dataset_config,
+            "revision": sources.dataset.commit,
+            "rows": len(views),
+            "fingerprint": data_fingerprint(
+                views.dataset, image_column=views.image_column, label_column=views.label_column
+            ),
+        },
+        augmentation={
+            "views_version": _VIEWS_VERSION,
+            "image_size": [processor.crop_size.height, processor.crop_size.width],
+            "image_mean": list(processor.image_mean),
+            "image_std": list(processor.image_std),
+            "interpolation": "bicubic",
+            "crop_scale_min": args.crop_scale_min,
+            "horizontal_flip": args.horizontal_flip,
+            "auto_augment": args.auto_augment,
+            "random_erasing": None if args.erasing is None else asdict(args.erasing),
+            "mixing": None if mixing is None else {k: v for k, v in asdict(mixing).items() if k != "group_size"},
+        },
+        versions={name: version(name) for name in _LIBRARIES},
+        seed=data_seed(args),
+        group_size=1 if mixing is None else mixing.group_size,
+        repeated_augmentation=args.repeated_augmentation,
+        views_per_epoch=views_per_epoch(views, args),
+        num_labels=num_labels,
+        top_k=top_k,
+    )
+
+
+def labels_suffice(
+    views: ViewDataset,
+    args: DistillationTrainingArguments,
+    processor: DistilledDeiTImageProcessor,
+    *,
+    num_labels: int,
+    sources: RunSources,
+) -> bool:
+    """Whether the store has labels for all that a run trains on, so that it needs no teacher.
+
+    Raises:
+        InputError: there is a store, and its labels are not of these views.
+    """
+    check_keyed_by_slot(views)
+    if identity_there(args) is None:
+        return False
+    identity = resolve_identity(views, args, processor, teacher=None, num_labels=num_labels, sources=sources)
+    options = {"revision": args.teacher_labels_revision, "token": args.hub_token}
+    store = TeacherLabelStore.open(_source(args), identity, readonly=True, **options)
+    return not args.verify_teacher_labels and not store.missing(views_needed(args, make_sampler(views, args)))
+
+
+def _source(args: DistillationTrainingArguments) -> str:
+    """The folder, or the Hub's data set with its scheme."""
+    repo_id = hub_id(args.teacher_labels, bare=args.teacher_labels_readonly)
+    return args.teacher_labels if repo_id is None else f"hf://datasets/{repo_id}"
+
+
+def identity_there(args: DistillationTrainingArguments) -> StoreIdentity | None:
+    """Of the store that the arguments name, or None if there is none yet."""
+    source = _source(args)
+    is_folder = hub_id(source, bare=False) is None
+    if is_folder and not args.teacher_labels_readonly and not TeacherLabelStore.exists(source):
+        return None
+    return TeacherLabelStore.open(
+        source, readonly=True, revision=args.teacher_labels_revision, token=args.hub_token
+    ).identity
+
+
+def open_store(
+    args: DistillationTrainingArguments, identity: StoreIdentity, needed: dict[int, int], *, has_teacher: bool
+) -> TeacherLabelStore:
+    """Opens a store to be read if it has all that is needed or cannot be written, else to be written."""
+    source, opened = _source(args), []
+    is_folder = hub_id(source, bare=False) is None
+    options = {"revision": args.teacher_labels_revision, "token": args.hub_token}
+
+    def decide() -> bool:
+        """In the main process: whether it is only read."""
+        if not is_folder or args.teacher_labels_readonly or TeacherLabelStore.exists(source):
+            store = TeacherLabelStore.open(source, identity, readonly=True, **options)
+            missing = store.missing(needed)
+            if missing and (args.teacher_labels_readonly or not has_teacher):
+                raise InputError(
+                    f"the label store {source!r} has {len(store.complete_epochs)} epochs, but lacks views of "
+                    f"{len(missing)} of {min(needed)} to {max(needed)}, the first one {missing[0]}: train for fewer "
+                    "epochs, or let a teacher label the others, in a folder and without --teacher_labels_readonly"
+                )
+            if missing and not is_folder:
+                logger.warning(
+                    "the label store %s lacks views of %d epochs, which the teacher labels; they are not kept, as the "
+                    "store is on the Hub: to keep them, download it into a folder",
+                    source,
+                    len(missing),
+                )
+            if not missing or not is_folder:
+                opened.append(store)
+                return True
+        opened.append(TeacherLabelStore.open(source, identity))
+        return False
+
+    readonly = on_main_process(decide)
+
+    def follow() -> TeacherLabelStore:
+        if opened:
+            return opened[0]
+        options_here = options if readonly else {"is_main_process": False}
+        return TeacherLabelStore.open(source, identity, readonly=readonly, **options_here)
+
+    return on_every_process(follow)

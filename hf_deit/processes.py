@@ -1,0 +1,39 @@
+"""The processes of a run act as one: what one of them finds out, or cannot do, all of them know."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+T = TypeVar("T")
+
+
+def on_main_process(function: Callable[[], T]) -> T:
+    """Calls a function in one process and gives its result, or the error that it raised, to all."""
+    outcome: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            outcome = [(function(), None)]
+        except Exception as error:
+            outcome = [(None, error)]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(outcome)
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def on_every_process(function: Callable[[], T]) -> T:
+    """Calls a function in every process and gives each its result; an error of one is raised in all."""
+    result, error = None, None
+    try:
+        result = function()
+    except Exception as raised:
+        error = raised
+    errors = gather_object([error]) if PartialState().num_processes > 1 else [error]
+    for found in [error, *errors]:
+        if found is not None:
+            raise found
+    return result
