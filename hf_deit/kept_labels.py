@@ -152,16 +152,19 @@ class KeptLabels:
         """Makes a few views whose CRC is kept, and compares.
 
         Raises:
-            InputError: their pixels are others.
+            InputError: their pixels are others, or may be: with other versions, and no CRC.
         """
         known = {*self.store.complete_epochs, *self.store.partial_epochs}
-        for epoch in (epoch for epoch in sorted(self._needed) if epoch in known):
+        for epoch in sorted(known & self._needed.keys()):
             slots, _ = self.store.crcs(epoch)
             slots = slots[slots < self._needed[epoch]][:_VIEWS_CHECKED_AT_START].tolist()
             if slots:
                 made = (self._views[key] for key in self._sampler.keys(epoch, slots))
-                self.store.check_pixels((epoch, view["slots"], view["pixel_crcs"]) for view in made)
+                crcs = [view["pixel_crcs"] for view in made]
+                self.store.check_pixels((epoch, slot, crc) for slot, crc in zip(slots, crcs, strict=True))
                 return
+        if known & self._needed.keys() and self.store.changed_versions:
+            self.store.check_pixels([])  # which refuses: nothing shows that other versions make the same pixels
 
     # In an epoch
 
@@ -186,13 +189,14 @@ class KeptLabels:
         """What the teacher says about a batch of views, or has said about them.
 
         Args:
-            batch: `pixel_values` (B, 3, H, W) as the student sees them, `slots`, `labels` and `pixel_crcs` (B,).
+            batch: `pixel_values` (B, 3, H, W) as the student sees them, `labels` (B,); `slots` and `pixel_crcs` (B,)
+                as `KeyedViews` gives them.
             teacher: may be None if it is not needed.
 
         Returns:
             Its labels, (B,) int64, or, for soft distillation, what is kept of its logits, (B, num_labels) float32.
         """
-        slots = batch["slots"]
+        slots = self._slots(batch)
         if self._known is None:
             return self._ask(batch, teacher)
         present = None if self._covers else self._known.has(slots)
@@ -210,8 +214,12 @@ class KeptLabels:
 
     def _replay(self, batch: Batch) -> torch.Tensor:
         if self._args.distillation_type == "soft":
-            return self._known.logits(batch["slots"])
-        return self._known.labels(batch["slots"], batch["labels"])
+            return self._known.logits(self._slots(batch))
+        return self._known.labels(self._slots(batch), batch["labels"])
+
+    def _slots(self, batch: Batch) -> torch.Tensor:
+        """(B,) int64. Views of another epoch come out of range, where nothing is found and nothing recorded."""
+        return batch["slots"] - (self._epoch << 32)
 
     def _ask(self, batch: Batch, teacher: Teacher | None, only: torch.Tensor | None = None) -> torch.Tensor:
         """Lets the teacher label a batch, and records what it says, of all views or of some."""
@@ -226,14 +234,14 @@ class KeptLabels:
         chosen = slice(None) if only is None else only
         self._asked += len(labels) if only is None else int(only.sum())
         if not self.store.readonly:
-            columns = (column[chosen] for column in (batch["slots"], labels, batch["labels"]))
+            columns = (column[chosen] for column in (self._slots(batch), labels, batch["labels"]))
             some = None if top is None else type(top)(*(part[chosen] for part in top))
             self.store.record(self._epoch, *columns, crcs=batch["pixel_crcs"][chosen], top=some)
         return rebuilt_logits(top, identity.num_labels) if self._args.distillation_type == "soft" else labels
 
     def _note_replayed(self, batch: Batch, count: int) -> None:
         self._replayed += count
-        self._seen.append((batch["slots"], batch["pixel_crcs"]))
+        self._seen.append((self._slots(batch), batch["pixel_crcs"]))
         if len(self._seen) >= _SETTLE_AFTER:
             self._settle_crcs()
 
@@ -339,7 +347,7 @@ class KeptLabels:
         )
         for batch in loader:
             batch = prepare(batch)
-            self._ask(batch, teacher, only=wanted[batch["slots"]])
+            self._ask(batch, teacher, only=wanted[self._slots(batch)])
             if after_batch is not None:
                 after_batch(len(batch["slots"]))
         self._epoch = before

@@ -330,8 +330,7 @@ class TeacherLabelStore:
                 raise
             columns = self._read_whole(epoch)  # a writer has just put its parts together
         found = EpochLabels(columns, self.identity)
-        # An epoch and the one before, whose last batches may still be on their way.
-        self._cache = {**{number: self._cache[number] for number in [*self._cache][-1:]}, epoch: found}
+        self._cache = {epoch: found}
         return found
 
     def _read_whole(self, epoch: int) -> Columns:

@@ -92,7 +92,7 @@ class KeyedViews(Dataset):
     Attributes:
         has_labels: whether any image has one.
         wants_crc: of which views of an epoch, by their slots, the CRC of the pixels is wanted. If it is set, samples
-            have their `slots`, and their `pixel_crcs`, -1 for the others.
+            have their `slots`, with the epoch above the lower 32 bits, and their `pixel_crcs`, -1 for the others.
     """
 
     has_labels = True
@@ -143,7 +143,7 @@ class KeyedViews(Dataset):
         wanted = {epoch: self.wants_crc(epoch, slots) for epoch in {key.epoch for key in keys}}
         for position, (key, sample) in enumerate(zip(keys, samples, strict=True)):
             crc = pixel_crc(sample["pixel_values"]) if wanted[key.epoch][position] else -1
-            sample.update(slots=key.slot, pixel_crcs=crc)
+            sample.update(slots=key.slot + (key.epoch << 32), pixel_crcs=crc)
 
     def _draw_mixing(self, mixing: Mixing, keys: Sequence[Any], samples: list[dict[str, Any]]) -> None:
         size = tuple(samples[0]["pixel_values"].shape[-2:])

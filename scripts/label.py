@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from hf_deit.errors import BadImageError, CheckpointError, InputError
 from hf_deit.labelling import label_epochs
+from hf_deit.processes import exit_script
 from hf_deit.recipes import resolve_arguments
 
 
@@ -39,4 +40,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_script(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ import sys
 from accelerate import PartialState
 
 from hf_deit.errors import BadImageError, CheckpointError, InputError, TrainingDivergedError
+from hf_deit.processes import exit_script
 from hf_deit.recipes import resolve_arguments
 from hf_deit.run import run
 
@@ -35,4 +36,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_script(main(sys.argv[1:]))

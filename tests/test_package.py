@@ -20,7 +20,7 @@ LAYERS = [
     ["run_card", "publishing", "publishing_trainer", "safe_trainer", "preview", "trainer"],
     ["checkpoint_formats", "conversion"],
     ["recipes", "sources", "inputs"],
-    ["run", "labelling"],
+    ["run", "labelling", "benchmarks"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import tiny
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from hf_deit import DistilledDeiTImageProcessor, list_recipes
+from hf_deit import DistilledDeiTImageProcessor, TeacherLabelStore, list_recipes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -89,6 +90,40 @@ def test_three_commands_from_a_folder_to_a_student(here, capsys):
     assert "The model lies in outputs/teacher" in printed
     assert "The model lies in outputs/own_images" in printed
     assert "distillation head" in printed
+
+
+def test_a_teacher_that_is_paid_once(here, capsys):
+    (block,) = (block for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) if "_labels out" in block)
+    first, second, publish = (shlex.split(line) for line in block.replace("\\\n", " ").strip().splitlines())
+    make_images(train=12, val=4)
+    os.makedirs("outputs")
+    names = {0: "cat", 1: "dog"}
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", id2label=names)
+    ResNetForImageClassification(config).save_pretrained("outputs/teacher")
+    tiny.processor(crop_size=32).save_pretrained("outputs/teacher")
+    small = [
+        "--num_train_epochs",
+        "1",
+        "--per_device_train_batch_size",
+        "8",
+        "--use_cpu",
+        "true",
+        "--image_size",
+        "32",
+    ]
+    small += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--warmup_epochs", "0"]
+    small += ["--disable_tqdm", "true", "--student_overrides"]
+    small += ['{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}']
+    train = main_of("scripts/train.py")
+    assert first[:3] == second[:3] == ["accelerate", "launch", "scripts/train.py"]
+    assert train([*first[3:], *small]) == 0
+    shutil.rmtree("outputs/teacher")
+    assert train([*second[3:], *small]) == 0
+    printed = capsys.readouterr().out
+    assert "The model lies in outputs/small" in printed
+    assert re.search(r"kept labels replayed +24\n", printed)
+    assert publish[:3] == ["python", "scripts/publish.py", "outputs/labels"]
+    assert TeacherLabelStore.open("outputs/labels", readonly=True).complete_epochs == [0]
 
 
 def test_every_recipe_has_its_place_in_the_table():

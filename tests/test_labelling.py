@@ -1,0 +1,275 @@
+"""From a command to a store of labels, to the Hub, and to a training without teacher."""
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+from hub_client import HubClient, Outcome
+from hub_server import HubServer
+from safetensors.torch import load_file
+from test_invariance import launch
+from test_kept_labels import teacher_folder
+
+from hf_deit import TeacherLabelStore, labelling
+from hf_deit.teacher import TeacherDescription
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+TEACHER, LABELS, STUDENT = "ada/teacher", "ada/labels", "ada/student"
+
+
+def main_of(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def folder_of_teacher(tmp_path_factory) -> str:
+    return teacher_folder(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def images(tmp_path) -> list[str]:
+    """Arguments for 64 images of digits, with 6 steps of 16 views: an epoch and a half."""
+    for split, data in zip(("train", "validation"), tiny.digits(64, 40), strict=True):
+        for index, row in enumerate(data):
+            path = tmp_path / split / str(row["label"]) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            row["image"].save(path)
+    folders = ["--train_dir", str(tmp_path / "train"), "--validation_dir", str(tmp_path / "validation")]
+    return ["--recipe", "debug", "--use_cpu", "true", "--disable_tqdm", "true", "--save_strategy", "no", *folders]
+
+
+def rows_of(printed: str) -> dict[str, str]:
+    return {name: value for name, value in re.findall(r"^(\S.*?)  +([\d.]+)$", printed, flags=re.MULTILINE)}
+
+
+def codes(folder: Path, epoch: int) -> np.ndarray:
+    return TeacherLabelStore.open(folder, readonly=True).epoch(epoch).codes
+
+
+# Training
+
+
+def test_the_second_run_trains_no_teacher(tmp_path, images, capsys, monkeypatch):
+    train = main_of("train")
+    command = [*images, "--teacher_labels", str(tmp_path / "labels")]
+    assert train([*command, "--output_dir", str(tmp_path / "first")]) == 0
+    first = rows_of(capsys.readouterr().out)
+    assert (first["kept labels replayed"], first["labels by the teacher"]) == ("0", "96")
+
+    monkeypatch.delattr(TeacherDescription, "load")
+    assert train([*command, "--output_dir", str(tmp_path / "second")]) == 0
+    second = rows_of(capsys.readouterr().out)
+    assert (second["kept labels replayed"], second["labels by the teacher"]) == ("96", "0")
+    assert "teacher" in first and "teacher" not in second
+    assert not (tmp_path / "second" / "teacher").exists()
+    assert first["fused"] == second["fused"]
+    weights = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all((one == other).all() for one, other in zip(*(each.values() for each in weights), strict=True))
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert "A teacher from a local folder. What it says of 96 training views was kept from an earlier run." in card
+    assert str(tmp_path) not in card
+    assert "kept from an earlier run" not in (tmp_path / "first" / "README.md").read_text()
+    assert str(tmp_path) not in (tmp_path / "labels" / "store.json").read_text()
+
+    # Labels that are not of these views are refused before a teacher is trained.
+    again = ["--output_dir", str(tmp_path / "third")]
+    assert train([*command, *again, "--seed", "43"]) == 2
+    assert "seed is 42 there, 43 here" in (error := capsys.readouterr().err) and "--data_seed" in error
+    assert not (tmp_path / "third").exists() or not list((tmp_path / "third").iterdir())
+    assert train([*command, *again, "--seed", "43", "--data_seed", "42", "--teacher_labels_readonly", "true"]) == 0
+
+
+def test_readonly_trains_no_teacher_whatever_is_missing(tmp_path, images, capsys):
+    command = [*images, "--output_dir", str(tmp_path / "run"), "--teacher_labels_readonly", "true"]
+    train = main_of("train")
+    assert train([*command, "--teacher_labels", str(tmp_path / "labels")]) == 2
+    assert "there is no label store in" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+# Without a student
+
+
+def test_labels_without_a_student_serve_a_run(tmp_path, images, folder_of_teacher, capsys, monkeypatch):
+    label, store = main_of("label"), tmp_path / "labels"
+    command = [*images, "--teacher_labels", str(store)]
+    teacher = ["--teacher_model_name_or_path", folder_of_teacher]
+    assert label([*command, *teacher]) == 0
+    printed = capsys.readouterr().out
+    assert "128 views labelled in 0.0 minutes" in printed
+    assert f"{store} holds 2 epochs of 64 views, " in printed
+    assert label([*command, *teacher, "--epochs", "0:3", "--dataloader_num_workers", "1"]) == 0
+    assert "64 views labelled" in capsys.readouterr().out
+    assert TeacherLabelStore.open(store, readonly=True).complete_epochs == [0, 1, 2]
+
+    live, replay, train = tmp_path / "live", tmp_path / "replay", main_of("train")
+    assert train([*images, *teacher, "--output_dir", str(live)]) == 0
+    recorded = ["--teacher_labels", str(tmp_path / "recorded"), "--num_train_epochs", "2", "--max_steps", "-1"]
+    assert train([*images, *teacher, *recorded, "--output_dir", str(tmp_path / "recording")]) == 0
+    for epoch in (0, 1):
+        np.testing.assert_array_equal(codes(tmp_path / "recorded", epoch), codes(store, epoch))
+    monkeypatch.delattr(TeacherDescription, "load")
+    assert train([*command, *teacher, "--output_dir", str(replay)]) == 0
+    weights = (load_file(folder / "model.safetensors") for folder in (live, replay))
+    assert all((one == other).all() for one, other in zip(*(each.values() for each in weights), strict=True))
+
+
+def test_labelling_goes_on_where_it_was_stopped(tmp_path, images, folder_of_teacher, capsys, monkeypatch):
+    label, whole = main_of("label"), tmp_path / "whole"
+    command = [*images, "--teacher_model_name_or_path", folder_of_teacher, "--per_device_train_batch_size", "8"]
+    command += ["--mixup_group_size", "8", "--epochs", "0:2"]
+    assert label([*command, "--teacher_labels", str(whole)]) == 0
+    monkeypatch.setattr(labelling, "_FLUSH_SECONDS", -1)
+    monkeypatch.setattr("hf_deit.label_files.LOCK_SECONDS", 0.2)
+    forward, calls = TeacherDescription.load, []
+
+    def stopping(self: TeacherDescription, device: Any = None) -> Any:
+        teacher = forward(self, device)
+
+        def stop(*_: Any) -> None:
+            calls.append(1)
+            if len(calls) == 11:
+                raise KeyboardInterrupt
+
+        teacher.register_forward_pre_hook(stop)
+        return teacher
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TeacherDescription, "load", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            label([*command, "--teacher_labels", str(tmp_path / "parts")])
+    store = TeacherLabelStore.open(tmp_path / "parts", readonly=True)
+    assert (store.complete_epochs, store.partial_epochs) == ([0], [1])
+    assert len(store.epoch(1).absent()) == 64 - 2 * 8
+    capsys.readouterr()
+    assert label([*command, "--teacher_labels", str(tmp_path / "parts")]) == 0
+    assert f"{64 - 2 * 8} views labelled" in capsys.readouterr().out
+    for epoch in (0, 1):
+        np.testing.assert_array_equal(codes(tmp_path / "parts", epoch), codes(whole, epoch))
+
+
+def test_two_processes_share_the_labelling(tmp_path, images, folder_of_teacher):
+    command = [*images, "--teacher_model_name_or_path", folder_of_teacher, "--mixup_group_size", "16"]
+    assert main_of("label")([*command, "--teacher_labels", str(tmp_path / "one")]) == 0
+    script = tmp_path / "label.py"
+    path = str(SCRIPTS / "label.py")
+    script.write_text(f"import runpy, sys\ndel sys.argv[1]\nrunpy.run_path({path!r}, run_name='__main__')")
+    launch(script, *command, "--teacher_labels", tmp_path / "two")
+    for epoch in (0, 1):
+        np.testing.assert_array_equal(codes(tmp_path / "one", epoch), codes(tmp_path / "two", epoch))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--teacher_labels"),
+        (["--teacher_labels", "x", "--teacher_labels_readonly", "true"], "without _readonly"),
+        (["--teacher_labels", "x"], "there is no teacher"),
+        (["--teacher_labels", "x", "--epochs", "3", "TEACHER"], "epochs must be FIRST:LAST"),
+        (["--teacher_labels", "x", "--no_such_field", "3"], "no argument 'no_such_field'"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(tmp_path, images, folder_of_teacher, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    if arguments[-1:] == ["TEACHER"]:
+        arguments = [*arguments[:-1], "--teacher_model_name_or_path", folder_of_teacher]
+    assert main_of("label")([*images, *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and error.startswith("error: ") and "\n" not in error
+    assert not (tmp_path / "x").exists()
+
+
+# The Hub
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory, folder_of_teacher):
+    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+        server.add_user("ada")
+        server.add_token("hf_ada", "ada")
+        files = {path.name: path.read_bytes() for path in Path(folder_of_teacher).iterdir()}
+        server.add_repository(TEACHER, files)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    client = HubClient(hub, tmp_path_factory.mktemp("home"), "hf_ada")
+    yield client
+    client.close()
+
+
+def run(client: HubClient, script: str, *arguments: object, **settings: Any) -> Outcome:
+    outcome = client.run(script, *arguments, **settings)
+    assert "Traceback" not in outcome.output, outcome.output
+    return outcome
+
+
+def test_labels_go_to_the_hub_and_teach_from_there(tmp_path, images, hub, client):
+    """Recorded in training, pushed, and replayed by whoever has neither the teacher nor the folder."""
+    store, two_epochs = tmp_path / "labels", ("--num_train_epochs", "2", "--max_steps", "-1")
+    command = (*images, *two_epochs, "--ema_decay", "0")
+    teacher = ("--teacher_model_name_or_path", TEACHER)
+    outcome = run(client, "train", *command, *teacher, "--teacher_labels", store, "--output_dir", tmp_path / "first")
+    assert outcome.status == 0, outcome.output
+    teacher_commit = hub.commits(TEACHER)[0].sha
+    outcome = run(client, "publish", store, "--repo_id", LABELS)
+    assert outcome.status == 0 and f"{store} is published at {hub.url}/datasets/{LABELS}" in outcome.output
+    assert {"store.json", "README.md", "data/epoch-00001.parquet"} <= {*hub.files(LABELS, type="dataset")}
+    for content in hub.files(LABELS, type="dataset").values():
+        assert str(tmp_path).encode() not in content
+    shutil.rmtree(store)
+
+    # More epochs than there are: the teacher labels those, or, where it may not, the run is refused.
+    longer = (*images, *teacher, "--teacher_labels", f"hf://datasets/{LABELS}", "--max_steps", "10")
+    outcome = run(client, "train", *longer, "--output_dir", tmp_path / "longer")
+    assert outcome.status == 0 and "lacks views of 1 epochs, which the teacher labels" in outcome.output
+    assert rows_of(outcome.output)["kept labels replayed"] == "128"
+    assert rows_of(outcome.output)["labels by the teacher"] == "32"
+    outcome = run(client, "train", *longer, "--teacher_labels_readonly", "true", "--output_dir", tmp_path / "refused")
+    assert outcome.status == 2 and "lacks views of 1 of 0 to 2, the first one 2" in outcome.output
+    outcome = run(client, "label", *longer)
+    assert outcome.status == 2 and "takes no labels, as it is on the Hub" in outcome.output
+
+    hub.fail("GET|HEAD", f"/{TEACHER}/resolve/.*safetensors", status=404, times=None)
+    labels_commit = hub.commits(LABELS, type="dataset")[0].sha
+    replay = (*command, "--teacher_labels", LABELS, "--teacher_labels_readonly", "true")
+    push = ("--push_to_hub", "true", "--hub_model_id", STUDENT)
+    folder = tmp_path / "replayed"
+    outcome = run(client, "train", *replay, *push, "--output_dir", folder)
+    assert outcome.status == 0, outcome.output
+    assert rows_of(outcome.output)["kept labels replayed"] == "128"
+    weights = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "replayed"))
+    assert all((one == other).all() for one, other in zip(*(each.values() for each in weights), strict=True))
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["teacher_labels_revision"] == labels_commit
+    card = hub.files(STUDENT)["README.md"].decode()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["base_model"] == [TEACHER] and metadata["datasets"] == [LABELS]
+    assert f"[{TEACHER}](https://huggingface.co/{TEACHER}) at commit `{teacher_commit[:12]}`" in card
+    assert f"What it says of 128 training views was kept from an earlier run, in the data set [{LABELS}]" in card
+    hub.clear_faults()
+
+
+def test_a_store_that_cannot_be_published_is_refused(tmp_path, images, folder_of_teacher, hub, client):
+    store = tmp_path / "labels"
+    command = (*images, "--teacher_model_name_or_path", folder_of_teacher, "--teacher_labels", store)
+    assert run(client, "train", *command, "--max_steps", 2, "--output_dir", tmp_path / "run").status == 0
+    outcome = run(client, "publish", store, "--repo_id", "ada/nothing")
+    assert outcome.status == 2 and "has no complete epoch" in outcome.output
+    assert run(client, "label", *command).status == 0
+    outcome = run(client, "publish", store, "--repo_id", "ada/nothing", "--revision", "x")
+    assert outcome.status == 2 and "leave --revision out" in outcome.output
+    hub.fail("POST", "/commit/", status=503, times=None)
+    outcome = run(client, "publish", store, "--repo_id", "ada/nothing", "--timeout", 1)
+    hub.clear_faults()
+    assert outcome.status == 3 and "cannot push the labels" in outcome.output and "HTTP 503" in outcome.output
