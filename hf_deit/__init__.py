@@ -19,7 +19,7 @@ from .modeling_deit import (
 )
 from .recipes import list_recipes, load_recipe
 from .student import load_student
-from .teacher import Teacher, load_teacher
+from .teacher import Teacher, describe_teacher, load_teacher
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
 from .zoo import create_model, list_models
@@ -47,6 +47,7 @@ __all__ = [
     "TrainingDivergedError",
     "convert_checkpoint",
     "create_model",
+    "describe_teacher",
     "hard_distillation_loss",
     "list_models",
     "list_recipes",

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hf_deit.kept_labels import LabelReport
 from hf_deit.preview import training_views
 from hf_deit.streams import ImageStream
 from hf_deit.teacher import TeacherDescription, describe_teacher
+from hf_deit.views import ViewKey
 
 VIEWS = 96
 # Two epochs of 96 views; steps of 40 views leave 16 of them, four groups, that no step visits.
@@ -273,6 +275,41 @@ def test_what_is_missing_is_asked_for_and_recorded(tmp_path, folder_of_teacher, 
     assert TeacherLabelStore.open(store, readonly=True).complete_epochs == [0, 1]
 
 
+def test_in_a_batch_that_is_known_in_part_what_is_kept_counts(tmp_path, recorded, folder_of_teacher):
+    there = TeacherLabelStore.open(recorded, readonly=True)
+    wrong = (there.labels(0, np.full(VIEWS, 9)) + 1) % 10  # so that it shows who is believed
+    with TeacherLabelStore.open(tmp_path / "store", there.identity) as store:
+        store.record(0, np.arange(4, 12), wrong[4:12], np.full(8, -100))
+        store.flush()
+    trainer = make(tmp_path, describe(folder_of_teacher), teacher_labels=str(tmp_path / "store"))
+    kept, loader = trainer.kept_labels, iter(trainer.get_train_dataloader())
+    kept.start_epoch(0)
+    for known in ([4, 5, 6, 7], [0, 1, 2, 3], []):
+        batch = trainer._prepare_inputs(next(loader))
+        said, answer = trainer.teacher(batch["pixel_values"]).argmax(-1), kept.answer(batch, trainer.teacher)
+        slots = batch["slots"]
+        for position in range(8):
+            expected = wrong[slots[position]] if position in known else said[position]
+            assert answer[position] == expected
+    assert kept.report() == LabelReport(replayed=8, asked=16)
+
+
+def test_views_of_another_epoch_get_no_label(tmp_path, recorded, folder_of_teacher):
+    replaying = make(tmp_path, None, teacher_labels=str(recorded))
+    recording = make(tmp_path, describe(folder_of_teacher), teacher_labels=str(tmp_path / "store"))
+    for trainer, error in ((replaying, IndexError), (recording, InputError)):
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        for epoch in (0, 1):
+            trainer.kept_labels.start_epoch(epoch)
+            if epoch == 0:
+                trainer.kept_labels.answer(batch, trainer.teacher)
+                trainer.kept_labels.flush()
+                continue
+            with pytest.raises(error):
+                trainer.kept_labels.answer(batch, trainer.teacher)
+                trainer.kept_labels.flush()
+
+
 class KillAt(StopAt):
     def stop(self, control: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -335,6 +372,18 @@ def test_a_set_that_is_smaller_than_a_step_is_kept_as_that_step_repeats_it(tmp_p
         assert_same(result, live)
     with pytest.raises(InputError, match="views_per_epoch is 32 there, 64 here"):
         make(tmp_path, describe(folder_of_teacher), **{**settings, "batch_size": 64})
+
+
+def test_a_sample_says_its_slot_and_the_crc_of_its_bytes(tmp_path, recorded):
+    views = make(tmp_path, None, teacher_labels=str(recorded)).train_dataset
+    keys = [ViewKey(epoch, slot, slot, 0) for epoch in (0, 1) for slot in range(VIEWS)]
+    samples = views.__getitems__(keys)
+    crcs = np.array([sample["pixel_crcs"] for sample in samples])
+    wanted = np.concatenate([views.wants_crc(epoch, np.arange(VIEWS)) for epoch in (0, 1)])
+    assert ((crcs >= 0) == wanted).all() and 8 < wanted.sum() < VIEWS
+    for sample, key, crc in zip(samples, keys, crcs, strict=True):
+        assert sample["slots"] == (key.epoch << 32) + key.slot
+        assert crc == -1 or crc == zlib.crc32(sample["pixel_values"].numpy().tobytes())
 
 
 # Refusals
@@ -425,6 +474,9 @@ def test_one_run_writes_and_many_read(tmp_path, recorded, folder_of_teacher):
     first.train()
     first.train()  # again, with what it has recorded itself
     assert first.label_report.replayed == 2 * VIEWS
+    longer = make(tmp_path, teacher, teacher_labels=store, num_train_epochs=3)  # the first one has let go of it
+    longer.train()
+    assert (longer.label_report.replayed, longer.label_report.asked) == (2 * VIEWS, VIEWS)
     readers = [make(tmp_path, None, teacher_labels=store) for _ in range(2)]
     for reader in readers:
         reader.train()

@@ -88,11 +88,15 @@ def test_the_second_run_trains_no_teacher(tmp_path, images, capsys, monkeypatch)
     assert train([*command, *again, "--seed", "43", "--data_seed", "42", "--teacher_labels_readonly", "true"]) == 0
 
 
-def test_readonly_trains_no_teacher_whatever_is_missing(tmp_path, images, capsys):
-    command = [*images, "--output_dir", str(tmp_path / "run"), "--teacher_labels_readonly", "true"]
-    train = main_of("train")
-    assert train([*command, "--teacher_labels", str(tmp_path / "labels")]) == 2
+def test_readonly_trains_no_teacher_whatever_is_missing(tmp_path, images, folder_of_teacher, capsys):
+    command = [*images, "--teacher_labels", str(tmp_path / "labels")]
+    readonly = [*command, "--output_dir", str(tmp_path / "run"), "--teacher_labels_readonly", "true"]
+    train, label = main_of("train"), main_of("label")
+    assert train(readonly) == 2
     assert "there is no label store in" in capsys.readouterr().err
+    assert label([*command, "--teacher_model_name_or_path", folder_of_teacher, "--epochs", "0:1"]) == 0
+    assert train(readonly) == 2
+    assert "has 1 epochs, but lacks views of 1 of 0 to 1, the first one 1" in capsys.readouterr().err
     assert not (tmp_path / "run" / "teacher").exists()
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
@@ -160,11 +164,13 @@ def test_labelling_goes_on_where_it_was_stopped(tmp_path, images, folder_of_teac
 
 def test_two_processes_share_the_labelling(tmp_path, images, folder_of_teacher):
     command = [*images, "--teacher_model_name_or_path", folder_of_teacher, "--mixup_group_size", "16"]
+    command += ["--epochs", "0:2"]
     assert main_of("label")([*command, "--teacher_labels", str(tmp_path / "one")]) == 0
     script = tmp_path / "label.py"
     path = str(SCRIPTS / "label.py")
     script.write_text(f"import runpy, sys\ndel sys.argv[1]\nrunpy.run_path({path!r}, run_name='__main__')")
     launch(script, *command, "--teacher_labels", tmp_path / "two")
+    assert TeacherLabelStore.open(tmp_path / "two", readonly=True).complete_epochs == [0, 1]
     for epoch in (0, 1):
         np.testing.assert_array_equal(codes(tmp_path / "one", epoch), codes(tmp_path / "two", epoch))
 

@@ -46,6 +46,12 @@ def test_hard_loss_takes_decisions_of_any_integer_type(dtype):
     )
 
 
+@pytest.mark.parametrize("decision", [-100, -1, K])
+def test_a_decision_that_is_no_class_is_not_passed_over(decision):
+    with pytest.raises(IndexError, match="out of bounds"):
+        hard_distillation_loss(torch.from_numpy(logits(0)), torch.tensor([0, 1, decision, 3, 4, 5]))
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 0.5])
 def test_soft_loss_is_equation_2(temperature):
     student, teacher = logits(0), logits(1)
