@@ -60,6 +60,8 @@ def _status(error: BaseException) -> int | None:
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may well succeed a little later."""
     for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
         if isinstance(cause, _Refusal):
             return _status(cause) in _TRANSIENT_STATUSES
         if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):

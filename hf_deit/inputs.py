@@ -7,6 +7,9 @@ from transformers import PreTrainedModel, set_seed
 from .data import ImageData, load_data
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
+from .label_access import identity_there
+from .loading import data_seed
+from .processes import on_main_process
 from .recipes import Arguments
 from .student import load_student
 from .teacher import load_labels
@@ -21,15 +24,18 @@ def load_images(
     del options["labels_kept"]
     label_names = None
     is_labelled = data_args.dataset_name or data_args.train_dir
-    if not is_labelled and args.distillation_type != "none" and model_args.teacher_model_name_or_path is not None:
-        label_names = load_labels(model_args.teacher_model_name_or_path, model_args.teacher_revision)
+    if not is_labelled and args.distillation_type != "none":
+        if model_args.teacher_model_name_or_path is not None:
+            label_names = load_labels(model_args.teacher_model_name_or_path, model_args.teacher_revision)
+        elif args.teacher_labels is not None and (there := on_main_process(lambda: identity_there(args))) is not None:
+            label_names = there.teacher.get("labels")
     return load_data(**options, label_names=label_names, on_bad_image=args.on_bad_image)
 
 
 def learnt_images(data: ImageData, arguments: Arguments) -> ImageData:
     """What of the images the student learns from: without a teacher only those that keep their labels."""
     model_args, data_args, args = arguments
-    learnt = data.with_labels_kept(data_args.labels_kept, args.seed)
+    learnt = data.with_labels_kept(data_args.labels_kept, data_seed(args))
     if args.distillation_type != "none":
         return learnt
     if model_args.teacher_model_name_or_path is not None:

@@ -17,7 +17,7 @@ from .epoch_labels import EpochLabels, rebuilt_logits
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .label_access import check_keyed_by_slot, open_store, resolve_identity, views_needed
-from .label_files import top_logits, wants_crc
+from .label_files import ABSENT, TRUE_LABEL, top_logits, wants_crc
 from .label_identity import StoreIdentity
 from .label_store import TeacherLabelStore
 from .loading import make_sampler
@@ -108,19 +108,22 @@ class KeptLabels:
             InputError: labels of other views; a store that ends before the training does, without a teacher; or views
                 that are not keyed by their slot alone.
         """
-        check_keyed_by_slot(views)
+        check_keyed_by_slot(views, args)
+        if teacher is None and args.verify_teacher_labels:
+            raise InputError("verify_teacher_labels needs a teacher: name one, or leave it out")
         sampler = make_sampler(views, args)
         needed = views_needed(args, sampler) if needed is None else needed
         identity = on_main_process(
             lambda: resolve_identity(views, args, processor, teacher=teacher, num_labels=num_labels, sources=sources)
         )
-        views.wants_crc = functools.partial(wants_crc, identity)
         store = open_store(args, identity, needed, has_teacher=teacher is not None)
-        kept = cls(store, identity, views, sampler, args, needed)
+        # Of the store's identity, as it may have more views an epoch, of which then fewer have their CRC kept.
+        views.wants_crc = functools.partial(wants_crc, store.identity)
         try:
+            kept = cls(store, identity, views, sampler, args, needed)
             on_main_process(kept._check_pixels)
         except BaseException:
-            kept.close()
+            store.close()
             raise
         return kept
 
@@ -202,10 +205,10 @@ class KeptLabels:
         present = None if self._covers else self._known.has(slots)
         if present is not None and not bool(present.all()):
             asked = self._ask(batch, teacher, only=~present)
-            self._note_replayed(batch, int(present.sum()))
+            self._note_replayed(batch, present)
             present = present if asked.ndim == 1 else present.unsqueeze(1)
             return torch.where(present, self._replay(batch), asked)
-        self._note_replayed(batch, len(slots))
+        self._note_replayed(batch)
         if self._verifies():
             self._verified += len(slots)
             said = self._known.labels(slots, batch["labels"])
@@ -239,9 +242,12 @@ class KeptLabels:
             self.store.record(self._epoch, *columns, crcs=batch["pixel_crcs"][chosen], top=some)
         return rebuilt_logits(top, identity.num_labels) if self._args.distillation_type == "soft" else labels
 
-    def _note_replayed(self, batch: Batch, count: int) -> None:
-        self._replayed += count
-        self._seen.append((self._slots(batch), batch["pixel_crcs"]))
+    def _note_replayed(self, batch: Batch, only: torch.Tensor | None = None) -> None:
+        slots, crcs = self._slots(batch), batch["pixel_crcs"]
+        if only is not None:
+            slots, crcs = slots[only], crcs[only]
+        self._replayed += len(slots)
+        self._seen.append((slots, crcs))
         if len(self._seen) >= _SETTLE_AFTER:
             self._settle_crcs()
 
@@ -345,13 +351,19 @@ class KeptLabels:
             pin_memory=self._args.dataloader_pin_memory,
             generator=torch.Generator(),  # the global one is the training's
         )
-        for batch in loader:
-            batch = prepare(batch)
-            self._ask(batch, teacher, only=wanted[self._slots(batch)])
-            if after_batch is not None:
-                after_batch(len(batch["slots"]))
+
+        def label_mine() -> None:
+            try:
+                for batch in loader:
+                    batch = prepare(batch)
+                    self._ask(batch, teacher, only=wanted[self._slots(batch)])
+                    if after_batch is not None:
+                        after_batch(len(batch["slots"]))
+            finally:  # what is labelled is labelled
+                self.flush()
+
+        on_every_process(label_mine)
         self._epoch = before
-        on_every_process(self.flush)
 
     def _keys_of(self, epoch: int, batches: list[np.ndarray], group_size: int) -> Iterator[list[Any]]:
         slots = (int(group) * group_size + view for batch in batches for group in batch for view in range(group_size))
@@ -373,6 +385,6 @@ class KeptLabels:
         epoch = min(self._needed)
         keys = list(self._sampler.keys(epoch, range(min(num_views, self._needed[epoch]))))
         true_labels = self._views.labels[[key.index for key in keys]]
-        labels = self.store.labels(epoch, true_labels)
-        known = (labels >= 0) & (true_labels >= 0)
-        return float((labels == true_labels)[known].mean()) if known.any() else None
+        codes = self.store.epoch(epoch).codes[: len(keys)]
+        known = (codes != ABSENT) & (true_labels >= 0)
+        return float(((codes == TRUE_LABEL) | (codes == true_labels))[known].mean()) if known.any() else None

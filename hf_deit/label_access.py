@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
+from .label_files import has_labels, probe_store
 from .label_hub import hub_id
 from .label_identity import StoreIdentity, data_fingerprint
 from .label_store import TeacherLabelStore
@@ -45,11 +46,11 @@ def views_per_epoch(views: ViewDataset, args: DistillationTrainingArguments) -> 
     As many as whole groups of views fit into the data set, whatever the batch is; where a single step takes more than
     the data set has, as many as the step.
     """
-    group_size = 1 if args.mixing is None else args.mixing.group_size
+    group_size = 1 if views.mixing is None else views.mixing.group_size
     return max(len(views) // group_size * group_size, args.total_train_batch_size)
 
 
-def check_keyed_by_slot(views: Any) -> None:
+def check_keyed_by_slot(views: Any, args: DistillationTrainingArguments) -> None:
     """Refuses views whose labels cannot be kept.
 
     Raises:
@@ -62,6 +63,11 @@ def check_keyed_by_slot(views: Any) -> None:
         )
     if not isinstance(views, ViewDataset):
         raise InputError(f"teacher_labels are of a datasets.Dataset, got {type(views).__name__}")
+    if views.seed != data_seed(args):
+        raise InputError(
+            f"views and their order have one seed in a run with teacher_labels, got {views.seed} and "
+            f"{data_seed(args)}: give --data_seed {views.seed}"
+        )
 
 
 def resolve_identity(
@@ -121,7 +127,7 @@ def run_identity(
         top_k: logits that are kept.
         sources: how data set is named.
     """
-    mixing = args.mixing
+    mixing = views.mixing
     return StoreIdentity(
         teacher=teacher,
         data={
@@ -142,11 +148,11 @@ def run_identity(
             "crop_scale_min": args.crop_scale_min,
             "horizontal_flip": args.horizontal_flip,
             "auto_augment": args.auto_augment,
-            "random_erasing": None if args.erasing is None else asdict(args.erasing),
+            "random_erasing": None if views.erasing is None else asdict(views.erasing),
             "mixing": None if mixing is None else {k: v for k, v in asdict(mixing).items() if k != "group_size"},
         },
         versions={name: version(name) for name in _LIBRARIES},
-        seed=data_seed(args),
+        seed=views.seed,
         group_size=1 if mixing is None else mixing.group_size,
         repeated_augmentation=args.repeated_augmentation,
         views_per_epoch=views_per_epoch(views, args),
@@ -162,19 +168,61 @@ def labels_suffice(
     *,
     num_labels: int,
     sources: RunSources,
+    has_trained_teacher: bool,
 ) -> bool:
-    """Whether the store has labels for all that a run trains on, so that it needs no teacher.
+    """Whether the store has labels for all that a run trains on, so that it needs no teacher where none is named.
+
+    If it needs one, which must be trained first, all else that can be wrong with the store is found out now.
+
+    Args:
+        views, args, processor, num_labels, sources: see `run_identity`.
+        has_trained_teacher: whether the run has trained its teacher before.
 
     Raises:
-        InputError: there is a store, and its labels are not of these views.
+        InputError: labels of other views, or of a teacher that is not the one to be trained; or no store can be made.
+        CheckpointError: nothing can be written there.
     """
-    check_keyed_by_slot(views)
-    if identity_there(args) is None:
-        return False
-    identity = resolve_identity(views, args, processor, teacher=None, num_labels=num_labels, sources=sources)
+    check_keyed_by_slot(views, args)
+    there, source = identity_there(args), _source(args)
+    top_k = args.teacher_labels_top_k
+    identity = run_identity(
+        views,
+        args,
+        processor,
+        teacher={"revision": "of one that is to be trained"} if there is None else there.teacher,
+        num_labels=num_labels,
+        top_k=(0 if there is None else there.top_k) if top_k is None else top_k,
+        sources=sources,
+    )
+    if there is not None:
+        options = {"revision": args.teacher_labels_revision, "token": args.hub_token}
+        store = TeacherLabelStore.open(source, identity, readonly=True, **options)
+        missing = store.missing(views_needed(args, make_sampler(views, args)))
+        if not missing and not args.verify_teacher_labels:
+            return True
+        if not has_trained_teacher and not args.teacher_labels_readonly:
+            why = (
+                f"lacks views of {len(missing)} epochs, the first one {missing[0]}" if missing else "is to be verified"
+            )
+            raise InputError(
+                f"the label store {source!r} {why}, and has the labels of the teacher {there.teacher['name']!r} "
+                f"({there.teacher['revision']}): name that one with --teacher_model_name_or_path"
+            )
+    if not args.teacher_labels_readonly and hub_id(source, bare=False) is None:
+        probe_store(source)
+    return False
+
+
+def labels_commit(args: DistillationTrainingArguments) -> str | None:
+    """The commit of kept labels on the Hub, or None if there are none on the Hub.
+
+    Raises:
+        InputError: there is no such data set, or it cannot be read.
+    """
+    if args.teacher_labels is None or hub_id(_source(args), bare=False) is None:
+        return None
     options = {"revision": args.teacher_labels_revision, "token": args.hub_token}
-    store = TeacherLabelStore.open(_source(args), identity, readonly=True, **options)
-    return not args.verify_teacher_labels and not store.missing(views_needed(args, make_sampler(views, args)))
+    return TeacherLabelStore.open(_source(args), readonly=True, **options).source[1]
 
 
 def _source(args: DistillationTrainingArguments) -> str:
@@ -184,10 +232,10 @@ def _source(args: DistillationTrainingArguments) -> str:
 
 
 def identity_there(args: DistillationTrainingArguments) -> StoreIdentity | None:
-    """Of the store that the arguments name, or None if there is none yet."""
+    """Of the store that the arguments name, or None if there is none yet, or none with labels."""
     source = _source(args)
     is_folder = hub_id(source, bare=False) is None
-    if is_folder and not args.teacher_labels_readonly and not TeacherLabelStore.exists(source):
+    if is_folder and not args.teacher_labels_readonly and not has_labels(source):
         return None
     return TeacherLabelStore.open(
         source, readonly=True, revision=args.teacher_labels_revision, token=args.hub_token
@@ -204,7 +252,7 @@ def open_store(
 
     def decide() -> bool:
         """In the main process: whether it is only read."""
-        if not is_folder or args.teacher_labels_readonly or TeacherLabelStore.exists(source):
+        if not is_folder or args.teacher_labels_readonly or has_labels(source):
             store = TeacherLabelStore.open(source, identity, readonly=True, **options)
             missing = store.missing(needed)
             if missing and (args.teacher_labels_readonly or not has_teacher):

@@ -15,7 +15,7 @@ from .errors import CheckpointError, InputError, first_line
 from .label_identity import FORMAT, StoreIdentity, write_atomically
 from .views import fold
 
-DATA, PARTS, LOCK_FILE = "data", "parts", ".lock"
+STORE_FILE, DATA, PARTS, LOCK_FILE = "store.json", "data", "parts", ".lock"
 # In memory: what stands for a null label, and for a slot that is not there.
 TRUE_LABEL, ABSENT = -1, -2
 # One view in so many has its CRC kept; in small epochs more, so that there are about 16.
@@ -71,11 +71,35 @@ def check_new_folder(folder: str) -> None:
         InputError: it does.
     """
     names = [name for name in sorted(os.listdir(folder)) if name[0] != "."] if os.path.isdir(folder) else []
-    if others := [name for name in names if name not in (DATA, PARTS)]:
+    if STORE_FILE not in names and (others := [name for name in names if name not in (DATA, PARTS)]):
         raise InputError(
-            f"{folder!r} is no label store, as it has no store.json, and it is not empty, as it has {others[0]!r}: "
+            f"{folder!r} is no label store, as it has no {STORE_FILE}, and it is not empty, as it has {others[0]!r}: "
             "give a new folder"
         )
+
+
+def is_store(folder: str) -> bool:
+    """Whether a folder is a label store."""
+    return os.path.exists(os.path.join(folder, STORE_FILE))
+
+
+def has_labels(folder: str) -> bool:
+    """Whether a folder is a store in which something has been recorded: an empty one is anybody's."""
+    if not is_store(folder):
+        return False
+    parents = [os.path.join(folder, name) for name in (DATA, PARTS)]
+    return any(name.endswith(".parquet") for parent in parents if os.path.isdir(parent) for name in os.listdir(parent))
+
+
+def probe_store(folder: str) -> None:
+    """Raises what opening a store to write to it would raise, but for what depends on its identity.
+
+    Raises:
+        InputError: the folder holds something else, or another process writes to it.
+        CheckpointError: nothing can be written there.
+    """
+    check_new_folder(folder)
+    lock_store(folder).release()
 
 
 def lock_store(folder: str) -> filelock.BaseFileLock:
@@ -260,8 +284,10 @@ class PendingLabels:
         Raises:
             InputError: slots or labels are out of range, or logits are too large for float16.
         """
-        if records := self._records.pop(epoch, None):
-            self._settled.setdefault(epoch, []).append(self._columns(epoch, records))
+        if records := self._records.get(epoch):
+            columns = self._columns(epoch, records)
+            self._settled.setdefault(epoch, []).append(columns)
+            del self._records[epoch]
         return self._settled[epoch]
 
     def discard(self, epoch: int) -> None:
@@ -284,7 +310,10 @@ class PendingLabels:
         with np.errstate(over="ignore"):  # which is looked for below
             columns = {name: named[name].astype(empty.dtype) for name, empty in no_views(identity).items()}
         if top and not all(np.isfinite(columns[name]).all() for name in ("top_logits", "rest_logit")):
-            raise InputError(f"logits of the teacher in epoch {epoch} are not finite in float16: record with top_k 0")
+            raise InputError(
+                f"logits of the teacher in epoch {epoch} are not finite in float16, as which they are kept: keep "
+                "labels alone (top_k 0), for hard distillation, or take another teacher"
+            )
         return columns
 
 

@@ -112,7 +112,7 @@ def _download(repo_id: str, name: str, revision: str | None, token: str | None) 
     except HUB_ERRORS as error:
         raise InputError(
             f"cannot download {name} of the data set {repo_id!r}{f' at {revision!r}' if revision else ''} "
-            f"({why(error)}): check its name, the revision and your token; or give a folder"
+            f"({why(error)}), and there is no folder of that name: check the name, the revision and your token"
         ) from error
 
 

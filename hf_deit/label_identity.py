@@ -26,6 +26,7 @@ _PICKLED_FILES = re.compile(r"config\.json|.+\.py|pytorch_model.*\.bin(\.index\.
 # What to do about a field that differs, beyond the obvious.
 _HINTS = {
     "teacher": "--teacher_model_name_or_path names the teacher, and with --teacher_labels_readonly none is needed",
+    "data": "rows, their labels and their order must be the same; --validation_seed and --labels_kept choose some",
     "seed": "--data_seed is that of the views, while another --seed makes another student",
     "group_size": "--mixup_group_size says it for any batch that holds whole groups",
     "views_per_epoch": "one that is only read (readonly) may have more views",
@@ -65,7 +66,8 @@ class StoreIdentity:
     """What labels depend on. Values are what JSON can hold; groups may have more keys than these.
 
     Attributes:
-        teacher: `name`, `revision` (a commit, or `weights_digest` of a folder), `dtype`, `preprocessing`.
+        teacher: `name`, `revision` (a commit, or `weights_digest` of a folder), `labels` (their names in the student's
+            order), `dtype`, `preprocessing`.
         data: `name`, `config`, `revision`, `rows`, `fingerprint` (from `data_fingerprint`).
         augmentation: all settings, resolved.
         versions: of the libraries that make pixels. Others are no other identity, but must give the same pixels.
@@ -89,7 +91,7 @@ class StoreIdentity:
     top_k: int = 0
 
     # The revision and the fingerprint say more; these are for people.
-    INFORMATIONAL = ("teacher.name", "data.name", "data.config", "data.revision")
+    INFORMATIONAL = ("teacher.name", "teacher.labels", "data.name", "data.config", "data.revision")
 
     def __post_init__(self) -> None:
         for field in fields(self):

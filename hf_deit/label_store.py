@@ -21,12 +21,14 @@ from .label_files import (
     ABSENT,
     DATA,
     PARTS,
+    STORE_FILE,
     TRUE_LABEL,
     Columns,
     PendingLabels,
     TopLogits,
     check_new_folder,
     damaged,
+    has_labels,
     lock_store,
     merge,
     no_views,
@@ -39,7 +41,6 @@ from .label_identity import StoreIdentity
 
 logger = logging.get_logger(__name__)
 
-_STORE_FILE = "store.json"
 _EPOCH_FILE = re.compile(r"epoch-(\d{5,})\.parquet")
 _PART_FILE = re.compile(r"epoch-(\d{5,})\.rank-\d+\.\w+\.parquet")
 
@@ -105,8 +106,8 @@ class TeacherLabelStore:
         source = os.fspath(source)
         repo_id = hub_id(source, bare=readonly)
         if repo_id is not None:
-            hub = HubFolder(repo_id, revision, token, _STORE_FILE)
-            identity_there = StoreIdentity.read(os.path.join(hub.folder, _STORE_FILE))
+            hub = HubFolder(repo_id, revision, token, STORE_FILE)
+            identity_there = StoreIdentity.read(os.path.join(hub.folder, STORE_FILE))
             store = cls(hub.folder, identity_there, readonly=True, hub=hub)
         elif revision is not None:
             raise InputError(
@@ -127,28 +128,23 @@ class TeacherLabelStore:
             raise
         return store
 
-    @staticmethod
-    def exists(folder: str | os.PathLike[str]) -> bool:
-        """Whether a folder holds a store."""
-        return os.path.exists(os.path.join(folder, _STORE_FILE))
-
     @classmethod
     def _open_folder(
         cls, folder: str, identity: StoreIdentity | None, readonly: bool, is_main_process: bool
     ) -> "TeacherLabelStore":
-        path = os.path.join(folder, _STORE_FILE)
+        path = os.path.join(folder, STORE_FILE)
         lock = None
-        if not cls.exists(folder):
+        if not os.path.exists(path):
             if readonly or identity is None or not is_main_process:
                 raise InputError(
-                    f"there is no label store in {folder!r}, expected its {_STORE_FILE}: give another folder, or let "
+                    f"there is no label store in {folder!r}, expected its {STORE_FILE}: give another folder, or let "
                     "a run create it that may write, with its identity, before others open it"
                 )
             check_new_folder(folder)
         if not readonly and is_main_process:
             lock = lock_store(folder)
         try:
-            if lock is not None and not os.path.exists(path):
+            if lock is not None and identity is not None and not has_labels(folder):
                 identity.write(path)
                 logger.info("created the label store %s", folder)
             store = cls(folder, StoreIdentity.read(path), readonly=readonly)
@@ -447,4 +443,4 @@ class TeacherLabelStore:
         for epoch in epochs:
             self._read_whole(epoch)
         names, options = [_epoch_file(epoch) for epoch in epochs], {"private": private, "token": token}
-        return push(repo_id, self.folder, names, self.identity, store_file=_STORE_FILE, seconds=seconds, **options)
+        return push(repo_id, self.folder, names, self.identity, store_file=STORE_FILE, seconds=seconds, **options)

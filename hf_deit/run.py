@@ -43,7 +43,7 @@ from .training_args import DataArguments, DistillationTrainingArguments
 
 logger = logging.get_logger(__name__)
 
-_UNFINISHED_TEACHER = "teacher.unfinished"
+_TEACHER_FOLDER, _UNFINISHED_TEACHER = "teacher", "teacher.unfinished"
 
 
 @dataclass
@@ -120,7 +120,7 @@ def run(arguments: Arguments) -> RunResult:
     start = time.perf_counter()
     args = arguments[-1]
     resuming = resume_wish(args.resume_from_checkpoint) is not None
-    check_output_dir(args.output_dir, resuming=resuming)
+    check_output_dir(args.output_dir, resuming=resuming, labels=args.teacher_labels)
     repository = _check_repository(args)
     recipe_file = os.path.join(args.output_dir, RECIPE_FILE)
     checkpoint = None
@@ -235,7 +235,17 @@ def _labels_suffice(
         return False
     views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=None)
     num_labels, sources = student.config.num_labels, RunSources.of(student, None)
-    suffice = on_main_process(lambda: labels_suffice(views, args, processor, num_labels=num_labels, sources=sources))
+    has_trained_teacher = os.path.isdir(os.path.join(args.output_dir, _TEACHER_FOLDER))
+    suffice = on_main_process(
+        lambda: labels_suffice(
+            views,
+            args,
+            processor,
+            num_labels=num_labels,
+            sources=sources,
+            has_trained_teacher=has_trained_teacher,
+        )
+    )
     # What a store that must do lacks, the Trainer says.
     return suffice or args.teacher_labels_readonly
 
@@ -290,7 +300,7 @@ def train_teacher(
             "there is no teacher: give --teacher_model_name_or_path (a Hub id or a folder), or --teacher_recipe to "
             "train one on this data first, or --distillation_type none"
         )
-    folder = os.path.join(student_args.output_dir, "teacher")
+    folder = os.path.join(student_args.output_dir, _TEACHER_FOLDER)
     if os.path.isdir(folder):
         return folder
     unfinished = os.path.join(student_args.output_dir, _UNFINISHED_TEACHER)
@@ -323,8 +333,13 @@ def _teacher_accuracy(trainer: DistillationTrainer, teacher: Teacher) -> float:
     return float(counts[0] / counts[1])
 
 
-def check_output_dir(output_dir: str, *, resuming: bool) -> None:
+def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = None) -> None:
     """Refuses an output folder that cannot be written, or that holds another run.
+
+    Args:
+        output_dir: the folder.
+        resuming: whether the run that it holds is this one.
+        labels: a folder of kept labels, which may lie in it.
 
     Raises:
         InputError: with what to do.
@@ -333,6 +348,8 @@ def check_output_dir(output_dir: str, *, resuming: bool) -> None:
     try:
         os.makedirs(output_dir, exist_ok=True)
         occupied = set(os.listdir(output_dir)) - {_UNFINISHED_TEACHER, UNFINISHED_CHECKPOINT}
+        if labels is not None:
+            occupied.discard(os.path.relpath(labels, output_dir))
         state.wait_for_everyone()  # another process's probe is no run
         with tempfile.TemporaryFile(dir=output_dir):
             pass

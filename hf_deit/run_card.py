@@ -217,7 +217,7 @@ def _teacher(facts: RunFacts) -> str:
         )
     if facts.num_replayed:
         where = "" if facts.teacher_labels is None else f", in the data set {_dataset_link(facts.teacher_labels)}"
-        lines[0] += f" What it says of {facts.num_replayed:,} training views was kept from an earlier run{where}."
+        lines[0] += f" What it says of {facts.num_replayed:,} training views had been kept before{where}."
     external = facts.external_data()
     return "\n\n".join(lines + ([external] if external else []))
 

@@ -101,7 +101,7 @@ class RunFacts:
         dataset, dataset_config, train_split, validation_split, unlabeled: the images.
         num_train, num_validation: how many images they are.
         teacher_labels: the data set on the Hub that kept labels were taken from, or None.
-        num_replayed: views whose teacher's label was kept from an earlier run; None without such labels.
+        num_replayed: views whose teacher's label had been kept before; None without a store of them.
         metrics: of an evaluation of these weights, as transformers' Trainer logs them; empty if there was none.
         weights: which are published, "raw" or "ema".
         step, num_steps: optimizer steps done, and of the whole run.

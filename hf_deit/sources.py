@@ -14,7 +14,7 @@ from .checkpoints import STATE_FILE
 from .data import DIGITS, ImageData
 from .errors import InputError
 from .hub import HUB_ERRORS, ask, declared_datasets, keep_trying, resolve_dataset_revision, resolve_revision, why
-from .label_hub import hub_id
+from .label_access import labels_commit
 from .processes import on_main_process
 from .publishing import RECIPE_FILE
 from .recipes import Arguments, load_recipe, published_recipe
@@ -38,7 +38,7 @@ def resolve_sources(arguments: Arguments) -> Arguments:
     What is not there, or cannot be asked for, is left to whoever loads it, and to the cache.
 
     Raises:
-        InputError: a data set that is not there, or that this token may not read.
+        InputError: a data set or labels that are not there, or that this token may not read.
     """
     model_args, data_args, args = arguments
 
@@ -52,12 +52,8 @@ def resolve_sources(arguments: Arguments) -> Arguments:
             (data_args.dataset_name, data_args.dataset_revision),
             (data_args.unlabeled_dataset_name, data_args.unlabeled_dataset_revision),
         )
-        labels = (
-            None if args.teacher_labels is None else hub_id(args.teacher_labels, bare=args.teacher_labels_readonly)
-        )
-        sets = (*sets, (labels, args.teacher_labels_revision))
         commits += [resolve_dataset_revision(name, revision) if name else None for name, revision in sets]
-        return tuple(commits)
+        return *commits, labels_commit(args)
 
     student, teacher, dataset, unlabeled, labels = on_main_process(resolve)
     args.teacher_labels_revision = labels or args.teacher_labels_revision

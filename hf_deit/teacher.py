@@ -143,6 +143,7 @@ class TeacherDescription:
         return {
             "name": self.name_or_path if self.revision else os.path.basename(os.path.abspath(self.name_or_path)),
             "revision": self.revision or weights_digest(self.name_or_path),
+            "labels": [self.id2label[index] for index in sorted(self.id2label)],
             "dtype": str(self.dtype).removeprefix("torch."),
             "preprocessing": {
                 "scale": self.scale,

@@ -138,7 +138,12 @@ class DistillationTrainer(SafeTrainer):
         self.kept_labels = None if args.teacher_labels is None else self._open_labels(teacher)
         self.label_report: LabelReport | None = None
         if isinstance(teacher, TeacherDescription) and (self.kept_labels is None or self.kept_labels.needs_teacher):
-            self.teacher = teacher.load()
+            try:
+                self.teacher = teacher.load()
+            except InputError:
+                if self.kept_labels is not None:
+                    self.kept_labels.close()
+                raise
         if self.teacher is not None:
             self.teacher.to(self.args.device)
         if args.distillation_type != "none":

@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from hf_deit.errors import InputError, PublishError
+from hf_deit.label_files import is_store
 from hf_deit.label_store import TeacherLabelStore
 from hf_deit.publishing import publish_folder
 
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds after which it is given up")
     options = parser.parse_args(arguments)
     try:
-        if TeacherLabelStore.exists(options.folder):
+        if is_store(options.folder):
             url = publish_labels(options)
         else:
             url = publish_folder(

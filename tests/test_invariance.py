@@ -156,12 +156,13 @@ for batch_size in (32, 128):
 """
 
 
-def launch(script: str, *arguments, processes: int = 2) -> None:
+def launch(script: str, *arguments, processes: int = 2) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += [script, Path(__file__).parent, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def test_views_do_not_depend_on_the_number_of_processes(tmp_path, reference):

@@ -20,10 +20,12 @@ from test_invariance import FULL_RECIPE, launch
 from transformers import TrainerCallback
 
 from hf_deit import InputError, TeacherLabelStore, load_teacher
+from hf_deit.batch_augment import Mixing, RandomErasing
 from hf_deit.kept_labels import LabelReport
 from hf_deit.preview import training_views
 from hf_deit.streams import ImageStream
 from hf_deit.teacher import TeacherDescription, describe_teacher
+from hf_deit.view_dataset import ViewDataset
 from hf_deit.views import ViewKey
 
 VIEWS = 96
@@ -452,6 +454,8 @@ def test_a_store_that_ends_before_the_training_is_refused_where_it_must_do(tmp_p
         settings = {"teacher_labels": str(recorded), "teacher_labels_readonly": readonly, "num_train_epochs": 4}
         with pytest.raises(InputError, match="has 2 epochs, but lacks views of 2 of 0 to 3, the first one 2: train"):
             make(tmp_path, teacher, **settings)
+    with pytest.raises(InputError, match="verify_teacher_labels needs a teacher"):
+        make(tmp_path, None, teacher_labels=str(recorded), verify_teacher_labels=0.5)
     with pytest.raises(InputError, match=r"no label store in .*and no teacher"):
         make(tmp_path, None, teacher_labels=str(tmp_path / "none"))
     with pytest.raises(InputError, match="there is no label store"):
@@ -481,6 +485,87 @@ def test_one_run_writes_and_many_read(tmp_path, recorded, folder_of_teacher):
     for reader in readers:
         reader.train()
         assert reader.label_report.replayed == 2 * VIEWS
+
+
+class Raise(StopAt):
+    def stop(self, control: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_fails_lets_others_write(tmp_path, folder_of_teacher, monkeypatch):
+    teacher, store = describe(folder_of_teacher), str(tmp_path / "store")
+    failing = make(tmp_path, teacher, teacher_labels=store, callbacks=[Raise(2)])
+    with pytest.raises(KeyboardInterrupt):
+        failing.train()
+    with monkeypatch.context() as patched:
+
+        def load(self: TeacherDescription, device: Any = None) -> None:
+            raise InputError("no weights")
+
+        patched.setattr(TeacherDescription, "load", load)
+        with pytest.raises(InputError, match="no weights") as caught:
+            make(tmp_path, teacher, teacher_labels=store)
+    trainer = make(tmp_path, teacher, teacher_labels=store)
+    assert caught.value  # which, in a notebook, stays where it is
+    trainer.train()
+    assert trainer.label_report.asked == 2 * VIEWS
+
+
+def test_a_store_without_labels_is_anybodys(tmp_path, folder_of_teacher):
+    store = str(tmp_path / "store")
+    make(tmp_path, describe(folder_of_teacher), teacher_labels=store).kept_labels.close()
+    assert [path.name for path in Path(store).iterdir() if path.is_file() and path.name[0] != "."] == ["store.json"]
+    _, report = train(tmp_path, describe(folder_of_teacher), data_seed=7, teacher_labels=store)
+    assert report.asked == 2 * VIEWS
+    with pytest.raises(InputError, match="seed is 7 there, 3 here"):
+        make(tmp_path, describe(folder_of_teacher), teacher_labels=store)
+
+
+def test_ready_made_views_are_identified_by_what_they_are(tmp_path, folder_of_teacher):
+    def views(**settings: Any) -> ViewDataset:
+        transform = make(tmp_path, describe(folder_of_teacher)).train_dataset.transform
+        return ViewDataset(tiny.digits()[0], transform, **{"seed": 3, **settings})
+
+    teacher, store = describe(folder_of_teacher), str(tmp_path / "store")
+    train(tmp_path / "run", teacher, teacher_labels=store, train_dataset=views())
+    for settings, field in (
+        ({"erasing": RandomErasing(1.0)}, "random_erasing"),
+        ({"mixing": Mixing(group_size=1)}, "mixing"),
+    ):
+        with pytest.raises(InputError, match=f"{field}.* there, .* here"):
+            make(tmp_path, teacher, teacher_labels=store, train_dataset=views(**settings))
+    with pytest.raises(InputError, match="one seed in a run with teacher_labels, got 4 and 3: give --data_seed 4"):
+        make(tmp_path, teacher, teacher_labels=store, train_dataset=views(seed=4))
+
+
+def test_fewer_views_are_replayed_from_more(tmp_path, folder_of_teacher):
+    """Of a set that is smaller than a step, which a larger step has repeated more often."""
+    store, data = str(tmp_path / "store"), tiny.digits(20)[0]
+    train(tmp_path / "a", describe(folder_of_teacher), batch_size=48, train_dataset=data, teacher_labels=store)
+    live, _ = train(tmp_path / "live", describe(folder_of_teacher), batch_size=32, train_dataset=data)
+    settings = {"batch_size": 32, "train_dataset": data, "teacher_labels": store, "teacher_labels_readonly": True}
+    replayed, report = train(tmp_path / "b", None, **settings)
+    assert report.replayed == 64 and report.pixels > 0
+    assert_same(replayed, live)
+
+
+def test_a_stand_in_for_a_broken_image_is_replayed_as_it_was(tmp_path, folder_of_teacher):
+    encoded = tiny.digits()[0].cast_column("image", datasets.Image(decode=False))
+    rows = {"image": [*encoded["image"][:19], {"bytes": b"broken", "path": None}]}
+    features = datasets.Features({"image": datasets.Image()})
+    images = {
+        "train_dataset": tiny.digits(20)[0],
+        # Its last image is followed by a labelled one.
+        "unlabeled_dataset": datasets.Dataset.from_dict(rows, features=features),
+        "on_bad_image": "skip",
+        "num_train_epochs": 4,
+    }
+    store, labels = str(tmp_path / "store"), []
+    for teacher in (describe(folder_of_teacher), None):
+        result, report = train(tmp_path / "run", teacher, teacher_labels=store, **images)
+        labels.append(result)
+        assert report.replayed == (0 if teacher else 4 * 40)
+    assert_same(*labels)
 
 
 @pytest.mark.parametrize(
@@ -555,7 +640,6 @@ def test_pixels_that_change_during_the_run_stop_it_at_the_epochs_end(tmp_path, r
     with pytest.raises(InputError, match="not of the views that are made here"):
         trainer.train()
     assert trainer.state.global_step == VIEWS // 8
-    make(tmp_path, describe(folder_of_teacher), teacher_labels=str(recorded))  # nothing is locked
 
 
 def test_other_versions_with_the_same_pixels_are_warned_of_once(

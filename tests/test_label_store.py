@@ -197,6 +197,7 @@ OTHERS = {
 }
 SAME = {
     "teacher.name": "a/copy",
+    "teacher.labels": ["tench", "goldfish"],
     "data.name": "a-copy",
     "data.config": "x",
     "data.revision": "cafe",
@@ -211,7 +212,7 @@ def altered(name: str, value: Any) -> tuple[StoreIdentity, Any]:
     group = described
     for parent in parents:
         group = group[parent]
-    before, group[last] = group[last], value
+    before, group[last] = group.get(last), value
     return StoreIdentity(**described), before
 
 

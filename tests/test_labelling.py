@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from test_invariance import launch
 from test_kept_labels import teacher_folder
 
-from hf_deit import TeacherLabelStore, labelling
+from hf_deit import TeacherLabelStore, label_files, labelling
 from hf_deit.teacher import TeacherDescription
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -55,6 +56,11 @@ def codes(folder: Path, epoch: int) -> np.ndarray:
     return TeacherLabelStore.open(folder, readonly=True).epoch(epoch).codes
 
 
+def unless(error: type[BaseException], function: Any) -> Any:
+    """A function that does nothing while an error is on its way."""
+    return lambda *arguments: None if sys.exc_info()[0] is error else function(*arguments)
+
+
 # Training
 
 
@@ -75,9 +81,9 @@ def test_the_second_run_trains_no_teacher(tmp_path, images, capsys, monkeypatch)
     weights = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert all((one == other).all() for one, other in zip(*(each.values() for each in weights), strict=True))
     card = (tmp_path / "second" / "README.md").read_text()
-    assert "A teacher from a local folder. What it says of 96 training views was kept from an earlier run." in card
+    assert "A teacher from a local folder. What it says of 96 training views had been kept before." in card
     assert str(tmp_path) not in card
-    assert "kept from an earlier run" not in (tmp_path / "first" / "README.md").read_text()
+    assert "had been kept before" not in (tmp_path / "first" / "README.md").read_text()
     assert str(tmp_path) not in (tmp_path / "labels" / "store.json").read_text()
 
     # Labels that are not of these views are refused before a teacher is trained.
@@ -99,6 +105,88 @@ def test_readonly_trains_no_teacher_whatever_is_missing(tmp_path, images, folder
     assert "has 1 epochs, but lacks views of 1 of 0 to 1, the first one 1" in capsys.readouterr().err
     assert not (tmp_path / "run" / "teacher").exists()
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def write_to(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "holiday.jpg").touch()
+
+
+REFUSED_EARLY = {
+    "a folder of something else": ([], write_to, "is no label store"),
+    "too many logits": (["--teacher_labels_top_k", "10"], None, "top_k must be from 0 to 9"),
+    "of another teacher, and too short": (
+        ["--max_steps", "10"],
+        "labels",
+        "lacks views of 1 epochs, the first one 2,",
+    ),
+    "to be verified": (["--verify_teacher_labels", "0.5"], "labels", "is to be verified, and has the labels of"),
+    "other views": (["--mixup", "0.3", "--teacher_labels_readonly", "true"], "labels", "mixup_alpha is 0.8 there"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_EARLY)
+def test_what_is_wrong_with_a_store_is_told_before_a_teacher_is_trained(
+    tmp_path, images, folder_of_teacher, capsys, case
+):
+    arguments, before, words = REFUSED_EARLY[case]
+    command = [*images, "--teacher_labels", str(tmp_path / "labels")]
+    if before == "labels":
+        assert main_of("label")([*command, "--teacher_model_name_or_path", folder_of_teacher]) == 0
+    elif before is not None:
+        before(tmp_path / "labels")
+    capsys.readouterr()
+    assert main_of("train")([*command, "--output_dir", str(tmp_path / "run"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_store_that_is_written_by_another_is_told_before_a_teacher_is_trained(tmp_path, images, capsys, monkeypatch):
+    monkeypatch.setattr("hf_deit.label_files.LOCK_SECONDS", 0.2)
+    lock = label_files.lock_store(str(tmp_path / "labels"))
+    command = [*images, "--teacher_labels", str(tmp_path / "labels"), "--output_dir", str(tmp_path / "run")]
+    assert main_of("train")(command) == 2
+    assert "another run writes" in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
+    lock.release()
+
+
+def test_labels_may_lie_in_the_output_folder(tmp_path, images, capsys):
+    run, train = tmp_path / "run", main_of("train")
+    command = [*images, "--teacher_labels", str(run / "labels"), "--output_dir", str(run)]
+    (tmp_path / "model").mkdir()
+    assert train([*command, "--teacher_model_name_or_path", str(tmp_path / "model")]) == 2
+    tiny.teacher_folder(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"broken")
+    assert train([*command, "--teacher_model_name_or_path", str(tmp_path / "model")]) == 2
+    assert [path.name for path in run.iterdir()] == ["labels"]  # a store without labels, which is anybody's
+    assert train([*command, "--seed", "43"]) == 0
+    assert train([*command, "--seed", "43"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+def test_images_without_labels_alone_are_replayed_without_teacher(tmp_path, images, folder_of_teacher, capsys):
+    command = ["--recipe", "debug", "--use_cpu", "true", "--unlabeled_dir", str(tmp_path / "train"), *images[-2:]]
+    command += ["--disable_tqdm", "true", "--save_strategy", "no", "--teacher_labels", str(tmp_path / "labels")]
+    train = main_of("train")
+    first = [*command, "--teacher_model_name_or_path", folder_of_teacher, "--output_dir", str(tmp_path / "first")]
+    assert train([*first, "--dataset_name", ""]) == 0
+    capsys.readouterr()
+    assert train([*command, "--dataset_name", "", "--output_dir", str(tmp_path / "second")]) == 0
+    assert rows_of(capsys.readouterr().out)["kept labels replayed"] == "96"
+    weights = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all((one == other).all() for one, other in zip(*(each.values() for each in weights), strict=True))
+
+
+def test_another_student_of_few_labels_replays_them_too(tmp_path, images, folder_of_teacher, capsys):
+    teacher = ["--teacher_model_name_or_path", folder_of_teacher, "--labels_kept", "30"]
+    command = [*images, *teacher, "--teacher_labels", str(tmp_path / "labels")]
+    train = main_of("train")
+    assert train([*command, "--output_dir", str(tmp_path / "first")]) == 0
+    capsys.readouterr()
+    another = ["--seed", "1", "--data_seed", "42", "--output_dir", str(tmp_path / "second")]
+    assert train([*command, *another]) == 0
+    assert rows_of(capsys.readouterr().out)["kept labels replayed"] == "96"
 
 
 # Without a student
@@ -128,12 +216,15 @@ def test_labels_without_a_student_serve_a_run(tmp_path, images, folder_of_teache
     assert all((one == other).all() for one, other in zip(*(each.values() for each in weights), strict=True))
 
 
-def test_labelling_goes_on_where_it_was_stopped(tmp_path, images, folder_of_teacher, capsys, monkeypatch):
+@pytest.mark.parametrize("flushed", ["meanwhile", "when it stops"])
+def test_labelling_goes_on_where_it_was_stopped(tmp_path, images, folder_of_teacher, capsys, monkeypatch, flushed):
     label, whole = main_of("label"), tmp_path / "whole"
     command = [*images, "--teacher_model_name_or_path", folder_of_teacher, "--per_device_train_batch_size", "8"]
     command += ["--mixup_group_size", "8", "--epochs", "0:2"]
     assert label([*command, "--teacher_labels", str(whole)]) == 0
-    monkeypatch.setattr(labelling, "_FLUSH_SECONDS", -1)
+    if flushed == "meanwhile":  # as when it is killed
+        monkeypatch.setattr(labelling, "_FLUSH_SECONDS", -1)
+        monkeypatch.setattr(TeacherLabelStore, "flush", unless(KeyboardInterrupt, TeacherLabelStore.flush))
     monkeypatch.setattr("hf_deit.label_files.LOCK_SECONDS", 0.2)
     forward, calls = TeacherDescription.load, []
 
@@ -169,7 +260,8 @@ def test_two_processes_share_the_labelling(tmp_path, images, folder_of_teacher):
     script = tmp_path / "label.py"
     path = str(SCRIPTS / "label.py")
     script.write_text(f"import runpy, sys\ndel sys.argv[1]\nrunpy.run_path({path!r}, run_name='__main__')")
-    launch(script, *command, "--teacher_labels", tmp_path / "two")
+    printed = launch(script, *command, "--teacher_labels", tmp_path / "two")
+    assert "128 views labelled" in printed  # none of them twice
     assert TeacherLabelStore.open(tmp_path / "two", readonly=True).complete_epochs == [0, 1]
     for epoch in (0, 1):
         np.testing.assert_array_equal(codes(tmp_path / "one", epoch), codes(tmp_path / "two", epoch))
@@ -262,8 +354,19 @@ def test_labels_go_to_the_hub_and_teach_from_there(tmp_path, images, hub, client
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["base_model"] == [TEACHER] and metadata["datasets"] == [LABELS]
     assert f"[{TEACHER}](https://huggingface.co/{TEACHER}) at commit `{teacher_commit[:12]}`" in card
-    assert f"What it says of 128 training views was kept from an earlier run, in the data set [{LABELS}]" in card
+    assert f"What it says of 128 training views had been kept before, in the data set [{LABELS}]" in card
     hub.clear_faults()
+
+    # Without the Hub, from the cache, also by the branch's name; and a name that is nowhere is told at once.
+    offline = "from huggingface_hub import constants; constants.HF_HUB_OFFLINE = True"
+    outcome = run(client, "train", *replay, "--output_dir", tmp_path / "offline", before=offline)
+    assert outcome.status == 0 and rows_of(outcome.output)["kept labels replayed"] == "128", outcome.output
+    wrong = (*command, "--teacher_labels", "outputs/lables", "--teacher_labels_readonly", "true")
+    outcome = run(client, "train", *wrong, "--output_dir", tmp_path / "wrong", before=offline)
+    assert outcome.status == 2 and outcome.seconds < 30
+    assert "'outputs/lables' is not in the cache" in outcome.output
+    outcome = run(client, "train", *wrong, "--output_dir", tmp_path / "wrong")
+    assert outcome.status == 2 and "there is no folder of that name" in outcome.output
 
 
 def test_a_store_that_cannot_be_published_is_refused(tmp_path, images, folder_of_teacher, hub, client):
