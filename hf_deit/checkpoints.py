@@ -39,7 +39,7 @@ def last_whole_checkpoint(output_dir: str) -> str | None:
     for path in reversed(_checkpoints(output_dir)):
         if is_whole(path):
             return path
-        logger.warning("the checkpoint %s is torn, as of a run killed while it saved: it is left out", path)
+        logger.warning_once("the checkpoint %s is torn, as of a run killed while it saved: it is left out", path)
     return None
 
 

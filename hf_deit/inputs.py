@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, set_seed
 from .data import ImageData, load_data
 from .errors import InputError
 from .image_processing_deit import DistilledDeiTImageProcessor
-from .label_access import identity_there
+from .label_access import NOT_OF_STREAMS, identity_there
 from .loading import data_seed
 from .processes import on_main_process
 from .recipes import Arguments
@@ -20,6 +20,8 @@ def load_images(
     model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
 ) -> ImageData:
     """The run's images. Unlabelled ones alone have the teacher's labels."""
+    if data_args.streaming and args.teacher_labels is not None:
+        raise InputError(NOT_OF_STREAMS)
     options = vars(data_args).copy()
     del options["labels_kept"]
     label_names = None

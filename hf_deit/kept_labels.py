@@ -121,6 +121,7 @@ class KeptLabels:
         views.wants_crc = functools.partial(wants_crc, store.identity)
         try:
             kept = cls(store, identity, views, sampler, args, needed)
+            on_main_process(kept._check_files)
             on_main_process(kept._check_pixels)
         except BaseException:
             store.close()
@@ -150,6 +151,16 @@ class KeptLabels:
         if str(teacher["revision"]).startswith("sha256:"):
             return Source("a teacher from a local folder")
         return Source(teacher["name"], teacher["revision"], on_hub=True)
+
+    def _check_files(self) -> None:
+        """Reads what the run needs of a folder, so that a broken file is told now, not in days.
+
+        Raises:
+            InputError: one is broken.
+        """
+        if self.store.source is None:
+            for epoch in sorted({*self.store.complete_epochs, *self.store.partial_epochs} & self._needed.keys()):
+                self.store.epoch(epoch)
 
     def _check_pixels(self) -> None:
         """Makes a few views whose CRC is kept, and compares.

@@ -24,6 +24,10 @@ from .views import ViewSampler
 
 logger = logging.get_logger(__name__)
 
+NOT_OF_STREAMS = (
+    "the labels of a stream cannot be kept: which image a slot has depends on the number of processes and on all that "
+    "was read before. Give the data set without --streaming, or leave --teacher_labels out"
+)
 # Of how a view follows from (seed, epoch, slot): to be raised with every change that makes other views.
 _VIEWS_VERSION = 1
 # Libraries that make pixels.
@@ -57,10 +61,7 @@ def check_keyed_by_slot(views: Any, args: DistillationTrainingArguments) -> None
         InputError: what a slot holds does not follow from (seed, epoch, slot) alone.
     """
     if isinstance(views, StreamViewDataset):
-        raise InputError(
-            "the labels of a stream cannot be kept: which image a slot has depends on the number of processes and on "
-            "all that was read before. Give the data set without --streaming, or leave --teacher_labels out"
-        )
+        raise InputError(NOT_OF_STREAMS)
     if not isinstance(views, ViewDataset):
         raise InputError(f"teacher_labels are of a datasets.Dataset, got {type(views).__name__}")
     if views.seed != data_seed(args):
@@ -201,9 +202,7 @@ def labels_suffice(
         if not missing and not args.verify_teacher_labels:
             return True
         if not has_trained_teacher and not args.teacher_labels_readonly:
-            why = (
-                f"lacks views of {len(missing)} epochs, the first one {missing[0]}" if missing else "is to be verified"
-            )
+            why = f"lacks views of {len(missing)} epochs that the run needs" if missing else "is to be verified"
             raise InputError(
                 f"the label store {source!r} {why}, and has the labels of the teacher {there.teacher['name']!r} "
                 f"({there.teacher['revision']}): name that one with --teacher_model_name_or_path"
@@ -256,10 +255,11 @@ def open_store(
             store = TeacherLabelStore.open(source, identity, readonly=True, **options)
             missing = store.missing(needed)
             if missing and (args.teacher_labels_readonly or not has_teacher):
+                way = ", without --teacher_labels_readonly" if args.teacher_labels_readonly else ""
                 raise InputError(
-                    f"the label store {source!r} has {len(store.complete_epochs)} epochs, but lacks views of "
-                    f"{len(missing)} of {min(needed)} to {max(needed)}, the first one {missing[0]}: train for fewer "
-                    "epochs, or let a teacher label the others, in a folder and without --teacher_labels_readonly"
+                    f"the run needs the epochs {min(needed)} to {max(needed)}, but the label store {source!r} lacks "
+                    f"views of {len(missing)} of them, the first one {missing[0]}: train for fewer epochs, or let a "
+                    f"teacher label the others, in a folder{way}"
                 )
             if missing and not is_folder:
                 logger.warning(

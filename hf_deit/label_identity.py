@@ -28,8 +28,9 @@ _HINTS = {
     "teacher": "--teacher_model_name_or_path names the teacher, and with --teacher_labels_readonly none is needed",
     "data": "rows, their labels and their order must be the same; --validation_seed and --labels_kept choose some",
     "seed": "--data_seed is that of the views, while another --seed makes another student",
-    "group_size": "--mixup_group_size says it for any batch that holds whole groups",
-    "views_per_epoch": "one that is only read (readonly) may have more views",
+    "group_size": "--mixup_group_size says it, and the batch of a device must hold whole groups: for smaller batches "
+    "the labels must be recorded with smaller groups",
+    "top_k": "--teacher_labels_top_k says it",
 }
 
 
@@ -105,7 +106,10 @@ class StoreIdentity:
         if not 1 <= self.views_per_epoch < 1 << 32:
             raise InputError(f"views_per_epoch must be from 1 to 2**32 - 1, got {self.views_per_epoch}")
         if not 0 <= self.top_k < self.num_labels:
-            raise InputError(f"top_k must be from 0 to {self.num_labels - 1} (num_labels - 1), got {self.top_k}")
+            raise InputError(
+                f"top_k must be from 0 to {self.num_labels - 1} (num_labels - 1), got {self.top_k}: give another "
+                "--teacher_labels_top_k"
+            )
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -130,15 +134,15 @@ class StoreIdentity:
         Raises:
             InputError: with each field that differs.
         """
-        here, theirs, nothing = self.decisive, other.decisive, "nothing"
-        changed = [name for name in sorted({*here, *theirs}) if here.get(name, nothing) != theirs.get(name, nothing)]
-        if fewer_views and other.views_per_epoch < self.views_per_epoch:
-            changed.remove("views_per_epoch")
+        changed = dict(_differences(asdict(self), asdict(other)))
+        has_fewer = other.views_per_epoch < self.views_per_epoch
+        if fewer_views and has_fewer:
+            changed.pop("views_per_epoch", None)
         if changed:
-            each = [
-                f"{name} is {here.get(name, nothing)!r} there, {theirs.get(name, nothing)!r} here" for name in changed
-            ]
+            each = [f"{name} is {here!r} there, {theirs!r} here" for name, (here, theirs) in sorted(changed.items())]
             hints = [hint for field, hint in _HINTS.items() if any(name.split(".")[0] == field for name in changed)]
+            if "views_per_epoch" in changed and has_fewer:
+                hints.append("one that is only read (readonly) may have more views")
             raise InputError(
                 f"the labels in {source!r} are not of this run: {'; '.join(each[:5])}{'; …' if each[5:] else ''}. "
                 f"{'; '.join(['Train with the settings of the store, or give another one', *hints])}"
@@ -174,6 +178,18 @@ class StoreIdentity:
                 "one and record it anew"
             ) from error
         raise InputError(f"{path!r} has the format {described['format']!r}, expected {FORMAT}: update hf_deit")
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of decisive fields that differ, with both values; of what only one has, the whole."""
+    for name in sorted({*one, *other}):
+        here, theirs = one.get(name), other.get(name)
+        if prefix + name in (*StoreIdentity.INFORMATIONAL, "versions") or here == theirs:
+            continue
+        if isinstance(here, dict) and isinstance(theirs, dict):
+            yield from _differences(here, theirs, f"{prefix}{name}.")
+        else:
+            yield prefix + name, (here, theirs)
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -70,7 +70,7 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
     arguments = resolve_sources(arguments)
     model_args, data_args, args = arguments
     if args.teacher_labels is None or args.teacher_labels_readonly:
-        raise InputError("say which folder the labels go to, with --teacher_labels and without _readonly")
+        raise InputError("give --teacher_labels, the folder that the labels go to, and no --teacher_labels_readonly")
     if model_args.teacher_model_name_or_path is None:
         raise InputError("there is no teacher: give --teacher_model_name_or_path, a Hub id or a folder")
     data = load_images(model_args, data_args, args)
@@ -130,11 +130,11 @@ def _label(
     for epoch in epochs:
         kept.start_epoch(epoch)
         slots = kept.absent()
-        with tqdm(total=len(slots), desc=f"epoch {epoch}", unit=" views", disable=is_quiet) as bar:
+        with tqdm(total=len(slots), desc=f"epoch {epoch}", unit=" views", disable=is_quiet or not len(slots)) as bar:
 
             def after_batch(num_views: int, bar: tqdm = bar) -> None:
                 nonlocal last_flush
-                bar.update(num_views * args.world_size)
+                bar.update(min(num_views * args.world_size, bar.total - bar.n))
                 if time.monotonic() - last_flush > _FLUSH_SECONDS:
                     kept.flush()
                     last_flush = time.monotonic()

@@ -102,7 +102,7 @@ def check_folder(folder: str) -> None:
             + (
                 f"its run is not finished; go on with it, with --resume_from_checkpoint {checkpoint}"
                 if checkpoint
-                else "expected a folder with config.json and model.safetensors"
+                else "expected a folder with config.json and model.safetensors, or one of kept labels, with store.json"
             )
         )
     facts = read_facts(folder)

@@ -1,6 +1,7 @@
 """A Trainer whose pushes to the Hub lose nothing and claim nothing."""
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from transformers import Trainer
@@ -9,7 +10,7 @@ from transformers.utils import logging
 
 from .errors import InputError
 from .hub import HUB_ERRORS, HubRepository, ask, check_card, check_repository, why
-from .publishing import Publisher, model_files, stage, stage_checkpoint, write_record
+from .publishing import Publisher, model_files, read_facts, stage, stage_checkpoint, write_record
 from .run_card import make_card
 from .run_facts import RunFacts
 
@@ -87,6 +88,8 @@ class PublishingTrainer(Trainer):
         if self.is_world_process_zero():
             repo_id = self.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
             facts, logs = self.run_facts(), self.state.log_history
+            with suppress(InputError):  # a record that cannot be read is written anew
+                facts = facts.taken_up(read_facts(self.args.output_dir))
             write_record(self.args.output_dir, facts, logs, repo_id, self.args.hub_revision)
 
     def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> None:

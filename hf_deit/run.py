@@ -56,6 +56,7 @@ class RunResult:
         num_validation_images: how many they are.
         images_per_second: training speed, of the student (and its teacher).
         label_report: what became of kept labels, or None if there is no store.
+        kept_in: the folder that the teacher's labels were written to, or None.
         skipped_images: how often an image could not be decoded and another took its place.
         minutes: the whole run, a teacher trained before included.
         weights: which were saved, "raw" or "ema" (their moving average).
@@ -73,6 +74,7 @@ class RunResult:
     weights: str
     repository: str | None = None
     label_report: LabelReport | None = None
+    kept_in: str | None = None
     push_failures: tuple[str, ...] = ()
     publish_error: PublishError | None = None
 
@@ -87,7 +89,7 @@ class RunResult:
         if (report := self.label_report) is not None:
             rows += [("kept labels replayed", f"{report.replayed}"), ("labels by the teacher", f"{report.asked}")]
             if report.verified:
-                rows.append((f"the same, of {report.verified} verified", f"{report.agreeing / report.verified:.4f}"))
+                rows.append((f"agreeing, of {report.verified} verified", f"{report.agreeing / report.verified:.4f}"))
         rows += [("images/s in training", f"{self.images_per_second:.0f}"), ("minutes in all", f"{self.minutes:.1f}")]
         width = max(len(name) for name, _ in [heading, *rows])
         rule = "-" * (width + 8)
@@ -154,6 +156,11 @@ def run(arguments: Arguments) -> RunResult:
     if args.distillation_type != "none":
         if model_args.teacher_model_name_or_path is None and not _labels_suffice(learnt, args, student, processor):
             teacher_recipe = model_args.teacher_recipe
+            if teacher_recipe is None and args.teacher_labels is not None:
+                raise InputError(
+                    f"there are no labels in {args.teacher_labels!r} yet, and there is no teacher to fill it: give "
+                    "--teacher_model_name_or_path (a Hub id or a folder), or another --teacher_labels"
+                )
             teacher_path = train_teacher(teacher_recipe, data, data_args, args)
             if args.should_save:  # from here on there is something to go on with; not before, for the refusals' sake
                 save_recipe(arguments, recipe_file)
@@ -214,6 +221,7 @@ def run(arguments: Arguments) -> RunResult:
         minutes=(time.perf_counter() - start) / 60,
         weights=args.publish_weights,
         label_report=trainer.label_report,
+        kept_in=None if trainer.kept_labels is None or trainer.kept_labels.store.readonly else args.teacher_labels,
         repository=None if repository is None else repository.url,
         push_failures=tuple(trainer.push_failures),
         publish_error=publish_error,

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerState
@@ -210,6 +210,13 @@ class RunFacts:
             images_per_second=images_per_second or None,
             minutes=(time.perf_counter() - sources.start) / 60,
         )
+
+    def taken_up(self, earlier: "RunFacts | None") -> "RunFacts":
+        """With what an earlier process has measured, if it has ended this run and this one has trained nothing."""
+        if earlier is None or self.images_per_second or not earlier.is_finished or earlier.step != self.step:
+            return self
+        names = ("teacher_top1", "teacher_images", "num_replayed", "images_per_second", "minutes", "environment")
+        return replace(self, **{name: getattr(earlier, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -198,6 +198,8 @@ def describe_teacher(
 ) -> TeacherDescription:
     """Does all that `load_teacher` does but for loading the weights; its arguments and errors."""
     name_or_path, dtype = str(name_or_path), _as_dtype(dtype)
+    if not os.path.exists(name_or_path) and (name_or_path[:1] in ("/", ".", "~") or name_or_path.count("/") > 1):
+        raise InputError(f"there is no folder {name_or_path!r} to load the teacher from, and it is no name on the Hub")
     commit = resolve_revision(name_or_path, revision)
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=commit or revision)

@@ -176,6 +176,9 @@ class DistillationTrainer(SafeTrainer):
         return self._sampler
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed after its end: one more step would be made
+            self.control.should_training_stop = True
+            return
         # When a run resumes in mid-epoch, accelerate's wrapper that skips batches hides the sampler of a sharded
         # loader from `set_epoch`.
         self._sampler.set_epoch(epoch)

@@ -56,7 +56,10 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     teacher_labels_top_k: int | None = field(
         default=None,
-        metadata={"help": "Keep so many logits of a view, too; soft distillation learns from what is kept of them."},
+        metadata={
+            "help": "Keep so many logits of a view, too, fewer than there are classes; soft distillation learns from "
+            "them."
+        },
     )
     verify_teacher_labels: float = field(
         default=0.0,
@@ -242,7 +245,8 @@ class DistillationTrainingArguments(TrainingArguments):
             raise InputError('teacher_labels are given but distillation_type is "none": drop one of them')
         if self.distillation_type == "soft" and not self.teacher_labels_top_k:
             raise InputError(
-                "soft distillation learns from logits: say how many of a view's are kept, --teacher_labels_top_k 10"
+                "soft distillation learns from logits: say how many of a view's are kept, fewer than there are "
+                "classes, --teacher_labels_top_k 10"
             )
         if self.verify_teacher_labels and self.teacher_labels_readonly:
             raise InputError(

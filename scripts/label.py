@@ -34,6 +34,9 @@ def main(arguments: list[str]) -> int:
         if PartialState().is_main_process or isinstance(error, BadImageError | CheckpointError):
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, CheckpointError) else 2
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on", file=sys.stderr, flush=True)
+        return 130
     if PartialState().is_main_process:
         print(f"\n{result}")
     return 0

@@ -23,11 +23,16 @@ def main(arguments: list[str]) -> int:
         if PartialState().is_main_process or isinstance(error, BadImageError | CheckpointError):
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("\nstopped: the same command with --resume_from_checkpoint true goes on", file=sys.stderr, flush=True)
+        return 130
     if PartialState().is_main_process:
         for failure in result.push_failures:
             print(f"push failed: {failure}", file=sys.stderr)
         model = "The model with averaged weights" if result.weights == "ema" else "The model"
         print(f"\n{result}\n\n{model} lies in {result.output_dir}. To use it:\n\n{result.usage}")
+        if result.kept_in is not None:
+            print(f"\nThe teacher's labels lie in {result.kept_in}: --teacher_labels {result.kept_in} replays them.")
         if result.publish_error is not None:
             print(f"\nerror: {result.publish_error}", file=sys.stderr, flush=True)
         elif result.repository is not None:

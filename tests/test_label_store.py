@@ -243,7 +243,7 @@ def test_names_and_versions_make_no_other_identity(tmp_path, name):
 def test_a_field_that_only_one_of_them_has_is_refused(tmp_path):
     fill(tmp_path)
     other = identity(augmentation={**identity().augmentation, "three_augment": True})
-    with pytest.raises(InputError, match=r"augmentation\.three_augment is 'nothing' there, True here"):
+    with pytest.raises(InputError, match=r"augmentation\.three_augment is None there, True here"):
         TeacherLabelStore.open(tmp_path, other)
 
 

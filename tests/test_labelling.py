@@ -102,7 +102,7 @@ def test_readonly_trains_no_teacher_whatever_is_missing(tmp_path, images, folder
     assert "there is no label store in" in capsys.readouterr().err
     assert label([*command, "--teacher_model_name_or_path", folder_of_teacher, "--epochs", "0:1"]) == 0
     assert train(readonly) == 2
-    assert "has 1 epochs, but lacks views of 1 of 0 to 1, the first one 1" in capsys.readouterr().err
+    assert "lacks views of 1 of them, the first one 1" in capsys.readouterr().err
     assert not (tmp_path / "run" / "teacher").exists()
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
@@ -115,11 +115,7 @@ def write_to(folder: Path) -> None:
 REFUSED_EARLY = {
     "a folder of something else": ([], write_to, "is no label store"),
     "too many logits": (["--teacher_labels_top_k", "10"], None, "top_k must be from 0 to 9"),
-    "of another teacher, and too short": (
-        ["--max_steps", "10"],
-        "labels",
-        "lacks views of 1 epochs, the first one 2,",
-    ),
+    "of another teacher, too short": (["--max_steps", "10"], "labels", "lacks views of 1 epochs that the run needs"),
     "to be verified": (["--verify_teacher_labels", "0.5"], "labels", "is to be verified, and has the labels of"),
     "other views": (["--mixup", "0.3", "--teacher_labels_readonly", "true"], "labels", "mixup_alpha is 0.8 there"),
 }
@@ -241,8 +237,7 @@ def test_labelling_goes_on_where_it_was_stopped(tmp_path, images, folder_of_teac
 
     with monkeypatch.context() as patched:
         patched.setattr(TeacherDescription, "load", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            label([*command, "--teacher_labels", str(tmp_path / "parts")])
+        assert label([*command, "--teacher_labels", str(tmp_path / "parts")]) == 130
     store = TeacherLabelStore.open(tmp_path / "parts", readonly=True)
     assert (store.complete_epochs, store.partial_epochs) == ([0], [1])
     assert len(store.epoch(1).absent()) == 64 - 2 * 8
@@ -267,11 +262,55 @@ def test_two_processes_share_the_labelling(tmp_path, images, folder_of_teacher):
         np.testing.assert_array_equal(codes(tmp_path / "one", epoch), codes(tmp_path / "two", epoch))
 
 
+def test_what_to_give_is_told_where_there_are_no_labels_yet(tmp_path, images, capsys):
+    command = ["--recipe", "own_images", *images[2:], "--teacher_labels", str(tmp_path / "typo")]
+    assert main_of("train")([*command, "--output_dir", str(tmp_path / "run"), "--eval_strategy", "no"]) == 2
+    error = capsys.readouterr().err
+    assert f"there are no labels in '{tmp_path / 'typo'}' yet" in error and "--teacher_model_name_or_path" in error
+    stream = ["--dataset_name", "x", "--streaming", "true", "--teacher_labels", "x", "--recipe", "debug"]
+    assert main_of("train")([*stream, "--output_dir", str(tmp_path / "run")]) == 2
+    assert "the labels of a stream cannot be kept" in capsys.readouterr().err
+
+
+def test_a_broken_file_is_told_at_the_start(tmp_path, images, folder_of_teacher, capsys):
+    command = [*images, "--teacher_labels", str(tmp_path / "labels")]
+    assert main_of("label")([*command, "--teacher_model_name_or_path", folder_of_teacher]) == 0
+    last = tmp_path / "labels" / "data" / "epoch-00001.parquet"
+    last.write_bytes(last.read_bytes()[:-60])
+    assert main_of("train")([*command, "--output_dir", str(tmp_path / "run")]) == 2
+    assert "epoch-00001.parquet' holds no labels of this store (truncated or corrupt" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_a_run_that_has_ended_keeps_its_card(tmp_path, images, folder_of_teacher, capsys):
+    command = [*images, "--save_strategy", "steps", "--teacher_model_name_or_path", folder_of_teacher]
+    command += ["--teacher_labels", str(tmp_path / "labels"), "--output_dir", str(tmp_path / "run")]
+    assert main_of("train")(command) == 0
+    assert f"The teacher's labels lie in {tmp_path / 'labels'}" in capsys.readouterr().out
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| the teacher | " in card and "| speed | " in card
+    assert main_of("train")([*command, "--resume_from_checkpoint", "true"]) == 0
+    _, metadata, text = card.split("---\n", 2)
+    _, metadata_again, text_again = (tmp_path / "run" / "README.md").read_text().split("---\n", 2)
+    assert text_again == text and yaml.safe_load(metadata_again) == yaml.safe_load(metadata)
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path, images, monkeypatch, capsys):
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for script, words in (("train", "--resume_from_checkpoint true goes on"), ("label", "the same command goes on")):
+        main = main_of(script)
+        monkeypatch.setitem(main.__globals__, "resolve_arguments", interrupt)
+        assert main(images) == 130
+        assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "--teacher_labels"),
-        (["--teacher_labels", "x", "--teacher_labels_readonly", "true"], "without _readonly"),
+        (["--teacher_labels", "x", "--teacher_labels_readonly", "true"], "no --teacher_labels_readonly"),
         (["--teacher_labels", "x"], "there is no teacher"),
         (["--teacher_labels", "x", "--epochs", "3", "TEACHER"], "epochs must be FIRST:LAST"),
         (["--teacher_labels", "x", "--no_such_field", "3"], "no argument 'no_such_field'"),
@@ -335,7 +374,7 @@ def test_labels_go_to_the_hub_and_teach_from_there(tmp_path, images, hub, client
     assert rows_of(outcome.output)["kept labels replayed"] == "128"
     assert rows_of(outcome.output)["labels by the teacher"] == "32"
     outcome = run(client, "train", *longer, "--teacher_labels_readonly", "true", "--output_dir", tmp_path / "refused")
-    assert outcome.status == 2 and "lacks views of 1 of 0 to 2, the first one 2" in outcome.output
+    assert outcome.status == 2 and "lacks views of 1 of them, the first one 2" in outcome.output
     outcome = run(client, "label", *longer)
     assert outcome.status == 2 and "takes no labels, as it is on the Hub" in outcome.output
 

@@ -220,6 +220,16 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
+def test_a_run_that_has_ended_is_not_trained_on(tmp_path, teacher):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 6}  # in mid-epoch
+    first = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, **settings), teacher)
+    first.train()
+    again = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, **settings), teacher)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+    assert largest_difference(parameters(first.model), parameters(again.model)) == 0
+
+
 @pytest.mark.parametrize("name", ["distilled", "native vit", "resnet"])
 @pytest.mark.parametrize("stop_at", [5, 12, 15])  # in mid-epoch, at an epoch's end, in the middle of a later one
 def test_resumed_run_ends_with_the_same_bits(tmp_path, teacher, name, stop_at):
