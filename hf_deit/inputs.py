@@ -1,4 +1,4 @@
-"""The inputs of a run: its images, those that the student learns from, and the student itself."""
+"""The inputs of a run: its images, those that the student learns from, the student itself and its teacher."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from .loading import data_seed
 from .processes import on_main_process
 from .recipes import Arguments
 from .student import load_student
-from .teacher import load_labels
+from .teacher import TeacherDescription, describe_teacher, load_labels
 from .training_args import DataArguments, DistillationTrainingArguments, ModelArguments
 
 
@@ -60,4 +60,17 @@ def make_student(
         replace_head=model_args.replace_head,
         freeze=model_args.freeze,
         overrides=model_args.student_overrides,
+    )
+
+
+def named_teacher(
+    model_args: ModelArguments, data: ImageData, processor: DistilledDeiTImageProcessor
+) -> TeacherDescription:
+    """The teacher that the arguments name, for a student with the labels of the data."""
+    return describe_teacher(
+        model_args.teacher_model_name_or_path,
+        student_processor=processor,
+        id2label=data.id2label,
+        revision=model_args.teacher_revision,
+        dtype=model_args.teacher_dtype,
     )

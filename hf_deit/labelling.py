@@ -12,14 +12,14 @@ from tqdm.auto import tqdm
 from .batch_augment import augment_batch
 from .checks import check_arguments
 from .errors import InputError
-from .inputs import learnt_images, load_images, make_student
+from .inputs import learnt_images, load_images, make_student, named_teacher
 from .kept_labels import Batch, KeptLabels
 from .label_access import views_needed, views_per_epoch
 from .label_files import DATA
 from .loading import as_views, make_sampler
 from .recipes import Arguments
 from .sources import describe_sources, resolve_sources
-from .teacher import Teacher, describe_teacher
+from .teacher import Teacher
 from .training_args import DistillationTrainingArguments
 
 _FLUSH_SECONDS = 60.0
@@ -77,13 +77,7 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
     learnt = learnt_images(data, arguments)
     student, processor = make_student(model_args, data, args.seed)
     check_arguments(args, student, processor)
-    teacher = describe_teacher(
-        model_args.teacher_model_name_or_path,
-        student_processor=processor,
-        id2label=data.id2label,
-        revision=model_args.teacher_revision,
-        dtype=model_args.teacher_dtype,
-    )
+    teacher = named_teacher(model_args, data, processor)
     views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=teacher)
     wanted = _wanted_epochs(epochs, len(views_needed(args, make_sampler(views, args))))
     kept = KeptLabels.open(

@@ -20,7 +20,7 @@ from .data import ImageData
 from .errors import InputError, PublishError
 from .hub import HubRepository, check_repository, declared_datasets
 from .image_processing_deit import DistilledDeiTImageProcessor
-from .inputs import learnt_images, load_images, make_student
+from .inputs import learnt_images, load_images, make_student, named_teacher
 from .kept_labels import LabelReport
 from .label_access import labels_suffice
 from .loading import as_views
@@ -37,7 +37,7 @@ from .sources import (
     fetch_checkpoint,
     resolve_sources,
 )
-from .teacher import Teacher, describe_teacher
+from .teacher import Teacher
 from .trainer import DistillationTrainer
 from .training_args import DataArguments, DistillationTrainingArguments
 
@@ -168,13 +168,7 @@ def run(arguments: Arguments) -> RunResult:
             # Accelerate keeps one state a process: the student's Trainer would inherit the teacher's precision.
             AcceleratorState._reset_state()
         if model_args.teacher_model_name_or_path is not None:
-            teacher = describe_teacher(
-                model_args.teacher_model_name_or_path,
-                student_processor=processor,
-                id2label=data.id2label,
-                revision=model_args.teacher_revision,
-                dtype=model_args.teacher_dtype,
-            )
+            teacher = named_teacher(model_args, data, processor)
             model_args = replace(model_args, teacher_revision=teacher.revision)
     arguments = (model_args, data_args, args)
     trainer = DistillationTrainer(

@@ -135,7 +135,8 @@ class DistillationTrainer(SafeTrainer):
                 )
             self.weight_average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(StepEndCallback(self.weight_average.update))
-        self.kept_labels = None if args.teacher_labels is None else self._open_labels(teacher)
+        keeps_labels = args.teacher_labels is not None and self.train_dataset is not None
+        self.kept_labels = self._open_labels(teacher) if keeps_labels else None
         self.label_report: LabelReport | None = None
         if isinstance(teacher, TeacherDescription) and (self.kept_labels is None or self.kept_labels.needs_teacher):
             try:
