@@ -12,6 +12,7 @@ import tiny
 import torch
 from PIL import Image
 
+import hf_deit.inputs
 import hf_deit.preview
 import hf_deit.run
 import hf_deit.trainer
@@ -245,7 +246,7 @@ def no_teacher(monkeypatch):
     def refuse(*args, **kwargs):
         pytest.fail("there shall be no teacher")
 
-    for name in ("load_teacher", "train_teacher"):
+    for name in ("named_teacher", "train_teacher"):
         monkeypatch.setattr(hf_deit.run, name, refuse)
 
 
@@ -303,7 +304,7 @@ def test_mistakes_are_refused_in_one_line(main, capsys, places, mistake):
 
 @pytest.mark.parametrize("name", ["sheet", "sheet.xyz", "sheet.pcd"])  # Pillow reads the last, but does not write it
 def test_a_file_that_is_no_picture_is_refused_before_the_work(main, monkeypatch, capsys, places, name):
-    monkeypatch.setattr(hf_deit.run, "load_data", lambda **options: pytest.fail("there shall be no data"))
+    monkeypatch.setattr(hf_deit.inputs, "load_data", lambda **options: pytest.fail("there shall be no data"))
     assert main(["--recipe", "debug", "--output", name]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(rf"error: .*'{name}'.*\.png.*\n", error)
