@@ -90,6 +90,7 @@ class RunResult:
             rows += [("kept labels replayed", f"{report.replayed}"), ("labels by the teacher", f"{report.asked}")]
             if report.verified:
                 rows.append((f"agreeing, of {report.verified} verified", f"{report.agreeing / report.verified:.4f}"))
+                rows.append(("views with compared pixels", f"{report.pixels}"))
         rows += [("images/s in training", f"{self.images_per_second:.0f}"), ("minutes in all", f"{self.minutes:.1f}")]
         width = max(len(name) for name, _ in [heading, *rows])
         rule = "-" * (width + 8)

@@ -150,9 +150,11 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import conftest, tiny, torch
 import test_invariance
+from hf_deit.processes import exit_script
 for batch_size in (32, 128):
     seen = test_invariance.views_of_a_run(sys.argv[2], per_device_train_batch_size=batch_size)
     torch.save(seen, f"{sys.argv[2]}/seen-{batch_size}-{torch.distributed.get_rank()}.pt")
+exit_script(0)
 """
 
 
@@ -188,6 +190,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import conftest, tiny, torch
 from hf_deit import load_teacher
+from hf_deit.processes import exit_script
 from test_invariance import FULL_RECIPE
 for optim, learning_rate in (("adamw_torch_fused", 1e-3), ("sgd", 0.05)):
     teacher = load_teacher(sys.argv[2], student_processor=tiny.processor())
@@ -201,6 +204,7 @@ for optim, learning_rate in (("adamw_torch_fused", 1e-3), ("sgd", 0.05)):
     weights = {"model": dict(model.named_parameters()), "ema": dict(trainer.weight_average.module.named_parameters())}
     if args.should_save:
         torch.save((weights, metrics), f"{sys.argv[3]}/{optim}.pt")
+exit_script(0)
 """
 
 

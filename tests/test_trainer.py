@@ -174,6 +174,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import conftest, tiny, torch
 from hf_deit import load_teacher
+from hf_deit.processes import exit_script
 teacher = load_teacher(sys.argv[2], student_processor=tiny.processor())
 model = tiny.student(drop_path_rate=0.2)
 args = tiny.arguments(sys.argv[3], max_steps=20, per_device_train_batch_size=int(sys.argv[4]),
@@ -184,6 +185,7 @@ trainer.train(resume_from_checkpoint=sys.argv[6] or None)
 metrics = trainer.evaluate()
 if args.should_save:
     torch.save(({k: v.detach() for k, v in model.named_parameters()}, metrics), sys.argv[3] + "/result.pt")
+exit_script(0)
 """
 
 
