@@ -184,7 +184,7 @@ def labels_suffice(
         CheckpointError: nothing can be written there.
     """
     check_keyed_by_slot(views, args)
-    there, source = identity_there(args), _source(args)
+    there = identity_there(args)
     top_k = args.teacher_labels_top_k
     identity = run_identity(
         views,
@@ -196,19 +196,18 @@ def labels_suffice(
         sources=sources,
     )
     if there is not None:
-        options = {"revision": args.teacher_labels_revision, "token": args.hub_token}
-        store = TeacherLabelStore.open(source, identity, readonly=True, **options)
-        missing = store.missing(views_needed(args, make_sampler(views, args)))
+        missing = _open_to_read(args, identity).missing(views_needed(args, make_sampler(views, args)))
         if not missing and not args.verify_teacher_labels:
             return True
         if not has_trained_teacher and not args.teacher_labels_readonly:
             why = f"lacks views of {len(missing)} epochs that the run needs" if missing else "is to be verified"
             raise InputError(
-                f"the label store {source!r} {why}, and has the labels of the teacher {there.teacher['name']!r} "
-                f"({there.teacher['revision']}): name that one with --teacher_model_name_or_path"
+                f"the label store {args.teacher_labels!r} {why}, and has the labels of the teacher "
+                f"{there.teacher['name']!r} ({there.teacher['revision']}): name that one with "
+                "--teacher_model_name_or_path"
             )
-    if not args.teacher_labels_readonly and hub_id(source, bare=False) is None:
-        probe_store(source)
+    if not args.teacher_labels_readonly and _is_folder(args):
+        probe_store(args.teacher_labels)
     return False
 
 
@@ -218,41 +217,37 @@ def labels_commit(args: DistillationTrainingArguments) -> str | None:
     Raises:
         InputError: there is no such data set, or it cannot be read.
     """
-    if args.teacher_labels is None or hub_id(_source(args), bare=False) is None:
-        return None
-    options = {"revision": args.teacher_labels_revision, "token": args.hub_token}
-    return TeacherLabelStore.open(_source(args), readonly=True, **options).source[1]
+    return None if args.teacher_labels is None or _is_folder(args) else _open_to_read(args).source[1]
 
 
-def _source(args: DistillationTrainingArguments) -> str:
-    """The folder, or the Hub's data set with its scheme."""
-    repo_id = hub_id(args.teacher_labels, bare=args.teacher_labels_readonly)
-    return args.teacher_labels if repo_id is None else f"hf://datasets/{repo_id}"
+def _is_folder(args: DistillationTrainingArguments) -> bool:
+    """Whether the labels are in a folder, not on the Hub."""
+    return hub_id(args.teacher_labels, bare=args.teacher_labels_readonly) is None
+
+
+def _open_to_read(args: DistillationTrainingArguments, identity: StoreIdentity | None = None) -> TeacherLabelStore:
+    return TeacherLabelStore.open(
+        args.teacher_labels, identity, readonly=True, revision=args.teacher_labels_revision, token=args.hub_token
+    )
 
 
 def identity_there(args: DistillationTrainingArguments) -> StoreIdentity | None:
     """Of the store that the arguments name, or None if there is none yet, or none with labels."""
-    source = _source(args)
-    is_folder = hub_id(source, bare=False) is None
-    if is_folder and not args.teacher_labels_readonly and not has_labels(source):
+    if _is_folder(args) and not args.teacher_labels_readonly and not has_labels(args.teacher_labels):
         return None
-    return TeacherLabelStore.open(
-        source, readonly=True, revision=args.teacher_labels_revision, token=args.hub_token
-    ).identity
+    return _open_to_read(args).identity
 
 
 def open_store(
     args: DistillationTrainingArguments, identity: StoreIdentity, needed: dict[int, int], *, has_teacher: bool
 ) -> TeacherLabelStore:
     """Opens a store to be read if it has all that is needed or cannot be written, else to be written."""
-    source, opened = _source(args), []
-    is_folder = hub_id(source, bare=False) is None
-    options = {"revision": args.teacher_labels_revision, "token": args.hub_token}
+    source, opened = args.teacher_labels, []
 
     def decide() -> bool:
         """In the main process: whether it is only read."""
-        if not is_folder or args.teacher_labels_readonly or has_labels(source):
-            store = TeacherLabelStore.open(source, identity, readonly=True, **options)
+        if identity_there(args) is not None:
+            store = _open_to_read(args, identity)
             missing = store.missing(needed)
             if missing and (args.teacher_labels_readonly or not has_teacher):
                 way = ", without --teacher_labels_readonly" if args.teacher_labels_readonly else ""
@@ -261,14 +256,14 @@ def open_store(
                     f"views of {len(missing)} of them, the first one {missing[0]}: train for fewer epochs, or let a "
                     f"teacher label the others, in a folder{way}"
                 )
-            if missing and not is_folder:
+            if missing and not _is_folder(args):
                 logger.warning(
                     "the label store %s lacks views of %d epochs, which the teacher labels; they are not kept, as the "
                     "store is on the Hub: to keep them, download it into a folder",
                     source,
                     len(missing),
                 )
-            if not missing or not is_folder:
+            if not missing or not _is_folder(args):
                 opened.append(store)
                 return True
         opened.append(TeacherLabelStore.open(source, identity))
@@ -279,7 +274,8 @@ def open_store(
     def follow() -> TeacherLabelStore:
         if opened:
             return opened[0]
-        options_here = options if readonly else {"is_main_process": False}
-        return TeacherLabelStore.open(source, identity, readonly=readonly, **options_here)
+        if readonly:
+            return _open_to_read(args, identity)
+        return TeacherLabelStore.open(source, identity, is_main_process=False)
 
     return on_every_process(follow)

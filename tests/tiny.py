@@ -1,5 +1,8 @@
 """A data set, students and teachers small enough for tests."""
 
+import functools
+import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,9 @@ import torch
 from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification
 
 from hf_deit import DistillationTrainer, DistillationTrainingArguments, DistilledDeiTImageProcessor, create_model
-from hf_deit.data import load_digits
+from hf_deit.data import ImageData, load_digits
+
+gc.freeze()  # what is imported by now: every training collects garbage, and would look through all of it
 
 IMAGE_SIZE = 16
 SIZES = {
@@ -21,8 +26,13 @@ SIZES = {
 }
 
 
+@functools.cache
+def _loaded(load: Callable[[], ImageData]) -> ImageData:
+    return load()
+
+
 def digits(num_train: int = 96, num_validation: int = 40) -> tuple[datasets.Dataset, datasets.Dataset]:
-    data = load_digits()
+    data = _loaded(load_digits)  # by the function, which some tests replace
     return data.train.select(range(num_train)), data.validation.select(range(num_validation))
 
 
