@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from .run_facts import LOCAL_CHECKPOINT, RunFacts, Source
+from .run_facts import LOCAL_CHECKPOINT, RunFacts
 
 BEGIN = "<!-- Written by hf_deit, and written anew when the run is published again. What stands outside is kept. -->"
 END = "<!-- End of what hf_deit has written. -->"
@@ -216,14 +216,10 @@ def _teacher(facts: RunFacts) -> str:
             f" Its top-1 accuracy on {facts.teacher_images:,} of the validation images is {facts.teacher_top1:.4f}."
         )
     if facts.num_replayed:
-        where = "" if facts.teacher_labels is None else f", in the data set {_dataset_link(facts.teacher_labels)}"
+        where = "" if facts.teacher_labels is None else f", in the data set {facts.teacher_labels}"
         lines[0] += f" What it says of {facts.num_replayed:,} training views had been kept before{where}."
     external = facts.external_data()
     return "\n\n".join(lines + ([external] if external else []))
-
-
-def _dataset_link(source: Source) -> str:
-    return f"[{source.name}](https://huggingface.co/datasets/{source.name}) at commit `{(source.commit or '')[:12]}`"
 
 
 def _training(facts: RunFacts) -> str:

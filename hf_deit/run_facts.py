@@ -25,27 +25,31 @@ class Source:
         name: its Hub id, or what it is in words.
         commit: of the Hub, or None.
         on_hub: whether the name is a Hub id.
+        is_dataset: whether it is a data set, which has another address there.
     """
 
     name: str
     commit: str | None = None
     on_hub: bool = False
+    is_dataset: bool = False
 
     def __str__(self) -> str:
         if not self.on_hub:
             return self.name
         commit = f" at commit `{self.commit[:12]}`" if self.commit else ""
-        return f"[{self.name}](https://huggingface.co/{self.name}){commit}"
+        parent = "datasets/" if self.is_dataset else ""
+        return f"[{self.name}](https://huggingface.co/{parent}{self.name}){commit}"
 
     @classmethod
     def of_teacher(cls, teacher: Any) -> "Source":
         """Of a teacher from `load_teacher`, which has a revision if it comes from the Hub."""
         if teacher.revision is None:
-            return cls("a teacher from a local folder")
+            return LOCAL_TEACHER
         return cls(teacher.name_or_path, teacher.revision, on_hub=True)
 
 
 LOCAL_CHECKPOINT = Source("a checkpoint from a local folder")
+LOCAL_TEACHER = Source("a teacher from a local folder")
 
 
 @dataclass

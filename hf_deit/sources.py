@@ -120,14 +120,14 @@ def _dataset_source(data_args: DataArguments) -> Source:
         return Source("images of one's own" if data_args.train_dir else "labels of the teacher alone")
     if os.path.exists(name):
         return Source("a local data set")
-    return Source(name, data_args.dataset_revision, on_hub=True)
+    return Source(name, data_args.dataset_revision, on_hub=True, is_dataset=True)
 
 
 def _unlabeled_source(data_args: DataArguments) -> Source | None:
     name = data_args.unlabeled_dataset_name
     if name is None or os.path.exists(name):
         return None if (name or data_args.unlabeled_dir) is None else Source("images of one's own")
-    return Source(name, data_args.unlabeled_dataset_revision, on_hub=True)
+    return Source(name, data_args.unlabeled_dataset_revision, on_hub=True, is_dataset=True)
 
 
 def _validation_split(data_args: DataArguments, data: ImageData) -> str:

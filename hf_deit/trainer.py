@@ -162,7 +162,7 @@ class DistillationTrainer(SafeTrainer):
         if self.sources.teacher is None:
             self.sources.teacher = kept.teacher_source
         if (on_hub := kept.store.source) is not None:
-            self.sources.teacher_labels = Source(*on_hub, on_hub=True)
+            self.sources.teacher_labels = Source(*on_hub, on_hub=True, is_dataset=True)
         return kept
 
     # Data

@@ -40,7 +40,7 @@ def facts(**changes) -> RunFacts:
         "labels": ["cat", "dog"],
         "student": Source("deit_tiny_distilled_patch16_224"),
         "teacher": Source("lab/teacher", "a" * 40, on_hub=True),
-        "dataset": Source("lab/pets", "b" * 40, on_hub=True),
+        "dataset": Source("lab/pets", "b" * 40, on_hub=True, is_dataset=True),
         "weights": "raw",
         "step": 100,
         "num_steps": 100,
@@ -110,6 +110,7 @@ def test_student_teacher_and_data_on_the_hub_are_linked():
     data = ModelCard(text).data
     assert data.base_model == ["lab/start", "lab/teacher"]
     assert data.datasets == ["lab/pets"]
+    assert "Trained on [lab/pets](https://huggingface.co/datasets/lab/pets) at commit `bbbbbbbbbbbb`" in text
     assert "fine-tuned from [lab/start](https://huggingface.co/lab/start) at commit `dddddddddddd`" in text
 
 
