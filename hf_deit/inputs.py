@@ -1,5 +1,6 @@
 """The inputs of a run: its images, those that the student learns from, the student itself and its teacher."""
 
+import re
 from dataclasses import replace
 
 from transformers import PreTrainedModel, set_seed
@@ -14,6 +15,18 @@ from .recipes import Arguments
 from .student import load_student
 from .teacher import TeacherDescription, describe_teacher, load_labels
 from .training_args import DataArguments, DistillationTrainingArguments, ModelArguments
+
+
+def as_range(name: str, text: str, example: str) -> range:
+    """Reads "FIRST:LAST", LAST exclusive.
+
+    Raises:
+        InputError: it is something else, or empty; with the argument's name, and the example.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise InputError(f"{name} must be FIRST:LAST, say {example}, got {text!r}")
+    return range(int(match[1]), int(match[2]))
 
 
 def load_images(

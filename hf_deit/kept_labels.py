@@ -22,7 +22,7 @@ from .label_identity import StoreIdentity
 from .label_store import TeacherLabelStore
 from .loading import make_sampler
 from .processes import on_every_process, on_main_process
-from .run_facts import RunSources, Source
+from .run_facts import LOCAL_TEACHER, RunSources, Source
 from .teacher import Teacher, TeacherDescription
 from .training_args import DistillationTrainingArguments
 from .view_dataset import ViewDataset, collate
@@ -137,7 +137,7 @@ class KeptLabels:
         self._replayed = self._asked = self._verified = self._batches = self._pixels = 0
         self._agreeing = torch.zeros((), dtype=torch.int64, device=self._args.device)
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._crcs: list[tuple[int, int, int]] = []
+        self._crcs: list[tuple[int, int]] = []
 
     def close(self) -> None:
         """Lets others write. What is not flushed is gone."""
@@ -149,8 +149,12 @@ class KeptLabels:
         """The teacher, as the store names it."""
         teacher = self.store.identity.teacher
         if str(teacher["revision"]).startswith("sha256:"):
-            return Source("a teacher from a local folder")
+            return LOCAL_TEACHER
         return Source(teacher["name"], teacher["revision"], on_hub=True)
+
+    def _epochs_there(self) -> list[int]:
+        """Those that the run needs and of which something is kept."""
+        return sorted({*self.store.complete_epochs, *self.store.partial_epochs} & self._needed.keys())
 
     def _check_files(self) -> None:
         """Reads what the run needs of a folder, so that a broken file is told now, not in days.
@@ -159,7 +163,7 @@ class KeptLabels:
             InputError: one is broken.
         """
         if self.store.source is None:
-            for epoch in sorted({*self.store.complete_epochs, *self.store.partial_epochs} & self._needed.keys()):
+            for epoch in self._epochs_there():
                 self.store.epoch(epoch)
 
     def _check_pixels(self) -> None:
@@ -168,8 +172,8 @@ class KeptLabels:
         Raises:
             InputError: their pixels are others, or may be: with other versions, and no CRC.
         """
-        known = {*self.store.complete_epochs, *self.store.partial_epochs}
-        for epoch in sorted(known & self._needed.keys()):
+        epochs = self._epochs_there()
+        for epoch in epochs:
             slots, _ = self.store.crcs(epoch)
             slots = slots[slots < self._needed[epoch]][:_VIEWS_CHECKED_AT_START].tolist()
             if slots:
@@ -177,7 +181,7 @@ class KeptLabels:
                 crcs = [view["pixel_crcs"] for view in made]
                 self.store.check_pixels((epoch, slot, crc) for slot, crc in zip(slots, crcs, strict=True))
                 return
-        if known & self._needed.keys() and self.store.changed_versions:
+        if epochs and self.store.changed_versions:
             self.store.check_pixels([])  # which refuses: nothing shows that other versions make the same pixels
 
     # In an epoch
@@ -266,8 +270,7 @@ class KeptLabels:
         if self._seen:
             slots, crcs = (torch.cat(column).cpu() for column in zip(*self._seen, strict=True))
             kept = crcs >= 0
-            epochs = itertools.repeat(self._epoch)
-            self._crcs += zip(epochs, slots[kept].tolist(), crcs[kept].tolist(), strict=False)
+            self._crcs += zip(slots[kept].tolist(), crcs[kept].tolist(), strict=True)
             self._seen = []
 
     def _verifies(self) -> bool:
@@ -311,8 +314,8 @@ class KeptLabels:
             on_main_process(functools.partial(self.store.finish_epoch, epoch))
 
     def _compare_crcs(self) -> None:
-        slots = {epoch: {*self.store.crcs(epoch)[0].tolist()} for epoch in {epoch for epoch, _, _ in self._crcs}}
-        if crcs := [(epoch, slot, crc) for epoch, slot, crc in self._crcs if slot in slots[epoch]]:
+        kept = {*self.store.crcs(self._epoch)[0].tolist()} if self._crcs else set()
+        if crcs := [(self._epoch, slot, crc) for slot, crc in self._crcs if slot in kept]:
             self._pixels += self.store.check_pixels(crcs)
         self._crcs = []
 

@@ -95,16 +95,8 @@ def resolve_identity(
             f"there is no label store in {args.teacher_labels!r} and no teacher: give a teacher, which fills it, or "
             "another store"
         )
-    top_k = args.teacher_labels_top_k
-    return run_identity(
-        views,
-        args,
-        processor,
-        teacher=there.teacher if teacher is None else teacher.identity(),
-        num_labels=num_labels,
-        top_k=(0 if there is None else there.top_k) if top_k is None else top_k,
-        sources=sources,
-    )
+    said_by = there.teacher if teacher is None else teacher.identity()
+    return run_identity(views, args, processor, teacher=said_by, there=there, num_labels=num_labels, sources=sources)
 
 
 def run_identity(
@@ -113,8 +105,8 @@ def run_identity(
     processor: DistilledDeiTImageProcessor,
     *,
     teacher: dict[str, Any],
+    there: StoreIdentity | None,
     num_labels: int,
-    top_k: int,
     sources: RunSources,
 ) -> StoreIdentity:
     """What the labels of a run depend on.
@@ -124,11 +116,13 @@ def run_identity(
         args: of the run.
         processor: of the student, whose size and statistics the views have.
         teacher: from `TeacherDescription.identity`, or of another store.
+        there: of the store that is there, or None: it says how many logits are kept, unless the arguments do.
         num_labels: of the teacher and the student.
-        top_k: logits that are kept.
         sources: how data set is named.
     """
-    mixing = views.mixing
+    mixing, top_k = views.mixing, args.teacher_labels_top_k
+    if top_k is None:
+        top_k = 0 if there is None else there.top_k
     return StoreIdentity(
         teacher=teacher,
         data={
@@ -185,15 +179,9 @@ def labels_suffice(
     """
     check_keyed_by_slot(views, args)
     there = identity_there(args)
-    top_k = args.teacher_labels_top_k
+    said_by = {"revision": "of one that is to be trained"} if there is None else there.teacher
     identity = run_identity(
-        views,
-        args,
-        processor,
-        teacher={"revision": "of one that is to be trained"} if there is None else there.teacher,
-        num_labels=num_labels,
-        top_k=(0 if there is None else there.top_k) if top_k is None else top_k,
-        sources=sources,
+        views, args, processor, teacher=said_by, there=there, num_labels=num_labels, sources=sources
     )
     if there is not None:
         missing = _open_to_read(args, identity).missing(views_needed(args, make_sampler(views, args)))
@@ -231,11 +219,14 @@ def _open_to_read(args: DistillationTrainingArguments, identity: StoreIdentity |
     )
 
 
+def _is_there(args: DistillationTrainingArguments) -> bool:
+    """Whether there is a store with labels, or must be one."""
+    return not _is_folder(args) or args.teacher_labels_readonly or has_labels(args.teacher_labels)
+
+
 def identity_there(args: DistillationTrainingArguments) -> StoreIdentity | None:
     """Of the store that the arguments name, or None if there is none yet, or none with labels."""
-    if _is_folder(args) and not args.teacher_labels_readonly and not has_labels(args.teacher_labels):
-        return None
-    return _open_to_read(args).identity
+    return _open_to_read(args).identity if _is_there(args) else None
 
 
 def open_store(
@@ -246,7 +237,7 @@ def open_store(
 
     def decide() -> bool:
         """In the main process: whether it is only read."""
-        if identity_there(args) is not None:
+        if _is_there(args):
             store = _open_to_read(args, identity)
             missing = store.missing(needed)
             if missing and (args.teacher_labels_readonly or not has_teacher):

@@ -1,5 +1,6 @@
 """Label stores as data sets on the Hub: finding, downloading and pushing them."""
 
+import functools
 import os
 import threading
 from contextlib import suppress
@@ -11,6 +12,7 @@ from transformers.utils import logging
 
 from .errors import InputError, PublishError
 from .hub import HUB_ERRORS, keep_trying, why
+from .label_files import STORE_FILE
 from .label_identity import StoreIdentity
 
 logger = logging.get_logger(__name__)
@@ -116,12 +118,17 @@ def _download(repo_id: str, name: str, revision: str | None, token: str | None) 
         ) from error
 
 
+@functools.cache  # a commit's files stay what they are, and a run opens its labels several times
+def _files_at(repo_id: str, commit: str, token: str | None) -> list[str]:
+    return HfApi(token=token).list_repo_files(repo_id, revision=commit, repo_type="dataset")
+
+
 def _list_files(repo_id: str, commit: str, token: str | None, cached: str) -> list[str]:
     """The files of a data set at a commit, or, without the Hub, those in the cache's folder of that commit."""
     if not constants.is_offline_mode():
         try:
             return keep_trying(
-                lambda: HfApi(token=token).list_repo_files(repo_id, revision=commit, repo_type="dataset"),
+                lambda: _files_at(repo_id, commit, token),
                 what=f"listing {repo_id}",
                 seconds=_SECONDS,
             )
@@ -141,7 +148,6 @@ class HubFolder:
         repo_id: of the data set.
         revision: branch, tag or commit.
         token: of a user.
-        first: a file that it must have.
 
     Attributes:
         commit: that the revision stands for.
@@ -152,11 +158,11 @@ class HubFolder:
         InputError: it is not there.
     """
 
-    def __init__(self, repo_id: str, revision: str | None, token: str | None, first: str) -> None:
+    def __init__(self, repo_id: str, revision: str | None, token: str | None) -> None:
         self.repo_id = repo_id
         self._token = token
         # Asked for by the branch's name, as only then the cache notes, for use offline, which commit that is.
-        self.folder = os.path.dirname(_download(repo_id, first, revision, token))
+        self.folder = os.path.dirname(_download(repo_id, STORE_FILE, revision, token))
         self.commit = os.path.basename(self.folder)
         self.files = {*_list_files(repo_id, self.commit, token, self.folder)}
         self._prefetch: threading.Thread | None = None
@@ -190,7 +196,6 @@ def push(
     names: list[str],
     identity: StoreIdentity,
     *,
-    store_file: str,
     private: bool | None,
     token: str | None,
     seconds: float,
@@ -209,16 +214,12 @@ def push(
     def commit() -> str:
         repository = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
         present = api.list_repo_files(repository, repo_type="dataset")
-        if store_file in present:
-            theirs = StoreIdentity.read(api.hf_hub_download(repository, store_file, repo_type="dataset"))
+        if STORE_FILE in present:
+            theirs = StoreIdentity.read(api.hf_hub_download(repository, STORE_FILE, repo_type="dataset"))
             if theirs.digest != identity.digest:
-                changed = [
-                    f"{name} is {theirs.decisive.get(name)!r} there, {value!r} here"
-                    for name, value in identity.decisive.items()
-                    if theirs.decisive.get(name) != value
-                ]
+                changed = list(theirs.differences(identity).values())
                 raise InputError(f"{repo_id!r} holds other labels ({'; '.join(changed[:5])}): give another name")
-        operations = [CommitOperationAdd(name, os.path.join(folder, name)) for name in [store_file, *names]]
+        operations = [CommitOperationAdd(name, os.path.join(folder, name)) for name in [STORE_FILE, *names]]
         if "README.md" not in present:
             operations.append(CommitOperationAdd("README.md", _card(repository, identity).encode()))
         message = f"Teacher labels of {len(names)} epochs"

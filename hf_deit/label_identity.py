@@ -123,6 +123,13 @@ class StoreIdentity:
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()
 
+    def differences(self, other: "StoreIdentity") -> dict[str, str]:
+        """By dotted name, in words with both values, what makes this store ("there") no store of another ("here")."""
+        return {
+            name: f"{name} is {there!r} there, {here!r} here"
+            for name, (there, here) in sorted(_differences(asdict(self), asdict(other)))
+        }
+
     def check_same(self, other: "StoreIdentity", source: str, *, fewer_views: bool) -> None:
         """Refuses labels of a store with this identity for a run with another one.
 
@@ -134,12 +141,12 @@ class StoreIdentity:
         Raises:
             InputError: with each field that differs.
         """
-        changed = dict(_differences(asdict(self), asdict(other)))
+        changed = self.differences(other)
         has_fewer = other.views_per_epoch < self.views_per_epoch
         if fewer_views and has_fewer:
             changed.pop("views_per_epoch", None)
         if changed:
-            each = [f"{name} is {here!r} there, {theirs!r} here" for name, (here, theirs) in sorted(changed.items())]
+            each = list(changed.values())
             hints = [hint for field, hint in _HINTS.items() if any(name.split(".")[0] == field for name in changed)]
             if "views_per_epoch" in changed and has_fewer:
                 hints.append("one that is only read (readonly) may have more views")

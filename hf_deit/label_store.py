@@ -29,6 +29,7 @@ from .label_files import (
     check_new_folder,
     damaged,
     has_labels,
+    is_store,
     lock_store,
     merge,
     no_views,
@@ -106,7 +107,7 @@ class TeacherLabelStore:
         source = os.fspath(source)
         repo_id = hub_id(source, bare=readonly)
         if repo_id is not None:
-            hub = HubFolder(repo_id, revision, token, STORE_FILE)
+            hub = HubFolder(repo_id, revision, token)
             identity_there = StoreIdentity.read(os.path.join(hub.folder, STORE_FILE))
             store = cls(hub.folder, identity_there, readonly=True, hub=hub)
         elif revision is not None:
@@ -134,7 +135,7 @@ class TeacherLabelStore:
     ) -> "TeacherLabelStore":
         path = os.path.join(folder, STORE_FILE)
         lock = None
-        if not os.path.exists(path):
+        if not is_store(folder):
             if readonly or identity is None or not is_main_process:
                 raise InputError(
                     f"there is no label store in {folder!r}, expected its {STORE_FILE}: give another folder, or let "
@@ -442,5 +443,5 @@ class TeacherLabelStore:
             raise InputError(f"{self._name} has no complete epoch in a folder to push: record one first")
         for epoch in epochs:
             self._read_whole(epoch)
-        names, options = [_epoch_file(epoch) for epoch in epochs], {"private": private, "token": token}
-        return push(repo_id, self.folder, names, self.identity, store_file=STORE_FILE, seconds=seconds, **options)
+        names = [_epoch_file(epoch) for epoch in epochs]
+        return push(repo_id, self.folder, names, self.identity, private=private, token=token, seconds=seconds)

@@ -1,7 +1,6 @@
 """Filling a label store without a student: the teacher labels the views of whole epochs."""
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 from .batch_augment import augment_batch
 from .checks import check_arguments
 from .errors import InputError
-from .inputs import learnt_images, load_images, make_student, named_teacher
+from .inputs import as_range, learnt_images, load_images, make_student, named_teacher
 from .kept_labels import Batch, KeptLabels
 from .label_access import views_needed, views_per_epoch
 from .label_files import DATA
@@ -79,7 +78,10 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
     check_arguments(args, student, processor)
     teacher = named_teacher(model_args, data, processor)
     views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=teacher)
-    wanted = _wanted_epochs(epochs, len(views_needed(args, make_sampler(views, args))))
+    if epochs is None:
+        wanted = range(len(views_needed(args, make_sampler(views, args))))
+    else:
+        wanted = as_range("epochs", epochs, "0:300")
     kept = KeptLabels.open(
         views,
         args,
@@ -137,12 +139,3 @@ def _label(
                 epoch, slots, teacher, prepare, num_workers=args.dataloader_num_workers, after_batch=after_batch
             )
         kept.finish_epoch(teacher, prepare)
-
-
-def _wanted_epochs(epochs: str | None, default: int) -> range:
-    if epochs is None:
-        return range(default)
-    match = re.fullmatch(r"(\d+):(\d+)", epochs)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise InputError(f"epochs must be FIRST:LAST, say 0:300, got {epochs!r}")
-    return range(int(match[1]), int(match[2]))

@@ -7,6 +7,8 @@ from typing import Any, NoReturn, TypeVar
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from .errors import BadImageError, CheckpointError, TrainingDivergedError
+
 T = TypeVar("T")
 
 
@@ -18,6 +20,18 @@ def exit_script(status: int) -> NoReturn:
     if status in (0, 3):
         PartialState().destroy_process_group()
     sys.exit(status)
+
+
+def report_error(error: Exception) -> int:
+    """Writes what ends a script to stderr, once: where one process alone can know of it, there, else in the main one.
+
+    Returns:
+        The exit status: 2 for input that cannot be used, 1 for all else.
+    """
+    if PartialState().is_main_process or isinstance(error, BadImageError | CheckpointError):
+        sys.stderr.write(f"\nerror: {error}\n")
+        sys.stderr.flush()
+    return 1 if isinstance(error, CheckpointError | TrainingDivergedError) else 2
 
 
 def on_main_process(function: Callable[[], T]) -> T:

@@ -1,7 +1,6 @@
 """A whole run: from arguments to a distilled model on disk."""
 
 import os
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from .data import ImageData
 from .errors import InputError, PublishError
 from .hub import HubRepository, check_repository, declared_datasets
 from .image_processing_deit import DistilledDeiTImageProcessor
-from .inputs import learnt_images, load_images, make_student, named_teacher
+from .inputs import as_range, learnt_images, load_images, make_student, named_teacher
 from .kept_labels import LabelReport
 from .label_access import labels_suffice
 from .loading import as_views
@@ -380,9 +379,7 @@ def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Imag
     Raises:
         InputError: the run's input cannot be used, or there are no such slots.
     """
-    match = re.fullmatch(r"(\d+):(\d+)", slots)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise InputError(f"slots must be FIRST:LAST, say 0:16, got {slots!r}")
+    wanted = as_range("slots", slots, "0:16")
     with tempfile.TemporaryDirectory() as folder:
         # A view depends neither on the device, nor on the teacher, nor on where the run writes.
         neutral = ["--use_cpu", "true", "--tf32", "false", "--deepspeed=", "--output_dir", folder]
@@ -393,5 +390,4 @@ def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Imag
         student, processor = make_student(model_args, data, args.seed)
         check_arguments(args, student, processor)
         views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=None)
-        first, last = int(match[1]), int(match[2])
-        return contact_sheet(views, args, processor, student.config.id2label, epoch=epoch, slots=range(first, last))
+        return contact_sheet(views, args, processor, student.config.id2label, epoch=epoch, slots=wanted)

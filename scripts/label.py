@@ -13,9 +13,9 @@ import sys
 
 from accelerate import PartialState
 
-from hf_deit.errors import BadImageError, CheckpointError, InputError
+from hf_deit.errors import CheckpointError, InputError
 from hf_deit.labelling import label_epochs
-from hf_deit.processes import exit_script
+from hf_deit.processes import exit_script, report_error
 from hf_deit.recipes import resolve_arguments
 
 
@@ -31,9 +31,7 @@ def main(arguments: list[str]) -> int:
         options, rest = parser.parse_known_args(arguments)
         result = label_epochs(resolve_arguments(rest), epochs=options.epochs)
     except (argparse.ArgumentError, InputError, CheckpointError) as error:
-        if PartialState().is_main_process or isinstance(error, BadImageError | CheckpointError):
-            print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        return 1 if isinstance(error, CheckpointError) else 2
+        return report_error(error)
     except KeyboardInterrupt:
         print("\nstopped: the same command goes on", file=sys.stderr, flush=True)
         return 130

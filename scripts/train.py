@@ -10,8 +10,8 @@ import sys
 
 from accelerate import PartialState
 
-from hf_deit.errors import BadImageError, CheckpointError, InputError, TrainingDivergedError
-from hf_deit.processes import exit_script
+from hf_deit.errors import CheckpointError, InputError, TrainingDivergedError
+from hf_deit.processes import exit_script, report_error
 from hf_deit.recipes import resolve_arguments
 from hf_deit.run import run
 
@@ -20,9 +20,7 @@ def main(arguments: list[str]) -> int:
     try:
         result = run(resolve_arguments(arguments))
     except (InputError, TrainingDivergedError, CheckpointError) as error:
-        if PartialState().is_main_process or isinstance(error, BadImageError | CheckpointError):
-            print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, InputError) else 1
+        return report_error(error)
     except KeyboardInterrupt:
         print("\nstopped: the same command with --resume_from_checkpoint true goes on", file=sys.stderr, flush=True)
         return 130

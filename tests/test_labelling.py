@@ -394,6 +394,7 @@ def test_labels_go_to_the_hub_and_teach_from_there(tmp_path, images, hub, client
     assert metadata["base_model"] == [TEACHER] and metadata["datasets"] == [LABELS]
     assert f"[{TEACHER}](https://huggingface.co/{TEACHER}) at commit `{teacher_commit[:12]}`" in card
     assert f"What it says of 128 training views had been kept before, in the data set [{LABELS}]" in card
+    assert f"](https://huggingface.co/datasets/{LABELS}) at commit `{labels_commit[:12]}`" in card
     hub.clear_faults()
 
     # Without the Hub, from the cache, also by the branch's name; and a name that is nowhere is told at once.
