@@ -2,27 +2,27 @@
 
 from importlib.metadata import version
 
-from .configuration_cait import CaiTConfig
-from .configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
-from .conversion import convert_checkpoint
 from .errors import InputError, TrainingDivergedError
-from .image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
-from .label_store import TeacherLabelStore
-from .losses import hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
-from .metrics import TopKAccuracy
-from .modeling_cait import CaiTForImageClassification, CaiTModel
-from .modeling_deit import (
+from .export.write import convert_checkpoint
+from .labels.store import TeacherLabelStore
+from .models.configuration_cait import CaiTConfig
+from .models.configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
+from .models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
+from .models.modeling_cait import CaiTForImageClassification, CaiTModel
+from .models.modeling_deit import (
     DistilledDeiTForImageClassification,
     DistilledDeiTModel,
     PlainDeiTForImageClassification,
     PlainDeiTModel,
 )
+from .models.student import load_student
+from .models.teacher import Teacher, describe_teacher, load_teacher
+from .models.zoo import create_model, list_models
 from .recipes import list_recipes, load_recipe
-from .student import load_student
-from .teacher import Teacher, describe_teacher, load_teacher
-from .trainer import DistillationTrainer
-from .training_args import DistillationTrainingArguments
-from .zoo import create_model, list_models
+from .training.arguments import DistillationTrainingArguments
+from .training.losses import hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
+from .training.metrics import TopKAccuracy
+from .training.trainer import DistillationTrainer
 
 __version__ = version("hf_deit")
 

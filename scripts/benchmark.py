@@ -8,7 +8,7 @@ label-store: a training step with a live teacher, recording its labels, replayin
 import argparse
 import sys
 
-from hf_deit.benchmarks import measure_label_store
+from hf_deit.evaluation.benchmarks.label_store import measure_label_store
 
 
 def main(arguments: list[str]) -> int:

@@ -11,8 +11,9 @@ import sys
 
 from transformers.utils import logging
 
-from hf_deit.conversion import FORMATS, convert_checkpoint, largest_difference
 from hf_deit.errors import InputError
+from hf_deit.export.compare import largest_difference
+from hf_deit.export.write import FORMATS, convert_checkpoint
 
 
 def main(arguments: list[str]) -> int:

@@ -13,10 +13,10 @@ import sys
 
 from accelerate import PartialState
 
+from hf_deit.commands.label import label_epochs
 from hf_deit.errors import CheckpointError, InputError
-from hf_deit.labelling import label_epochs
-from hf_deit.processes import exit_script, report_error
-from hf_deit.recipes import resolve_arguments
+from hf_deit.recipes.resolve import resolve_arguments
+from hf_deit.training.processes import exit_script, report_error
 
 
 def main(arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_deit import CaiTConfig, DistilledDeiTConfig, DistilledDeiTImageProcessor, create_model
-from hf_deit.configuration_deit import DeiTConfigBase
+from hf_deit.models.configuration_deit import DeiTConfigBase
 
 FOLDER = Path(__file__).parent.parent / "model_cards"
 DATASET = "ILSVRC/imagenet-1k"

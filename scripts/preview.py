@@ -9,9 +9,9 @@ Takes the same recipe and fields as train.py, no GPU and no teacher.
 import argparse
 import sys
 
+from hf_deit.commands.train import preview_run
 from hf_deit.errors import InputError
-from hf_deit.preview import check_picture_name
-from hf_deit.run import preview_run
+from hf_deit.training.preview import check_picture_name
 
 
 def main(arguments: list[str]) -> int:

@@ -12,9 +12,9 @@ import argparse
 import sys
 
 from hf_deit.errors import InputError, PublishError
-from hf_deit.label_files import is_store
-from hf_deit.label_store import TeacherLabelStore
-from hf_deit.publishing import publish_folder
+from hf_deit.hub.publishing import publish_folder
+from hf_deit.labels.files import is_store
+from hf_deit.labels.store import TeacherLabelStore
 
 
 def main(arguments: list[str]) -> int:

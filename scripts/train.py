@@ -10,10 +10,10 @@ import sys
 
 from accelerate import PartialState
 
+from hf_deit.commands.train import run
 from hf_deit.errors import CheckpointError, InputError, TrainingDivergedError
-from hf_deit.processes import exit_script, report_error
-from hf_deit.recipes import resolve_arguments
-from hf_deit.run import run
+from hf_deit.recipes.resolve import resolve_arguments
+from hf_deit.training.processes import exit_script, report_error
 
 
 def main(arguments: list[str]) -> int:

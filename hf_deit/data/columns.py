@@ -1,0 +1,107 @@
+"""Columns of data sets: the image and the label column, found, under one name, and checked."""
+
+from collections.abc import Iterable
+
+import datasets
+import numpy as np
+
+from ..errors import InputError
+from .decoding import ImageDecoder
+
+
+def find_columns(
+    dataset: datasets.Dataset, image_column_name: str | None = None, label_column_name: str | None = None
+) -> tuple[str, str]:
+    """The names of the image and label columns: those given, or the only ones of type `Image` and `ClassLabel`.
+
+    Raises:
+        InputError: no such column, none of the type, or several.
+    """
+
+    def find(given: str | None, feature_type: type, option: str) -> str:
+        listing = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in dataset.features.items())
+        if given is not None:
+            if given not in dataset.features:
+                raise InputError(f"no column {given!r} in the data set; it has {listing}")
+            if feature_type is datasets.Image and not isinstance(dataset.features[given], datasets.Image):
+                raise InputError(f"column {given!r} holds no images; the data set has {listing}")
+            return given
+        candidates = [name for name, feature in dataset.features.items() if isinstance(feature, feature_type)]
+        if len(candidates) != 1:
+            raise InputError(
+                f"the data set has {len(candidates) or 'no'} columns of type {feature_type.__name__}: it has "
+                f"{listing}. Name the right one with --{option}"
+            )
+        return candidates[0]
+
+    return (
+        find(image_column_name, datasets.Image, "image_column_name"),
+        find(label_column_name, datasets.ClassLabel, "label_column_name"),
+    )
+
+
+def standard_columns(dataset: datasets.Dataset, image_column: str, label_column: str) -> datasets.Dataset:
+    dataset = dataset.select_columns([image_column, label_column])
+    return dataset.rename_columns(
+        {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
+    )
+
+
+def label_names_of(dataset: datasets.Dataset) -> list[str]:
+    feature = dataset.features["label"]
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    if not isinstance(feature, datasets.Value) or feature.dtype.startswith("float"):
+        raise InputError(f"labels must be class labels, integers or strings, got {feature}")
+    values = set(dataset["label"])
+    if None in values:
+        raise InputError("some images have no label (None) in the label column")
+    if any(isinstance(value, int) and value < 0 for value in values):
+        raise InputError(f"labels must not be negative, got {min(values)} (on the Hub -1 often stands for no label)")
+    return [str(value) for value in sorted(values)]
+
+
+def with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) -> datasets.Dataset:
+    """Gives the "label" column the type `ClassLabel` with these names, whatever type and order it had."""
+    feature = dataset.features["label"]
+    if isinstance(feature, datasets.ClassLabel) and list(feature.names) == names:
+        return dataset
+    labels = np.asarray(dataset["label"][:])
+    if isinstance(feature, datasets.ClassLabel):
+        check_label_range(dataset["label"][:], len(feature.names), split)
+        values = [feature.names[label] for label in labels]
+    else:
+        values = [str(label) for label in labels]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise InputError(
+            f"the {split} split has labels that the training split has not: {', '.join(unknown[:5])}"
+            f"{', …' if len(unknown) > 5 else ''}"
+        )
+    index = {name: i for i, name in enumerate(names)}
+    class_label = datasets.ClassLabel(names=names)
+    column = [index[value] for value in values]
+    return dataset.remove_columns("label").add_column("label", column, feature=class_label)
+
+
+def check_label_range(column: Iterable[int | None], num_labels: int, part: str) -> None:
+    """Refuses labels outside of [0, num_labels) and missing ones, naming the first such row of the `part` set."""
+    values = list(column)
+    if not values:
+        raise InputError(f"the {part} set is empty")
+    if None in values:
+        raise InputError(f"row {values.index(None)} of the {part} set has no label (None)")
+    labels = np.asarray(values)
+    bad = np.flatnonzero((labels < 0) | (labels >= num_labels))
+    if len(bad):
+        raise InputError(
+            f"labels must lie in [0, {num_labels}), but row {bad[0]} of the {part} set has {labels[bad[0]]} "
+            f"({len(bad)} such rows; test splits on the Hub often have -1 for all)"
+        )
+
+
+def check_some_images(dataset: datasets.Dataset, at_most: int = 64) -> None:
+    """Decodes a few images, evenly spaced, so that a wholly unusable data set is refused before training."""
+    decode = ImageDecoder(dataset, "image")
+    for index in np.linspace(0, len(dataset) - 1, num=min(at_most, len(dataset)), dtype=int):
+        decode(int(index))

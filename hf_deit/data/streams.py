@@ -1,0 +1,190 @@
+"""Data sets that are read as a stream: views keyed by the stream's position, every process reading its own part."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from datasets.distributed import split_dataset_by_node
+from PIL import Image
+from torch.utils.data import Sampler
+
+from ..errors import BadImageError, InputError
+from ..models.keyed import fold
+from .decoding import decode_image
+from .view_dataset import IGNORED_LABEL, KeyedViews
+
+
+class StreamKey(NamedTuple):
+    """Names one view of one image of a stream, and carries the image, still encoded, to the worker that decodes it.
+
+    Attributes:
+        epoch, slot, view: see `hf_deit.views.ViewKey`.
+        index: which image of the process's part of the epoch it is, from 0.
+        encoded: "bytes" and "path" of the image.
+        label: its label, or -100.
+    """
+
+    epoch: int
+    slot: int
+    index: int
+    view: int
+    encoded: dict[str, Any]
+    label: int
+
+
+@dataclass
+class ImageStream:
+    """A `datasets.IterableDataset` to train on, that is never held as a whole.
+
+    Args:
+        dataset: with an `Image` and a `ClassLabel` column.
+        images_per_epoch: how many views make an epoch. A stream that ends before begins again, in another order.
+        seed: of the order of shards and images; by default that of the run's views, and 0 without a run.
+        shuffle_buffer_size: how many images, encoded, the next one is chosen from.
+        image_column, label_column: their names.
+
+    Raises:
+        InputError: an epoch or a buffer without images.
+    """
+
+    dataset: datasets.IterableDataset
+    images_per_epoch: int
+    seed: int | None = None
+    shuffle_buffer_size: int = 10_000
+    image_column: str = "image"
+    label_column: str = "label"
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_epoch", "shuffle_buffer_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}: give another --{name}")
+
+    @property
+    def features(self) -> datasets.Features:
+        return self.dataset.features
+
+    def read(self, pass_number: int, rank: int, num_processes: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """One pass over a process's part: encoded images and labels, in an order keyed by (seed, pass_number).
+
+        Raises:
+            BadImageError: a label that is none; -1 and None mean that there is no label.
+        """
+        num_labels = len(self.features[self.label_column].names)
+        dataset = self.dataset.select_columns([self.image_column, self.label_column])
+        dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        dataset = dataset.cast_column(self.label_column, datasets.Value("int64"))  # which lets us say whose is wrong
+        dataset = dataset.shuffle(seed=fold(self.seed or 0, pass_number) >> 32, buffer_size=self.shuffle_buffer_size)
+        # "auto" deals whole shards if all parts are equal, else images, for which every process reads the whole. Parts
+        # of many shards are nearly equal, and unequal ones do no harm, as a pass that ends begins again.
+        strategy = "shards" if dataset.num_shards >= 10 * num_processes else "auto"
+        part = split_dataset_by_node(dataset, rank=rank, world_size=num_processes, strategy=strategy)
+        for position, row in enumerate(part):
+            image, label = row[self.image_column], row[self.label_column]
+            if label is not None and not -1 <= label < num_labels:
+                path = image.get("path") if image else None
+                raise BadImageError(
+                    f"the image at position {position} of the stream{f' ({path})' if path else ''} has the label "
+                    f"{label}: expected one in [0, {num_labels}), or -1 for none. Mend or remove it"
+                )
+            yield image, IGNORED_LABEL if label in (None, -1) else label
+
+
+class StreamSampler(Sampler[StreamKey | None]):
+    """The keys of a stream's epoch in the global order of slots; those of other processes are None.
+
+    Accelerate deals whole batches of it round-robin to the processes, which drops exactly the batches of None. So each
+    process reads its own part of the stream only, and slots mean the same as with other data sets.
+
+    With repeated augmentation an epoch trains on 1 / repeats of the stream: successive epochs take up where the one
+    before stopped, and a new pass begins after `repeats` epochs. Where an epoch begins follows from its number alone,
+    so that a run resumes anywhere; the price is that the part before it is read, without decoding, and passed over.
+
+    Args:
+        stream: to read.
+        batch_size: of one process.
+        total_batch_size: samples per optimizer step over all processes and accumulation steps.
+        rank, num_processes: whose keys are wanted.
+        repeats: views of each image side by side.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        *,
+        batch_size: int,
+        total_batch_size: int,
+        rank: int = 0,
+        num_processes: int = 1,
+        repeats: int = 1,
+    ) -> None:
+        self.stream = stream
+        self.batch_size = batch_size
+        self.rank, self.num_processes = rank, num_processes
+        self.repeats = repeats
+        self.epoch = 0
+        self._length = max(stream.images_per_epoch // total_batch_size, 1) * total_batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _images(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """The images of this process from the epoch's first on, without end."""
+        stream_pass, part = divmod(self.epoch, self.repeats)
+        to_skip = part * -(-self._length // (self.num_processes * self.repeats))
+        restarts = 0
+        while True:
+            is_empty = True
+            # Restarts have numbers of their own, so that they are no later epoch's order.
+            for image in self.stream.read(fold(stream_pass, restarts), self.rank, self.num_processes):
+                is_empty = False
+                if to_skip:
+                    to_skip -= 1
+                else:
+                    yield image
+            if is_empty:
+                raise InputError(
+                    f"the stream has no image for process {self.rank} of {self.num_processes}: it needs at least as "
+                    "many images as there are processes"
+                )
+            restarts += 1
+
+    def __iter__(self) -> Iterator[StreamKey | None]:
+        epoch, images, count = self.epoch, self._images(), 0
+        for slot in range(self._length):
+            if slot // self.batch_size % self.num_processes != self.rank:
+                yield None
+                continue
+            index, view = divmod(count, self.repeats)
+            if view == 0:
+                encoded, label = next(images)
+            count += 1
+            yield StreamKey(epoch, slot, index, view, encoded, label)
+
+
+class StreamViewDataset(KeyedViews):
+    """The views of a stream, by `StreamKey`.
+
+    Args:
+        stream: where the keys come from.
+        transform, **settings: see `KeyedViews`. An image that is skipped becomes a black one without label.
+    """
+
+    def __init__(self, stream: ImageStream, transform: Callable[[Image.Image], torch.Tensor], **settings: Any) -> None:
+        super().__init__(transform, **settings)
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return self.stream.images_per_epoch
+
+    def _read(self, key: StreamKey) -> tuple[Image.Image, int, bool]:
+        try:
+            return decode_image(key.encoded, f"position {key.index} of the stream"), key.label, False
+        except BadImageError:
+            if self.on_bad_image == "stop":
+                raise
+            return Image.new("RGB", (64, 64)), IGNORED_LABEL, True

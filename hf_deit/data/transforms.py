@@ -1,0 +1,80 @@
+"""Image transforms for training: timm's, in the authors' order and with their constants."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision import transforms
+
+from ..errors import InputError
+
+_RAND_AUGMENT_PART = re.compile(r"^(m|n|p|w|t|mstd|mmax|inc)\d")
+# Inputs up to this side take padded random crops, as in the authors' `build_transform`.
+_SMALL_INPUT, _SMALL_INPUT_PADDING = 32, 4
+
+
+def build_train_transform(
+    image_size: tuple[int, int],
+    *,
+    image_mean: Sequence[float],
+    crop_scale_min: float = 0.08,
+    horizontal_flip: float = 0.5,
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+) -> Callable[[Image.Image], torch.Tensor]:
+    """The geometric and colour part of DeiT's augmentation (paper, table 9; the authors' `build_transform`).
+
+    Random resized crop with scale (crop_scale_min, 1) and ratio (3/4, 4/3), bicubic, or, for inputs of at most 32
+    pixels, a resize of the shorter side and a random crop with a padding of 4; horizontal flip; RandAugment. It draws
+    from the global generators of `random`, NumPy and torch, which `hf_deit.views` seeds per view.
+
+    Args:
+        image_size: (height, width) of the result.
+        image_mean: of the student's image processor; RandAugment fills with it.
+        crop_scale_min: smallest random resized crop, as a fraction of the image's area, in (0, 1].
+        horizontal_flip: probability, in [0, 1].
+        auto_augment: timm's policy string, or None for none.
+
+    Returns:
+        A function of an RGB image, giving (3, height, width) uint8.
+
+    Raises:
+        InputError: timm does not know the policy.
+    """
+    _check_policy(auto_augment)
+    try:
+        transform = create_transform(
+            image_size,
+            is_training=True,
+            use_prefetcher=True,  # stops before normalising: that, and erasing, happen on the device
+            scale=(crop_scale_min, 1.0),
+            hflip=horizontal_flip,
+            color_jitter=None,
+            auto_augment=auto_augment or None,
+            interpolation="bicubic",
+            mean=tuple(image_mean),
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(
+            f'auto_augment {auto_augment!r} is no policy of timm ({error!r}): take "rand-m9-mstd0.5-inc1", or ""'
+        ) from error
+    if max(image_size) <= _SMALL_INPUT:
+        transform.transforms[0] = transforms.Compose(
+            [
+                transforms.Resize(min(image_size), interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.RandomCrop(image_size, padding=_SMALL_INPUT_PADDING),
+            ]
+        )
+    return transform
+
+
+def _check_policy(auto_augment: str | None) -> None:
+    """Refuses parts of a RandAugment policy that timm would leave out without a word."""
+    kind, *parts = (auto_augment or "").split("-")
+    for part in parts if kind == "rand" else ():
+        if not _RAND_AUGMENT_PART.match(part):
+            raise InputError(
+                f"auto_augment {auto_augment!r} is no policy of timm, as it has the part {part!r}: take "
+                '"rand-m9-mstd0.5-inc1", or ""'
+            )

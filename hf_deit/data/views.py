@@ -1,0 +1,109 @@
+"""A training view is a value: every random choice behind it is a pure function of (seed, epoch, slot).
+
+Slots number an epoch's global order. Nothing depends on the worker, rank, batch size or world size, nor on what was
+drawn before, so a run resumes bit-exactly from any step and trains alike on any number of processes.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from ..models.keyed import fold
+
+
+class ViewKey(NamedTuple):
+    """Names one view of one image in one epoch.
+
+    Attributes:
+        epoch: epoch number, from 0.
+        slot: position in the epoch's global order, from 0.
+        index: row of the data set.
+        view: which of the image's repeated views in this epoch this is, from 0.
+    """
+
+    epoch: int
+    slot: int
+    index: int
+    view: int
+
+
+@contextmanager
+def preserve_global_random_state() -> Iterator[None]:
+    """Restores the generators of `random`, NumPy and torch (CPU) that timm's augmentation draws from."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    torch_state = torch.random.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.random.set_rng_state(torch_state)
+
+
+def seed_global_random_state(seed: int) -> None:
+    """Seeds `random`, NumPy and torch (CPU only: `torch.manual_seed` would seed, and so change, the GPU's too)."""
+    random.seed(seed)
+    np.random.seed(fold(seed) & 0xFFFFFFFF)
+    torch.random.default_generator.manual_seed(seed)
+
+
+class ViewSampler(Sampler[ViewKey]):
+    """The epoch's global order of views, the same on every process.
+
+    Accelerate deals whole batches of it round-robin to the processes, so it must not be sharded here.
+
+    Args:
+        num_images: rows of the data set, at least 1.
+        seed: the run's seed.
+        total_batch_size: samples per optimizer step over all processes and accumulation steps. An epoch is cut to a
+            multiple of it, so that every step is whole; a data set smaller than one step is repeated to fill one, so
+            that an epoch is never empty.
+        repeats: views of each image that lie side by side (repeated augmentation, Hoffer et al. 2020; DeiT uses 3).
+            An epoch stays about `num_images` views long, so it sees about 1 / repeats of the images (DeiT, RASampler).
+    """
+
+    def __init__(self, num_images: int, *, seed: int, total_batch_size: int, repeats: int = 1) -> None:
+        if min(num_images, total_batch_size, repeats) < 1:
+            raise ValueError(
+                f"num_images, total_batch_size and repeats must be at least 1, "
+                f"got {num_images}, {total_batch_size} and {repeats}"
+            )
+        self.num_images = num_images
+        self.seed = seed
+        self.repeats = repeats
+        self.epoch = 0
+        self._length = max(num_images // total_batch_size, 1) * total_batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def order(self, epoch: int, pass_number: int = 0) -> np.ndarray:
+        """A permutation of the images, (num_images,) int64, keyed by (seed, epoch, pass_number)."""
+        # RandomState, unlike default_rng, promises the same stream in every NumPy version.
+        generator = np.random.RandomState(np.random.MT19937(fold(self.seed, epoch, pass_number)))
+        return generator.permutation(self.num_images)
+
+    def keys(self, epoch: int, slots: Iterable[int]) -> Iterator[ViewKey]:
+        """The keys of any slots of any epoch, also beyond `len(self)`, which other batches may reach.
+
+        Args:
+            epoch: from 0.
+            slots: ascending.
+        """
+        last_pass, pass_length = -1, self.num_images * self.repeats
+        for slot in slots:
+            pass_number, position = divmod(slot, pass_length)
+            if pass_number != last_pass:
+                order, last_pass = self.order(epoch, pass_number), pass_number
+            yield ViewKey(epoch, slot, int(order[position // self.repeats]), position % self.repeats)
+
+    def __iter__(self) -> Iterator[ViewKey]:
+        yield from self.keys(self.epoch, range(self._length))

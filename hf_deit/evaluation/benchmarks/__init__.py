@@ -1,0 +1,1 @@
+"""Benchmarks: arms in turn in one process, ratios within each round."""

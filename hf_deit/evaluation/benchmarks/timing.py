@@ -1,0 +1,45 @@
+"""Timing: arms in turn in one process, and their ratios within each round."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Ratio:
+    """Of two arms' times: the median over the rounds, and its range."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], others: Sequence[float]) -> "Ratio":
+        ratios = [one / other for one, other in zip(seconds, others, strict=True)]
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def time_in_turn(arms: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each arm in each round, after a round that does not count; arms change places from round to round."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(rounds + 1):
+        names = list(arms)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            wait_for_device()
+            start = time.perf_counter()
+            arms[name]()
+            wait_for_device()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def wait_for_device() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

@@ -1,0 +1,357 @@
+"""Checkpoints of DeiT and CaiT as people hold them: facebookresearch's, timm's, transformers' and this package's.
+
+Reading gives one `Checkpoint`, whatever the format was; nothing is guessed that the file does not say or imply, and no
+code in a file is ever run. What other libraries say to a damaged file can be any exception.
+"""
+
+import argparse
+import glob
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from timm.data import ImageNetInfo
+from transformers import ViTImageProcessor
+
+from ..errors import InputError
+from ..models.configuration_cait import CaiTConfig
+from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair
+from ..models.image_processing_deit import DistilledDeiTImageProcessor
+from ..models.zoo import create_config, list_models, model_class_of
+from .checkpoint import CONFIG_CLASSES, DTYPES, HEAD_DIM, METADATA_KEY, PROCESSOR_SETTINGS, Checkpoint, one_line
+from .names import our_weights
+
+
+def read_checkpoint(source: str, *, averaged: bool = False) -> Checkpoint:
+    """Reads a checkpoint; its format, architecture and resolution are found out.
+
+    Args:
+        source: a `.pth`, `.bin` or `.safetensors` file, or a folder.
+        averaged: of a facebookresearch file take "model_ema" instead of "model".
+
+    Raises:
+        InputError: there is none, it is damaged, or it is no DeiT or CaiT. The message says which.
+    """
+    if os.path.isfile(source):
+        return _read_file(source, averaged)
+    if averaged:
+        raise InputError(f"only a facebookresearch file has averaged weights (model_ema), {source!r} is none")
+    if not os.path.isdir(source):
+        raise InputError(f"there is no checkpoint {source!r}: expected a .pth or .safetensors file, or a folder")
+    config = _read_json(os.path.join(source, "config.json"))
+    if "architecture" in config:
+        return _read_timm_folder(source, config)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_CLASSES:
+        raise InputError(f"{source!r} holds a model of type {model_type!r}: expected deit, vit or cait, or timm's")
+    return _read_transformers_folder(source, config)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path!r}: {one_line(error)}") from error
+    if isinstance(content, dict):
+        return content
+    raise InputError(f"{path!r} must hold an object, got {type(content).__name__}")
+
+
+def _read_file(path: str, averaged: bool) -> Checkpoint:
+    weights, beside = load_weights(path, averaged=averaged)
+    found = _from_metadata((beside or {}).get(METADATA_KEY), weights, path)
+    if found is None:
+        config = _infer_config(weights, path, getattr((beside or {}).get("args"), "model", None))
+        # What the authors' files mean without saying it: ImageNet's statistics, and their crop ratios.
+        found = config, _processor(config, path, crop_ratio=1.0 if isinstance(config, CaiTConfig) else 0.875)
+    kind = "timm" if beside is None else "facebook"
+    return _checked(Checkpoint(found[0], our_weights(weights, found[0], path), found[1], kind), path)
+
+
+def load_weights(path: str, *, averaged: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """The tensors of a file by timm's names, and what the authors' file has beside them; None for timm's."""
+    content, key = _load(path), "model_ema" if averaged else "model"
+    if averaged and key not in content:
+        raise InputError(f"{path!r} has no averaged weights ({key}); it has {', '.join(map(str, list(content)[:5]))}")
+    beside = content if key in content else None
+    weights = content if beside is None else content[key]
+    if not isinstance(weights, Mapping):
+        raise InputError(f"{path!r} must hold weights by name, got {type(weights).__name__}")
+    for key, tensor in weights.items():
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            raise InputError(f"{path!r} must hold tensors by name, got {type(tensor).__name__} for {key!r}")
+        if tensor.numel() > os.path.getsize(path):
+            raise InputError(f"{path!r} is damaged: it is smaller than its {key!r} of shape {tuple(tensor.shape)}")
+    # The authors published CaiT as it was wrapped for training on several devices.
+    prefix = "module." if all(key.startswith("module.") for key in weights) else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in weights.items()}, beside
+
+
+def _load(path: str) -> dict[Any, Any]:
+    """The content of a file, without running anything in it."""
+    try:
+        if os.path.getsize(path) == 0:
+            raise InputError(f"{path!r} is empty")
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        # The authors' files hold the training's command line, as an argparse.Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
+        wanted = re.search(r"GLOBAL (\S+)", reason)
+        if wanted:
+            reason = f"unpickling it would run {wanted[1]}; only tensors, numbers, strings and containers are read"
+            raise InputError(f"{path!r} is refused: {reason}") from error
+        raise InputError(f"cannot read {path!r}, it is damaged or no checkpoint: {reason.splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path!r} must hold weights by name, got {type(content).__name__}")
+    return content
+
+
+def _read_timm_folder(folder: str, stated: dict[str, Any]) -> Checkpoint:
+    files = [name for name in ("model.safetensors", "pytorch_model.bin") if os.path.isfile(os.path.join(folder, name))]
+    if not files:
+        raise InputError(f"{folder!r} has no model.safetensors or pytorch_model.bin")
+    weights, _ = load_weights(os.path.join(folder, files[0]))
+    found = _from_metadata(stated.get(METADATA_KEY), weights, folder)
+    if found is None:
+        settings = stated.get("pretrained_cfg", stated)  # once they stood at the top
+        if not isinstance(settings, dict):
+            raise InputError(f"{folder!r}: pretrained_cfg must be an object, got {type(settings).__name__}")
+        config = _infer_config(weights, folder, stated["architecture"], stated.get("model_args"))
+        labels = stated.get("label_names") or settings.get("label_names") or list(config.id2label.values())
+        if not isinstance(labels, list) or len(labels) != config.num_labels:
+            many = len(labels) if isinstance(labels, list) else type(labels).__name__
+            raise InputError(f"{folder!r} names {many} labels for {config.num_labels} classes")
+        config.id2label = dict(enumerate(map(str, labels)))
+        config.label2id = {label: index for index, label in config.id2label.items()}
+        found = config, _timm_processor(settings, config, folder)
+    return _checked(Checkpoint(found[0], our_weights(weights, found[0], folder), found[1], "timm"), folder)
+
+
+def _timm_processor(stated: dict[str, Any], config: DeiTConfigBase, folder: str) -> DistilledDeiTImageProcessor:
+    absent = [name for name in ("mean", "std", "crop_pct") if stated.get(name) is None]
+    if absent:
+        raise InputError(f"{folder!r} states no {' and '.join(absent)} in pretrained_cfg of config.json")
+    if stated.get("interpolation", "bicubic") != "bicubic" or stated.get("crop_mode", "center") != "center":
+        raise InputError(f"{folder!r} wants other images than resized bicubically and cropped at the centre")
+    mean, std, crop_ratio = (stated[name] for name in ("mean", "std", "crop_pct"))
+    return _processor(config, folder, crop_ratio=crop_ratio, image_mean=mean, image_std=std)
+
+
+def _processor(config: DeiTConfigBase, where: str, **settings: Any) -> DistilledDeiTImageProcessor:
+    height, width = as_pair(config.image_size)
+    try:
+        return DistilledDeiTImageProcessor.from_dict({"crop_size": {"height": height, "width": width}, **settings})
+    except Exception as error:
+        raise InputError(f"{where!r} has an image processor of impossible settings: {one_line(error)}") from error
+
+
+def _read_transformers_folder(folder: str, stated: dict[str, Any]) -> Checkpoint:
+    dtype, num_tensors, num_values = _measure(folder)
+    _check_extent(stated, num_tensors, num_values, folder)
+    try:
+        config = CONFIG_CLASSES[stated["model_type"]].from_pretrained(folder)
+        expected_values = sum(map(math.prod, _shapes(config, folder).values()))
+        if expected_values > 2 * num_values:  # the rest would be made up, however much it is
+            raise InputError(f"{folder!r}: config.json wants {expected_values} numbers, the weights are {num_values}")
+        model = model_class_of(config).from_pretrained(folder, config=config, dtype=dtype)
+        processor = _transformers_processor(folder, config)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot read {folder!r}: {one_line(error)}") from error
+    ours = "drop_path_rate" in stated or stated["model_type"] == "cait"
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return _checked(Checkpoint(model.config, weights, processor, "hf_deit" if ours else "transformers"), folder)
+
+
+def _measure(folder: str) -> tuple[torch.dtype, int, int]:
+    """The type of a folder's weights, and how many tensors and how many numbers they are, before they are loaded."""
+    pieces = []
+    for path in glob.glob(os.path.join(glob.escape(folder), "model*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (it is no mapping)
+                pieces += [(piece.get_dtype(), math.prod(piece.get_shape())) for piece in slices]
+        except Exception as error:
+            raise InputError(f"cannot read {path!r}, it is damaged: {one_line(error)}") from error
+    dtypes = sorted({dtype for dtype, _ in pieces})
+    if not pieces:
+        raise InputError(f"{folder!r} has no weights in model.safetensors")
+    if len(dtypes) > 1 or dtypes[0] not in DTYPES:  # transformers would make one of them
+        raise InputError(f"{folder!r} must hold floating-point numbers of one type, got {' and '.join(dtypes)}")
+    return DTYPES[dtypes[0]], len(pieces), sum(count for _, count in pieces)
+
+
+def _transformers_processor(folder: str, config: DeiTConfigBase) -> DistilledDeiTImageProcessor:
+    stated = _read_json(os.path.join(folder, "preprocessor_config.json"))
+    absent = [name for name in ("image_mean", "image_std") if stated.get(name) is None]
+    if absent:
+        raise InputError(f"{folder!r} states no {' and '.join(absent)} in preprocessor_config.json")
+    kind = str(stated.get("image_processor_type") or stated.get("feature_extractor_type"))
+    if kind.startswith("DeiT"):
+        return DistilledDeiTImageProcessor.from_pretrained(folder)
+    if not kind.startswith("ViT"):
+        raise InputError(f"{folder!r} has an image processor of type {kind}: expected DeiT's or ViT's")
+    # A ViT's resizes, and crops nothing.
+    native = {key: value for key, value in ViTImageProcessor.from_dict(stated).to_dict().items() if value is not None}
+    return _processor(config, folder, **{"do_center_crop": False, **native})
+
+
+def _check_extent(stated: Mapping[str, Any], num_tensors: int, num_values: int, where: str) -> None:
+    """Refuses sizes that such weights cannot have, before time and memory are spent on them."""
+    layers, widths = ("num_hidden_layers", "num_class_layers"), ("hidden_size", "intermediate_size", "num_labels")
+    for name, limit in [*((name, num_tensors) for name in layers), *((name, num_values) for name in widths)]:
+        if isinstance(stated.get(name), int) and stated[name] > limit:
+            raise InputError(f"{where!r} states {name} {stated[name]}, its weights are {num_tensors} tensors")
+
+
+def _from_metadata(
+    metadata: Any, weights: Mapping[str, torch.Tensor], where: str
+) -> tuple[DeiTConfigBase, DistilledDeiTImageProcessor] | None:
+    """Configuration and image processor as this package wrote them beside the weights of another format."""
+    if metadata is None:
+        return None
+    try:
+        stated = dict(metadata["config"])
+        _check_extent(stated, len(weights), sum(tensor.numel() for tensor in weights.values()), where)
+        config = CONFIG_CLASSES[stated["model_type"]].from_dict(stated)
+        config.validate()
+        return config, DistilledDeiTImageProcessor.from_dict(dict(metadata["image_processor"]))
+    except Exception as error:
+        raise InputError(f"{where!r} has unusable hf_deit metadata: {one_line(error)}") from error
+
+
+def _num_heads(name: Any, model_args: Any, hidden_size: int) -> int | None:
+    """Attention heads of a DeiT: as stated, as timm's model of that name and width has them, or of 64 each."""
+    if isinstance(model_args, dict) and isinstance(model_args.get("num_heads"), int):
+        return model_args["num_heads"]
+    if isinstance(name, str) and timm.is_model(name):
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
+        if heads and getattr(model, "embed_dim", None) == hidden_size:
+            return heads[0]
+    return hidden_size // HEAD_DIM if hidden_size % HEAD_DIM == 0 else None
+
+
+def _infer_config(
+    weights: Mapping[str, torch.Tensor], where: str, name: Any, model_args: Any = None
+) -> DeiTConfigBase:
+    """The configuration that the weights of timm and the authors imply."""
+
+    def shape(key: str, ndim: int) -> torch.Size:
+        tensor = weights.get(key)
+        if tensor is not None and tensor.ndim == ndim and tensor.numel():
+            return tensor.shape
+        found = "none" if tensor is None else tuple(tensor.shape)
+        raise InputError(f"{where!r} is no DeiT or CaiT: it wants {key!r} of {ndim} dimensions, and has {found}")
+
+    def count(prefix: str) -> int:
+        numbers = {int(match[1]) for key in weights if (match := re.match(rf"{prefix}\.(\d{{1,6}})\.", key))}
+        if numbers != set(range(len(numbers))):
+            raise InputError(f"{where!r} lacks some of its {prefix}: it has {sorted(numbers)}")
+        return len(numbers)
+
+    is_cait, is_distilled = "blocks.0.attn.proj_l.weight" in weights, "dist_token" in weights
+    hidden_size, num_channels, patch_height, patch_width = shape("patch_embed.proj.weight", 4)
+    num_patches = shape("pos_embed", 3)[1] - (0 if is_cait else 2 if is_distilled else 1)
+    side = math.isqrt(max(num_patches, 0))
+    if side * side != num_patches or side == 0:
+        raise InputError(f"{where!r} has positions for {num_patches} patches, no square: its size is not known")
+    num_labels, is_even = shape("head.weight", 2)[0], patch_height == patch_width
+    fields = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": count("blocks"),
+        "intermediate_size": shape("blocks.0.mlp.fc1.weight", 2)[0],
+        "image_size": side * patch_height if is_even else (side * patch_height, side * patch_width),
+        "patch_size": patch_height if is_even else (patch_height, patch_width),
+        "num_channels": num_channels,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
+        "num_labels": num_labels,
+    }
+    if is_cait:
+        config_class = CaiTConfig
+        fields["num_attention_heads"] = shape("blocks.0.attn.proj_l.weight", 2)[0]
+        fields["num_class_layers"] = count("blocks_token_only")
+        known = create_config(name) if name in list_models() else None
+        if isinstance(known, CaiTConfig):
+            fields["layer_scale_init"] = known.layer_scale_init
+    else:
+        config_class = DistilledDeiTConfig if is_distilled else PlainDeiTConfig
+        fields["num_attention_heads"] = _num_heads(name, model_args, hidden_size)
+        if fields["num_attention_heads"] is None:
+            reason = f"its width of {hidden_size} is no multiple of a DeiT's {HEAD_DIM}"
+            raise InputError(f"{where!r} does not say how many attention heads it has, and {reason}")
+    if num_labels == 1000:  # in the order of ILSVRC-2012, as all of their classifiers have them
+        fields["id2label"] = dict(enumerate(map(ImageNetInfo().index_to_description, range(1000))))
+        fields["label2id"] = {label: index for index, label in fields["id2label"].items()}
+    try:
+        return config_class(**fields)
+    except Exception as error:
+        raise InputError(f"{where!r} has weights of an impossible model: {one_line(error)}") from error
+
+
+def _shapes(config: DeiTConfigBase, where: str) -> dict[str, torch.Size]:
+    try:
+        with torch.device("meta"):
+            model = model_class_of(config)(config)
+    except Exception as error:
+        raise InputError(f"{where!r} is of an impossible model: {one_line(error)}") from error
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _checked(checkpoint: Checkpoint, where: str) -> Checkpoint:
+    """Refuses what is missing, unknown, of another shape, not finite or contradictory; by its name."""
+    config, expected, found = checkpoint.config, _shapes(checkpoint.config, where), checkpoint.weights
+    for problem, names in (
+        ("lacks", sorted(expected.keys() - found.keys())),
+        ("has the unknown", sorted(found.keys() - expected.keys())),
+    ):
+        if names:
+            raise InputError(f"{where!r} {problem} {', '.join(names[:4])}{', …' if names[4:] else ''}")
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise InputError(f"{where!r}: {name} must be {tuple(shape)}, got {tuple(found[name].shape)}")
+        if not found[name].isfinite().all():
+            raise InputError(f"{where!r}: {name} holds numbers that are not finite")
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{where!r}: {name} must be finite, got {value}")
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        raise InputError(f"{where!r}: id2label must name the labels 0 to {config.num_labels - 1}")
+    _check_processor(checkpoint.processor, where)
+    return checkpoint
+
+
+def _check_processor(processor: DistilledDeiTImageProcessor, where: str) -> None:
+    stated = {name: getattr(processor, name, None) for name in PROCESSOR_SETTINGS}
+    mean, std, crop_ratio, factor, resample, *sizes = stated.values()
+    try:
+        edges = [tuple(dict(size).values()) for size in sizes]
+        is_possible = (
+            len(mean) == len(std) > 0
+            and all(-math.inf < value < math.inf for value in mean)
+            and all(0 < value < math.inf for value in (*std, factor))
+            and all(pair and all(type(edge) is int and edge > 0 for edge in pair) for pair in edges)
+            and 0 < crop_ratio <= 1
+            and resample in range(6)
+        )
+    except TypeError:
+        is_possible = False
+    if not is_possible:
+        raise InputError(f"{where!r} has an image processor of impossible settings: {stated}")

@@ -1,0 +1,245 @@
+"""The model card of a run, written from what the run knows."""
+
+import re
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from .facts import LOCAL_CHECKPOINT, RunFacts
+from .recipe_file import dump_recipe
+
+BEGIN = "<!-- Written by hf_deit, and written anew when the run is published again. What stands outside is kept. -->"
+END = "<!-- End of what hf_deit has written. -->"
+_METADATA = re.compile(r"\A\ufeff?\s*---\r?\n(.*?)\r?\n---\s*(?:\r?\n|\Z)", re.DOTALL)
+_MOST_LABELS_LISTED = 20
+_TAGS = ("image-classification", "vision", "hf_deit")
+_DISTILLED = "distillation"
+# What the metadata says of a run: nothing of an earlier one's must stay.
+_CLAIMS = ("model-index", "metrics", "base_model", "datasets")
+
+
+def make_card(facts: RunFacts, repo_id: str, revision: str | None = None) -> str:
+    """The whole card of a run's model.
+
+    Args:
+        facts: of the run.
+        repo_id, revision: where it is published; None for the main branch.
+    """
+    metadata, body = _metadata(facts, repo_id).to_yaml(), _body(facts, repo_id, revision)
+    return f"---\n{metadata}\n---\n\n{BEGIN}\n\n{body}\n\n{END}\n"
+
+
+def update_card(existing: str | None, facts: RunFacts, repo_id: str, revision: str | None = None) -> str:
+    """Writes the card into an existing one: what people have added to the text and to the metadata stays.
+
+    Args:
+        existing: a card's text, or None. The part between the two marks is replaced; a card without marks stays as it
+            is, with the new part at its end.
+        facts, repo_id, revision: see `make_card`.
+    """
+    if not (existing or "").strip():
+        return make_card(facts, repo_id, revision)
+    metadata = _metadata(facts, repo_id).to_dict()
+    old, text = _split(existing)
+    start, end = text.find(BEGIN), text.rfind(END)
+    has_marks = 0 <= start < end
+    if has_marks:
+        old = _foreign(old)
+    merged = {**old, **metadata}
+    merged["tags"] = list(dict.fromkeys([*metadata["tags"], *_as_list(old.get("tags"))]))
+    block = f"{BEGIN}\n\n{_body(facts, repo_id, revision)}\n\n{END}"
+    text = text[:start] + block + text[end + len(END) :] if has_marks else f"{text.rstrip()}\n\n{block}\n"
+    return _joined(merged, text)
+
+
+def merge_cards(remote: str | None, local: str | None) -> str | None:
+    """The card on the Hub with what has been written by hand into the local one, and is not in it yet."""
+    if not remote or not local:
+        return remote or local
+    (metadata, text), (others, other_text) = _split(remote), _split(local)
+    merged = {**metadata, **{key: value for key, value in _foreign(others).items() if key != "tags"}}
+    tags = [*_as_list(metadata.get("tags")), *_as_list(_foreign(others).get("tags"))]
+    if tags:
+        merged["tags"] = list(dict.fromkeys(tags))
+    added = [part for part in hand_written(other_text).split("\n\n") if part.strip() and part.strip() not in text]
+    return _joined(merged, "\n\n".join([text.rstrip(), *added]) + "\n")
+
+
+def _split(card: str) -> tuple[dict[str, Any], str]:
+    """Metadata and text; what is no mapping is no metadata."""
+    match = _METADATA.match(card)
+    try:
+        metadata = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError:
+        metadata = {}
+    return metadata if isinstance(metadata, dict) else {}, card[match.end() :] if match else card
+
+
+def _joined(metadata: dict[str, Any], text: str) -> str:
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()}\n---\n\n{text.lstrip()}"
+
+
+def _foreign(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What people have added to metadata that was written for a run."""
+    kept = {key: value for key, value in metadata.items() if key not in _CLAIMS}
+    tags = [tag for tag in _as_list(metadata.get("tags")) if tag not in (*_TAGS, _DISTILLED)]
+    return {**kept, "tags": tags}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def hand_written(text: str | None) -> str:
+    """What people have added to a card's text, outside the part that is written for them."""
+    text = _METADATA.sub("", text or "", count=1)
+    start, end = text.find(BEGIN), text.rfind(END)
+    return (text[:start] + text[end + len(END) :] if 0 <= start < end else text).strip()
+
+
+def card_faults(text: str) -> list[str]:
+    """What a card lacks that people need: a sentence each."""
+    match = _METADATA.match(text)
+    try:
+        metadata = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError as error:
+        return [f"its metadata is no YAML ({str(error).splitlines()[0]})"]
+    if not isinstance(metadata, dict):
+        return ["it has no metadata between --- lines at its top"]
+    faults = [
+        f"its metadata has no {key}" for key in ("library_name", "pipeline_tag", "tags") if not metadata.get(key)
+    ]
+    if len(text[match.end() :].strip()) < 100:
+        faults.append("it has next to no text")
+    return faults
+
+
+def _metadata(facts: RunFacts, repo_id: str) -> ModelCardData:
+    dataset_type = (
+        facts.dataset.name if facts.dataset.on_hub else re.sub(r"[^\w.-]+", "-", facts.dataset.name).strip("-")
+    )
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image Classification",
+            dataset_type=dataset_type,
+            dataset_name=facts.dataset.name,
+            dataset_config=facts.dataset_config,
+            dataset_split=facts.validation_split,
+            dataset_revision=facts.dataset.commit,
+            dataset_args={"num_images": facts.num_validation},
+            metric_type="accuracy",
+            metric_name=f"{k} accuracy, {head}",
+            metric_value=round(value, 4),
+            verified=False,
+        )
+        for head, k, value in facts.results()
+    ]
+    models = [source.name for source in (facts.student, facts.teacher) if source is not None and source.on_hub]
+    family = "deit" if facts.architecture.startswith("PlainDeiT") else facts.model_type
+    named = (facts.dataset, facts.unlabeled, facts.teacher_labels)
+    sets = [source.name for source in named if source is not None and source.on_hub]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        base_model=models or None,
+        datasets=sets or None,
+        metrics=["accuracy"] if results else None,
+        tags=[*_TAGS, family, *([_DISTILLED] if facts.is_distilled else [])],
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+
+
+def _body(facts: RunFacts, repo_id: str, revision: str | None) -> str:
+    sections = [f"# {repo_id.split('/')[-1]}", _introduction(facts)]
+    if not facts.is_finished:
+        sections.append(f"**Training goes on**: these are the weights after step {facts.step} of {facts.num_steps}.")
+    sections += ["## Results", _results(facts), "## Use", _use(facts, repo_id, revision)]
+    if len(facts.labels) <= _MOST_LABELS_LISTED:
+        sections.append(f"Its labels: {', '.join(facts.labels)}.")
+    if facts.teacher is not None:
+        sections += ["## Teacher", _teacher(facts)]
+    sections += ["## Training", _training(facts)]
+    return "\n\n".join(sections)
+
+
+def _introduction(facts: RunFacts) -> str:
+    size = f"{facts.image_size} x {facts.image_size} pixels"
+    is_checkpoint = facts.student.on_hub or facts.student == LOCAL_CHECKPOINT
+    how = "fine-tuned from" if is_checkpoint else "trained as"
+    teacher = f", distilled from {facts.teacher}" if facts.teacher is not None else ""
+    unlabeled = f" and, without labels, {facts.unlabeled}" if facts.unlabeled is not None else ""
+    configuration = f" (configuration {facts.dataset_config})" if facts.dataset_config else ""
+    return (
+        f"An image classifier with {len(facts.labels):,} labels: `{facts.architecture}`, "
+        f"{facts.parameters / 1e6:.3g} M parameters, {size}, {how} {facts.student}{teacher}. "
+        f"Trained on {facts.dataset}{configuration}{unlabeled}."
+    )
+
+
+def _results(facts: RunFacts) -> str:
+    rows = facts.results()
+    if not rows:
+        return "These weights have not been evaluated."
+    names = list(dict.fromkeys(name for name, _, _ in rows))
+    columns = list(dict.fromkeys(k for _, k, _ in rows))
+    values = {(name, k): f"{value:.4f}" for name, k, value in rows}
+    if facts.teacher_top1 is not None and facts.teacher_images == facts.num_validation:
+        names.append("the teacher")
+        values["the teacher", "top-1"] = f"{facts.teacher_top1:.4f}"
+    table = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    table += [f"| {name} | {' | '.join(values.get((name, k), '') for k in columns)} |" for name in names]
+    which = {"ema": "the moving average of the weights, which is published here", "raw": "the weights as trained"}
+    images = f"{facts.num_validation:,} images of {facts.dataset} (split `{facts.validation_split}`)"
+    return f"Accuracy on {images}, measured with {which[facts.weights]}.\n\n" + "\n".join(table)
+
+
+def _use(facts: RunFacts, repo_id: str, revision: str | None) -> str:
+    branch = f', revision="{revision}"' if revision else ""
+    code = ", trust_remote_code=True" if facts.needs_code else ""
+    note = (
+        " The model's code comes with the repository, as transformers has no such model." if facts.needs_code else ""
+    )
+    return (
+        f"With transformers alone.{note}\n\n```python\nfrom transformers import pipeline\n\n"
+        f'classify = pipeline("image-classification", model="{repo_id}"{branch}{code})\n'
+        'print(classify("image.png"))\n```'
+    )
+
+
+def _teacher(facts: RunFacts) -> str:
+    name = str(facts.teacher)
+    lines = [f"{name[0].upper()}{name[1:]}."]
+    if facts.teacher_top1 is not None:
+        lines[0] += (
+            f" Its top-1 accuracy on {facts.teacher_images:,} of the validation images is {facts.teacher_top1:.4f}."
+        )
+    if facts.num_replayed:
+        where = "" if facts.teacher_labels is None else f", in the data set {facts.teacher_labels}"
+        lines[0] += f" What it says of {facts.num_replayed:,} training views had been kept before{where}."
+    external = facts.external_data()
+    return "\n\n".join(lines + ([external] if external else []))
+
+
+def _training(facts: RunFacts) -> str:
+    environment = facts.environment
+    versions = ", ".join(f"{name} {number}" for name, number in environment.get("libraries", {}).items())
+    best = f", after step {facts.best_step:,}, when they were best" if facts.best_step is not None else ""
+    rows = [
+        ("steps", f"{facts.step:,} of {facts.batch_size} images, {facts.num_epochs:.4g} epochs"),
+        ("images", f"{facts.num_train:,}, split `{facts.train_split}`" if facts.num_train else "a stream"),
+        ("weights", ("their moving average" if facts.weights == "ema" else "as trained") + best),
+        ("device", f"{environment.get('num_processes', 1)} x {environment.get('device')}"),
+        ("time", None if facts.minutes is None else f"{facts.minutes:.1f} minutes"),
+        ("speed", None if not facts.images_per_second else f"{facts.images_per_second:.0f} images/s"),
+        ("versions", versions),
+        ("commit of hf_deit", environment.get("hf_deit_commit")),
+    ]
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows if value)]
+    parts = ["\n".join(table), "![Training curves](training_curves.png)"]
+    if facts.recipe:
+        recipe = dump_recipe(facts.recipe).strip()
+        parts.append(f"The arguments, as in `recipe.yaml`:\n\n```yaml\n{recipe}\n```")
+    return "\n\n".join(parts)

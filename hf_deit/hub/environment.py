@@ -1,0 +1,66 @@
+"""What a run computed with: versions of the libraries, devices, the commit of this code."""
+
+import functools
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_LIBRARIES = (
+    *("hf_deit", "torch", "torchvision", "transformers", "accelerate", "datasets", "timm", "huggingface_hub"),
+    *("safetensors", "numpy", "pillow"),
+)
+
+
+def describe_environment(*, num_processes: int = 1) -> dict[str, Any]:
+    """The environment of this process, without names of people, machines and folders.
+
+    Args:
+        num_processes: of the run.
+    """
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "hf_deit_commit": _commit(),
+        "device": _device(),
+        "num_processes": num_processes,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch.accelerator.is_available():
+        return str(torch.accelerator.current_accelerator())
+    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads a process"
+
+
+@functools.cache  # asked for at every push, while the training waits
+def _commit() -> str | None:
+    """Of this code: from where pip installed it, or from the checkout that it runs in."""
+    try:
+        origin = json.loads(distribution("hf_deit").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        origin = {}
+    if commit := origin.get("vcs_info", {}).get("commit_id"):
+        return commit
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+        return f"{commit} with changes" if changes else commit
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,75 @@
+"""Files that are written whole or not at all, and what is read back from them."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+
+def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str]) -> None:
+    """Writes a file so that it is whole or as it was before, even if the process is killed meanwhile.
+
+    The content is on the disk before it takes the file's place. A file that is linked elsewhere stays as it is there.
+
+    Args:
+        content: text is written as UTF-8.
+        path: in a folder that exists.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise
+    descriptor = os.open(folder or os.curdir, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link(source: str, target: str) -> None:
+    """Puts a file at another place, too, without copying it where the file system can."""
+    if os.path.lexists(target):
+        os.remove(target)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def read_text(path: str) -> str | None:
+    """A file's text, or None if there is no such file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON.
+    """
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def write_json(values: Mapping[str, Any], path: str) -> None:
+    """Writes a JSON object; see `write_whole`."""
+    write_whole(json.dumps(values, indent=2, ensure_ascii=False) + "\n", path)

@@ -1,0 +1,113 @@
+"""What of a run is published, and how it gets to the Hub: checked, whole, and without losing a result on the way."""
+
+import os
+
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..errors import InputError, first_line
+from ..models.pretrained import LOADING_ERRORS, absent_weights, load_image_processor
+from .card import card_faults
+from .files import read_text
+from .publisher import Publisher
+from .record import model_files, read_facts, stage
+from .repository import HubRepository, check_repository
+from .run_folder import CARD_FILE, last_whole_checkpoint
+
+logger = logging.get_logger(__name__)
+
+
+def check_folder(folder: str) -> None:
+    """Refuses a folder that cannot be published as it is: everything is loaded as its users will load it.
+
+    Raises:
+        InputError: no configuration, no weights or not all of them, an image processor or labels that do not fit, a
+            card that is missing or not complete, a run that is not finished.
+    """
+    if not os.path.isfile(os.path.join(folder, "config.json")):
+        checkpoint = last_whole_checkpoint(folder) if os.path.isdir(folder) else None
+        raise InputError(
+            f"there is no model in {folder!r}: "
+            + (
+                f"its run is not finished; go on with it, with --resume_from_checkpoint {checkpoint}"
+                if checkpoint
+                else "expected a folder with config.json and model.safetensors, or one of kept labels, with store.json"
+            )
+        )
+    facts = read_facts(folder)
+    if facts is not None and not facts.is_finished:
+        raise InputError(f"the run in {folder!r} stands at step {facts.step} of {facts.num_steps}: finish it first")
+    if not any(name.endswith(".safetensors") for name in model_files(folder)):
+        raise InputError(
+            f"there are no weights in {folder!r}, expected model.safetensors: save it with save_pretrained"
+        )
+    _check_processor(folder, _check_weights(folder).config)
+    if facts is None:
+        text = read_text(os.path.join(folder, CARD_FILE))
+        if text is None:
+            raise InputError(f"{folder!r} has no {CARD_FILE}: write a model card first")
+        faults = card_faults(text)
+        if faults:
+            raise InputError(f"the card {CARD_FILE} in {folder!r} is not complete: {'; '.join(faults)}")
+
+
+def _check_weights(folder: str) -> PreTrainedModel:
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True
+        )
+    except LOADING_ERRORS as error:
+        raise InputError(f"the model in {folder!r} does not load ({first_line(error)}): save it anew") from error
+    absent = absent_weights(info)
+    if absent:
+        raise InputError(f"the weights in {folder!r} are not whole, they lack {', '.join(absent[:4])}: save them anew")
+    weights = {name: weight for name, weight in model.state_dict().items() if weight.is_floating_point()}
+    spoilt = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if spoilt:
+        raise InputError(f"the weights in {folder!r} are not finite ({spoilt[0]}): the training has diverged")
+    return model
+
+
+def _check_processor(folder: str, config: PreTrainedConfig) -> None:
+    size = load_image_processor(folder, None, config).to_dict()
+    size = size.get("crop_size") or size.get("size") or {}
+    wanted = getattr(config, "image_size", None)
+    if isinstance(wanted, int) and size.get("height") not in (None, wanted):
+        raise InputError(
+            f"the image processor in {folder!r} makes {size['height']} pixels, the model takes {wanted}: save the "
+            "processor that it was trained with beside it"
+        )
+    if len(set(config.id2label.values())) != len(config.id2label):
+        raise InputError(f"config.json in {folder!r} has labels that share a name: mend its id2label")
+
+
+def publish_folder(
+    folder: str,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    seconds: float = 600.0,
+) -> HubRepository:
+    """Checks a folder and the repository, creates that if need be, and pushes the model with its card and record.
+
+    Args:
+        folder: of a finished run, or of any classifier with a card.
+        repo_id, token, private, revision: see `check_repository`.
+        seconds: after which a push that fails is given up.
+
+    Returns:
+        The repository.
+
+    Raises:
+        InputError: the folder or the repository cannot be used.
+        PublishError: the Hub refuses, fails or is not there.
+    """
+    check_folder(folder)
+    repository = check_repository(repo_id, token=token, private=private, revision=revision)
+    repository.create()
+    Publisher(repository, folder, seconds=seconds).finish(
+        lambda tree: stage(folder, tree), "Upload of a trained model"
+    )
+    return repository

@@ -1,0 +1,112 @@
+"""What is published of a run: its model's files, its card, facts, environment and curves."""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from ..errors import InputError, first_line
+from .card import update_card
+from .curves import plot_curves
+from .facts import RunFacts
+from .files import link, read_json, read_text, write_json, write_whole
+from .recipe_file import dump_recipe
+from .run_folder import CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
+
+_MODEL_FILES = re.compile(r"config\.json|preprocessor_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+_RECORD_FILES = {CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RUN_FILE}
+# Pickled arguments: they name folders of this machine, and hold the token if it was given as an argument.
+_NEVER_PUBLISHED = {"training_args.bin"}
+
+
+def model_files(folder: str) -> list[str]:
+    """The files in a folder that make a model: configuration, weights, image processor, and its code if it has any."""
+    if not os.path.isdir(folder):
+        return []
+    names = [name for name in sorted(os.listdir(folder)) if _MODEL_FILES.fullmatch(name)]
+    if "config.json" in names:
+        auto_map = read_json(os.path.join(folder, "config.json")).get("auto_map", {})
+        modules = {os.path.join(folder, f"{name.split('.')[0]}.py") for name in auto_map.values()}
+        code = set(filter(os.path.isfile, modules))
+        code |= {path for module in code for path in get_relative_import_files(module)}
+        names += sorted(os.path.relpath(path, folder) for path in code)
+    return names
+
+
+def write_record(
+    folder: str,
+    facts: RunFacts,
+    log_history: Sequence[Mapping[str, Any]],
+    repo_id: str,
+    revision: str | None = None,
+) -> None:
+    """Writes what is published of a run beside its model: card, facts, environment and curves.
+
+    Hand-written parts of a card that is there stay.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_json(facts.to_dict(), os.path.join(folder, RUN_FILE))
+    write_json(facts.environment, os.path.join(folder, ENVIRONMENT_FILE))
+    plot_curves(log_history, os.path.join(folder, CURVES_FILE))
+    card = os.path.join(folder, CARD_FILE)
+    write_whole(update_card(read_text(card), facts, repo_id, revision), card)
+
+
+def read_facts(folder: str) -> RunFacts | None:
+    """The facts of a folder's run, or None if it holds none.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    path = os.path.join(folder, RUN_FILE)
+    if not os.path.isfile(path):
+        return None
+    try:
+        return RunFacts.from_dict(read_json(path))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path!r} is not what a run of hf_deit writes ({first_line(error)}): run it again"
+        ) from error
+
+
+def stage(folder: str, tree: str) -> None:
+    """Collects what is published of a model's folder in another one, without copying: with hard links.
+
+    Args:
+        folder: with the model, and perhaps card, curves, environment and facts.
+        tree: to be filled; files that are there are replaced, or stay if the folder has no such.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    records = [name for name in _RECORD_FILES if os.path.isfile(os.path.join(folder, name))]
+    for name in [*model_files(folder), *records]:
+        link(os.path.join(folder, name), os.path.join(tree, name))
+    facts = read_facts(tree)
+    if facts is not None and facts.recipe:  # not the folder's own: that one names folders of this machine
+        text = f"# Resolved arguments of the run.\n{dump_recipe(facts.recipe)}"
+        write_whole(text, os.path.join(tree, RECIPE_FILE))
+
+
+def stage_checkpoint(checkpoint: str, tree: str) -> None:
+    """Collects a checkpoint, from which a run can go on, without what names this machine.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    shutil.rmtree(tree, ignore_errors=True)
+    for root, _, names in os.walk(checkpoint):
+        target = os.path.normpath(os.path.join(tree, os.path.relpath(root, checkpoint)))
+        os.makedirs(target, exist_ok=True)
+        for name in set(names) - _NEVER_PUBLISHED:
+            if name != STATE_FILE:
+                link(os.path.join(root, name), os.path.join(target, name))
+    state = read_json(os.path.join(checkpoint, STATE_FILE))
+    best = state.get("best_model_checkpoint")
+    state["best_model_checkpoint"] = best and os.path.basename(best)
+    write_json(state, os.path.join(tree, STATE_FILE))

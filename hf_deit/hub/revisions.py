@@ -1,0 +1,44 @@
+"""Which commit a name on the Hub stands for, and what its card says of it."""
+
+import os
+
+from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from transformers.utils import cached_file
+
+from ..errors import InputError
+from .client import HUB_ERRORS, ask, why
+
+
+def resolve_dataset_revision(name: str, revision: str | None = None) -> str | None:
+    """The commit that a branch or tag of a data set on the Hub stands for; None offline, or for a local one.
+
+    Raises:
+        InputError: there is no such data set, no right to read it, or the Hub is not there.
+    """
+    if constants.is_offline_mode() or os.path.exists(name) or name.startswith("sklearn:"):
+        return None
+    if revision is not None and constants.REGEX_COMMIT_OID.match(revision):
+        return revision
+    try:
+        return ask(lambda: HfApi().dataset_info(name, revision=revision).sha, what=f"asking for the data set {name}")
+    except HFValidationError:
+        return None  # no name on the Hub: load_dataset says what it makes of it
+    except OfflineModeIsEnabled:
+        return None
+    except HUB_ERRORS as error:
+        raise InputError(
+            f"cannot find the data set {name!r}{f' at {revision!r}' if revision else ''} on the Hub ({why(error)}): "
+            "check its name and your token; with HF_HUB_OFFLINE=1 a copy in the cache is taken"
+        ) from error
+
+
+def declared_datasets(repo_id: str, revision: str | None = None) -> list[str] | None:
+    """The data sets that a model's card on the Hub names in its metadata; None if it does not say, or has no card."""
+    try:
+        path = cached_file(repo_id, "README.md", revision=revision)
+        with open(path, encoding="utf-8") as file:
+            names = ModelCard(file.read(), ignore_metadata_errors=True).data.datasets
+    except (OSError, ValueError, TypeError):
+        return None
+    return [names] if isinstance(names, str) else names or None

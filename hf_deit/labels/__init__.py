@@ -1,0 +1,1 @@
+"""What a teacher has said about training views, by epoch and slot: recorded, kept in files, replayed."""

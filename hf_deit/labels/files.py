@@ -1,0 +1,226 @@
+"""Files of labels: one parquet format for whole epochs and for parts of them, written at once or not at all."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+import filelock
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CheckpointError, InputError, first_line
+from ..models.keyed import fold
+from .identity import FORMAT, StoreIdentity, write_labels
+
+STORE_FILE, DATA, PARTS, LOCK_FILE = "store.json", "data", "parts", ".lock"
+# In memory: what stands for a null label, and for a slot that is not there.
+TRUE_LABEL, ABSENT = -1, -2
+# One view in so many has its CRC kept; in small epochs more, so that there are about 16.
+_CRC_EVERY, _CRCS_PER_EPOCH, _CRC_PURPOSE = 1000, 16, 3
+LOCK_SECONDS = 10.0  # the workers of a run that was killed keep its lock until they notice
+# What pyarrow raises for files that are none of its own.
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
+
+Columns = dict[str, np.ndarray]  # by the names of the file's columns, (N,) or (N, k)
+
+
+def wants_crc(identity: StoreIdentity, epoch: int, slots: np.ndarray) -> np.ndarray:
+    """Of which views a CRC is to be recorded: (B,) bool, a pure function of (seed, epoch, slot)."""
+    every = min(_CRC_EVERY, max(1, identity.views_per_epoch // _CRCS_PER_EPOCH))
+    state = np.uint64(fold(identity.seed, epoch, _CRC_PURPOSE))
+    z = (np.asarray(slots).astype(np.uint64) ^ state) + np.uint64(0x9E3779B97F4A7C15)  # SplitMix64, as in views
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))) % np.uint64(every) == 0
+
+
+def check_new_folder(folder: str) -> None:
+    """Refuses to make a store of a folder that holds something else.
+
+    Raises:
+        InputError: it does.
+    """
+    names = [name for name in sorted(os.listdir(folder)) if name[0] != "."] if os.path.isdir(folder) else []
+    if STORE_FILE not in names and (others := [name for name in names if name not in (DATA, PARTS)]):
+        raise InputError(
+            f"{folder!r} is no label store, as it has no {STORE_FILE}, and it is not empty, as it has {others[0]!r}: "
+            "give a new folder"
+        )
+
+
+def is_store(folder: str) -> bool:
+    """Whether a folder is a label store."""
+    return os.path.exists(os.path.join(folder, STORE_FILE))
+
+
+def has_labels(folder: str) -> bool:
+    """Whether a folder is a store in which something has been recorded: an empty one is anybody's."""
+    if not is_store(folder):
+        return False
+    parents = [os.path.join(folder, name) for name in (DATA, PARTS)]
+    return any(name.endswith(".parquet") for parent in parents if os.path.isdir(parent) for name in os.listdir(parent))
+
+
+def probe_store(folder: str) -> None:
+    """Raises what opening a store to write to it would raise, but for what depends on its identity.
+
+    Raises:
+        InputError: the folder holds something else, or another process writes to it.
+        CheckpointError: nothing can be written there.
+    """
+    check_new_folder(folder)
+    lock_store(folder).release()
+
+
+def lock_store(folder: str) -> filelock.BaseFileLock:
+    """Makes the folders of a store and takes its lock, which ends with the process.
+
+    Raises:
+        InputError: another process has it.
+        CheckpointError: nothing can be written there.
+    """
+    try:
+        for name in (DATA, PARTS):
+            os.makedirs(os.path.join(folder, name), exist_ok=True)
+        lock = filelock.FileLock(os.path.join(folder, LOCK_FILE), thread_local=False)
+        lock.acquire(timeout=LOCK_SECONDS)
+    except filelock.Timeout as error:
+        raise InputError(
+            f"another run writes to the label store {folder!r}: wait until it ends, give another folder, or only read "
+            "(readonly)"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to the label store {folder!r} ({error.strerror or error}): mend its rights or the space on "
+            "its disk, give another folder, or only read (readonly)"
+        ) from error
+    return lock
+
+
+def schema_of(identity: StoreIdentity) -> pa.Schema:
+    """The columns of a store's files."""
+    label = pa.uint16() if identity.num_labels <= 65535 else pa.uint32()
+    schema = {"slot": pa.uint32(), "label": label, "pixel_crc": pa.uint32()}
+    if k := identity.top_k:
+        schema |= {"top_labels": pa.list_(label, k), "top_logits": pa.list_(pa.float16(), k)}
+        schema["rest_logit"] = pa.float16()
+    return pa.schema(schema)
+
+
+def _checksum(epoch: int, columns: Columns, identity: StoreIdentity) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {epoch} {identity.digest}".encode())
+    for name in schema_of(identity).names:
+        digest.update(np.ascontiguousarray(columns[name]))
+    return digest.hexdigest()
+
+
+def damaged(path: str, reason: str) -> InputError:
+    """The refusal of a file."""
+    return InputError(
+        f"{path!r} holds no labels of this store ({reason}): delete that file, and it is recorded, or downloaded, anew"
+    )
+
+
+def read_columns(path: str, epoch: int, identity: StoreIdentity) -> Columns:
+    """A file's columns.
+
+    Raises:
+        InputError: it is truncated, corrupt, or of another epoch or store.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    except _DAMAGE as error:
+        raise damaged(path, f"truncated or corrupt: {first_line(error)}") from error
+    expected = schema_of(identity)
+    if not table.schema.remove_metadata().equals(expected):
+        raise damaged(path, f"got the columns {table.schema.names}, expected {expected.names} and their types")
+    for name, wanted in (("format", str(FORMAT)), ("epoch", str(epoch)), ("identity", identity.digest)):
+        if about.get(name) != wanted:
+            raise damaged(path, f"its {name} is {about.get(name)}, expected {wanted}")
+    arrays = {name: table[name].combine_chunks() for name in expected.names}
+    arrays["label"] = arrays["label"].cast(pa.int32()).fill_null(TRUE_LABEL)
+    arrays["pixel_crc"] = arrays["pixel_crc"].cast(pa.int64()).fill_null(-1)
+    columns = {
+        name: array.flatten().to_numpy(zero_copy_only=False).reshape(-1, identity.top_k)
+        if pa.types.is_fixed_size_list(array.type)
+        else array.to_numpy(zero_copy_only=False)
+        for name, array in arrays.items()
+    }
+    if about.get("checksum") != _checksum(epoch, columns, identity):
+        raise damaged(path, "corrupt: its checksum is another")
+    return columns
+
+
+def write_columns(path: str, epoch: int, columns: Columns, identity: StoreIdentity) -> None:
+    """Writes a file of one row group.
+
+    Raises:
+        CheckpointError: it cannot be written, say on a full disk.
+    """
+    about = {"format": str(FORMAT), "epoch": str(epoch), "identity": identity.digest}
+    schema = schema_of(identity).with_metadata({**about, "checksum": _checksum(epoch, columns, identity)})
+    arrays = []
+    for field in schema:
+        column = columns[field.name]
+        if pa.types.is_fixed_size_list(field.type):
+            flat = pa.array(column.ravel(), field.type.value_type)
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
+        elif field.name in ("label", "pixel_crc"):
+            arrays.append(pa.array(np.maximum(column, 0), field.type, mask=column < 0))
+        else:
+            arrays.append(pa.array(column, field.type))
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.table(arrays, schema=schema),
+        sink,
+        row_group_size=max(len(columns["slot"]), 1),
+        compression="zstd",
+        compression_level=6,
+        use_dictionary=["label"],  # ten bits for a thousand classes, and zstd's entropy coder on top
+        column_encoding={"slot": "DELTA_BINARY_PACKED"},
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    write_labels(sink.getvalue(), path)
+
+
+def merge(parts: Sequence[Columns], epoch: int, name: str) -> Columns:
+    """One of several parts of an epoch, sorted by slot, each slot once.
+
+    Raises:
+        InputError: a slot is there twice, with another label or other pixels.
+    """
+    together = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    order = np.argsort(together["slot"], kind="stable")
+    together = {key: column[order] for key, column in together.items()}
+    slots, labels, crcs = together["slot"], together["label"], together["pixel_crc"]
+    again = slots[1:] == slots[:-1]
+    crcs_differ = (crcs[1:] != crcs[:-1]) & (crcs[1:] >= 0) & (crcs[:-1] >= 0)
+    contradicting = np.flatnonzero(again & ((labels[1:] != labels[:-1]) | crcs_differ))
+    if len(contradicting):
+        first = contradicting[0]
+        one, other = (
+            f"label {labels[i] if labels[i] >= 0 else 'as the true one'}, CRC {crcs[i]}" for i in (first, first + 1)
+        )
+        raise InputError(
+            f"{len(contradicting)} of {int(again.sum())} views of epoch {epoch} that were recorded twice in {name} "
+            f"contradict each other, the first one slot {slots[first]} ({one}; {other}): teacher or pixels have "
+            f"changed. Delete the files of the epoch (epoch-{epoch:05d}…) and record it anew"
+        )
+    if again.any():
+        first_of_each = np.concatenate([[True], ~again])
+        together = {key: column[first_of_each] for key, column in together.items()}
+    return together
+
+
+def no_views(identity: StoreIdentity) -> Columns:
+    """The columns of a file as they are in memory, with no rows."""
+    columns = {"slot": np.empty(0, np.uint32), "label": np.empty(0, np.int32), "pixel_crc": np.empty(0, np.int64)}
+    if k := identity.top_k:
+        labels = schema_of(identity).field("label").type.to_pandas_dtype()
+        columns |= {"top_labels": np.empty((0, k), labels), "top_logits": np.empty((0, k), np.float16)}
+        columns["rest_logit"] = np.empty(0, np.float16)
+    return columns

@@ -1,0 +1,226 @@
+"""What the labels of a store depend on, and how data and teacher are told apart."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from ..data.view_dataset import IGNORED_LABEL
+from ..errors import CheckpointError, InputError, first_line
+from ..hub.files import write_whole
+
+FORMAT = 1
+_FINGERPRINT_IMAGES = 1024
+_FINGERPRINT_ROWS = 100_000  # labels read at a time
+
+# What to do about a field that differs, beyond the obvious.
+_HINTS = {
+    "teacher": "--teacher_model_name_or_path names the teacher, and with --teacher_labels_readonly none is needed",
+    "data": "rows, their labels and their order must be the same; --validation_seed and --labels_kept choose some",
+    "seed": "--data_seed is that of the views, while another --seed makes another student",
+    "group_size": "--mixup_group_size says it, and the batch of a device must hold whole groups: for smaller batches "
+    "the labels must be recorded with smaller groups",
+    "top_k": "--teacher_labels_top_k says it",
+}
+
+
+def write_labels(content: Any, path: str) -> None:
+    """Writes a file of a store, whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written, say on a full disk.
+    """
+    try:
+        write_whole(content, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the teacher's labels to {path!r} ({error.strerror or error}): what was there before is "
+            "whole; free some space, or mend the folder's rights, and go on from the last checkpoint"
+        ) from error
+
+
+@dataclass(frozen=True)
+class StoreIdentity:
+    """What labels depend on. Values are what JSON can hold; groups may have more keys than these.
+
+    Attributes:
+        teacher: `name`, `revision` (a commit, or `weights_digest` of a folder), `labels` (their names in the student's
+            order), `dtype`, `preprocessing`.
+        data: `name`, `config`, `revision`, `rows`, `fingerprint` (from `data_fingerprint`).
+        augmentation: all settings, resolved.
+        versions: of the libraries that make pixels. Others are no other identity, but must give the same pixels.
+        seed: of the views.
+        group_size: of mixup's groups.
+        repeated_augmentation: views of an image that lie side by side.
+        views_per_epoch: slots of an epoch. A run that only reads may have fewer.
+        num_labels: of the teacher, in the student's order.
+        top_k: logits that are kept beside the label, 0 for none.
+    """
+
+    teacher: Mapping[str, Any]
+    data: Mapping[str, Any]
+    augmentation: Mapping[str, Any]
+    versions: Mapping[str, str]
+    seed: int
+    group_size: int
+    repeated_augmentation: int
+    views_per_epoch: int
+    num_labels: int
+    top_k: int = 0
+
+    # The revision and the fingerprint say more; these are for people.
+    INFORMATIONAL = ("teacher.name", "teacher.labels", "data.name", "data.config", "data.revision")
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = json.loads(json.dumps(getattr(self, field.name), allow_nan=False))
+            object.__setattr__(self, field.name, value)
+        if not self.teacher.get("revision"):
+            raise InputError(
+                f"the revision of the teacher {self.teacher.get('name')!r} is not known, but labels depend on it: "
+                "give a commit of the Hub, or weights_digest of its folder"
+            )
+        if not 1 <= self.views_per_epoch < 1 << 32:
+            raise InputError(f"views_per_epoch must be from 1 to 2**32 - 1, got {self.views_per_epoch}")
+        if not 0 <= self.top_k < self.num_labels:
+            raise InputError(
+                f"top_k must be from 0 to {self.num_labels - 1} (num_labels - 1), got {self.top_k}: give another "
+                "--teacher_labels_top_k"
+            )
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What another value of is another store, by dotted name."""
+        flat = dict(_flatten(asdict(self)))
+        return {
+            name: flat[name] for name in flat if name not in self.INFORMATIONAL and name.split(".")[0] != "versions"
+        }
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: "StoreIdentity") -> dict[str, str]:
+        """By dotted name, in words with both values, what makes this store ("there") no store of another ("here")."""
+        return {
+            name: f"{name} is {there!r} there, {here!r} here"
+            for name, (there, here) in sorted(_differences(asdict(self), asdict(other)))
+        }
+
+    def check_same(self, other: "StoreIdentity", source: str, *, fewer_views: bool) -> None:
+        """Refuses labels of a store with this identity for a run with another one.
+
+        Args:
+            other: the run's.
+            source: the store's name, for the message.
+            fewer_views: whether the run may take only the first slots of an epoch.
+
+        Raises:
+            InputError: with each field that differs.
+        """
+        changed = self.differences(other)
+        has_fewer = other.views_per_epoch < self.views_per_epoch
+        if fewer_views and has_fewer:
+            changed.pop("views_per_epoch", None)
+        if changed:
+            each = list(changed.values())
+            hints = [hint for field, hint in _HINTS.items() if any(name.split(".")[0] == field for name in changed)]
+            if "views_per_epoch" in changed and has_fewer:
+                hints.append("one that is only read (readonly) may have more views")
+            raise InputError(
+                f"the labels in {source!r} are not of this run: {'; '.join(each[:5])}{'; …' if each[5:] else ''}. "
+                f"{'; '.join(['Train with the settings of the store, or give another one', *hints])}"
+            )
+
+    def write(self, path: str) -> None:
+        """Writes the description of a store.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        described = {"format": FORMAT, "digest": self.digest, "identity": asdict(self)}
+        write_labels(json.dumps(described, indent=2, ensure_ascii=False) + "\n", path)
+
+    @classmethod
+    def read(cls, path: str) -> "StoreIdentity":
+        """Reads the description of a store.
+
+        Raises:
+            InputError: it is none, or of another format.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                described = json.load(file)
+            if described["format"] == FORMAT:
+                identity = cls(**described["identity"])
+                if identity.digest == described["digest"]:
+                    return identity
+                raise ValueError("its digest is not that of its identity")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{path!r} does not describe a label store ({first_line(error)}): give another store, or delete this "
+                "one and record it anew"
+            ) from error
+        raise InputError(f"{path!r} has the format {described['format']!r}, expected {FORMAT}: update hf_deit")
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of decisive fields that differ, with both values; of what only one has, the whole."""
+    for name in sorted({*one, *other}):
+        here, theirs = one.get(name), other.get(name)
+        if prefix + name in (*StoreIdentity.INFORMATIONAL, "versions") or here == theirs:
+            continue
+        if isinstance(here, dict) and isinstance(theirs, dict):
+            yield from _differences(here, theirs, f"{prefix}{name}.")
+        else:
+            yield prefix + name, (here, theirs)
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, dict) and item:
+            yield from _flatten(item, f"{prefix}{name}.")
+        else:
+            yield prefix + name, item
+
+
+def data_fingerprint(dataset: datasets.Dataset, *, image_column: str = "image", label_column: str = "label") -> str:
+    """A digest of a data set's rows, in their order: their number, all labels and the encoded images of up to 1,024.
+
+    The same for the same rows from arrow, parquet, memory or a folder, as long as the encoded bytes are the same. An
+    image that is not there to be read counts by its file name. Nothing is decoded.
+
+    Args:
+        dataset: with an `Image` column.
+        label_column: may be missing.
+    """
+    digest = hashlib.sha256(f"{len(dataset)}".encode())
+    if label_column in dataset.column_names:
+        labels = dataset.select_columns(label_column).with_format("arrow")
+        for start in range(0, len(dataset), _FINGERPRINT_ROWS):
+            column = labels[start : start + _FINGERPRINT_ROWS][label_column].cast(pa.int64())
+            digest.update(np.ascontiguousarray(column.fill_null(IGNORED_LABEL).to_numpy()))
+    images = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+    count = min(len(dataset), _FINGERPRINT_IMAGES)
+    for index in np.linspace(0, len(dataset) - 1, num=count, dtype=np.int64).tolist():
+        digest.update(hashlib.sha256(_encoded(images[index][image_column])).digest())
+    return digest.hexdigest()
+
+
+def _encoded(image: dict[str, Any] | None) -> bytes:
+    if image is None:
+        return b""
+    if image.get("bytes") is not None:
+        return image["bytes"]
+    path = image.get("path") or ""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return os.path.basename(path).encode()

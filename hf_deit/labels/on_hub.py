@@ -1,0 +1,245 @@
+"""Label stores as data sets on the Hub: finding, downloading and pushing them."""
+
+import functools
+import os
+import threading
+from contextlib import suppress
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
+
+from ..errors import InputError, PublishError
+from ..hub.client import HUB_ERRORS, keep_trying, why
+from .files import STORE_FILE
+from .identity import StoreIdentity
+
+logger = logging.get_logger(__name__)
+
+_SCHEME = "hf://datasets/"
+_SECONDS = 60.0
+
+_CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+tags:
+- hf_deit
+- knowledge-distillation
+- teacher-labels
+task_categories:
+- image-classification
+---
+
+# What {teacher} says about augmented views of {data}
+
+The labels that a teacher gave to the training views of a distillation, recorded by hf_deit. A view is a pure function
+of (seed, epoch, slot), so these labels replace the teacher in any later training on the same data with the same
+augmentation, at any batch size and number of processes, for any student.
+
+One file is an epoch of {views:,} views, one row each:
+
+| column | |
+|---|---|
+| `slot` | position of the view in the epoch's order |
+| `label` | the teacher's label, of {num_labels:,}; null where it is the true one |
+| `pixel_crc` | CRC-32 of the view before normalising, of a few views: whoever replays compares them |
+{top_rows}
+`store.json` says what the labels depend on: teacher, data, augmentation, seed. The epoch is in each file's metadata
+and its name.
+
+```python
+from hf_deit import TeacherLabelStore
+
+store = TeacherLabelStore.open("{source}", readonly=True)
+labels = store.labels(epoch=0, true_labels=true_labels)  # the data's own labels, by slot, fill the nulls
+```
+
+The bare columns:
+
+```python
+from datasets import load_dataset
+
+views = load_dataset("{repo_id}", split="train", streaming=True)
+```
+"""
+_TOP_ROWS = """| `top_labels`, `top_logits` | the {top_k} largest logits, descending, and their labels |
+| `rest_logit` | stands for each other logit: the log of the mean of their exponentials |
+"""
+
+
+def hub_id(source: str, *, bare: bool) -> str | None:
+    """The data set on the Hub that a source names, or None if it is a folder.
+
+    Args:
+        source: "hf://datasets/user/name", or a folder.
+        bare: whether "user/name" may stand for a data set, too, if it is no folder.
+
+    Raises:
+        InputError: it is no name on the Hub.
+    """
+    name = source.removeprefix(_SCHEME)
+    if name == source and (not bare or os.path.exists(source) or source.count("/") != 1):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        if name == source:
+            return None
+        raise InputError(f"{source!r} is no data set on the Hub, expected {_SCHEME}user/name: {error}") from error
+    return name
+
+
+def _download(repo_id: str, name: str, revision: str | None, token: str | None) -> str:
+    """The path of a file of a data set, in the cache.
+
+    Raises:
+        InputError: it is not there.
+    """
+
+    def fetch() -> str:
+        return hf_hub_download(repo_id, name, repo_type="dataset", revision=revision, token=token)
+
+    try:
+        return keep_trying(fetch, what=f"downloading {name} of {repo_id}", seconds=_SECONDS)
+    except EntryNotFoundError as error:
+        if not isinstance(error, LocalEntryNotFoundError):
+            raise InputError(f"the data set {repo_id!r} has no {name}: give one that holds teacher labels") from error
+        raise InputError(
+            f"{name} of the data set {repo_id!r} is not in the cache, and the Hub is not there: {why(error)}"
+        ) from error
+    except HUB_ERRORS as error:
+        raise InputError(
+            f"cannot download {name} of the data set {repo_id!r}{f' at {revision!r}' if revision else ''} "
+            f"({why(error)}), and there is no folder of that name: check the name, the revision and your token"
+        ) from error
+
+
+@functools.cache  # a commit's files stay what they are, and a run opens its labels several times
+def _files_at(repo_id: str, commit: str, token: str | None) -> list[str]:
+    return HfApi(token=token).list_repo_files(repo_id, revision=commit, repo_type="dataset")
+
+
+def _list_files(repo_id: str, commit: str, token: str | None, cached: str) -> list[str]:
+    """The files of a data set at a commit, or, without the Hub, those in the cache's folder of that commit."""
+    if not constants.is_offline_mode():
+        try:
+            return keep_trying(
+                lambda: _files_at(repo_id, commit, token),
+                what=f"listing {repo_id}",
+                seconds=_SECONDS,
+            )
+        except HUB_ERRORS as error:
+            logger.warning("cannot list the labels %s (%s): taking those in the cache", repo_id, why(error))
+    return [
+        os.path.relpath(os.path.join(parent, name), cached).replace(os.sep, "/")
+        for parent, _, names in os.walk(cached)
+        for name in names
+    ]
+
+
+class HubFolder:
+    """A data set at one commit, whose files are downloaded when they are asked for.
+
+    Args:
+        repo_id: of the data set.
+        revision: branch, tag or commit.
+        token: of a user.
+
+    Attributes:
+        commit: that the revision stands for.
+        folder: of this commit in the cache.
+        files: all that there are.
+
+    Raises:
+        InputError: it is not there.
+    """
+
+    def __init__(self, repo_id: str, revision: str | None, token: str | None) -> None:
+        self.repo_id = repo_id
+        self._token = token
+        # Asked for by the branch's name, as only then the cache notes, for use offline, which commit that is.
+        self.folder = os.path.dirname(_download(repo_id, STORE_FILE, revision, token))
+        self.commit = os.path.basename(self.folder)
+        self.files = {*_list_files(repo_id, self.commit, token, self.folder)}
+        self._prefetch: threading.Thread | None = None
+
+    def names(self, parent: str) -> list[str]:
+        """Of the files in a folder."""
+        return [os.path.basename(name) for name in self.files if os.path.dirname(name) == parent]
+
+    def path(self, name: str, *, then: str) -> str:
+        """Where a file lies in the cache; in the background, the one that comes `then` is fetched.
+
+        Raises:
+            InputError: it cannot be downloaded.
+        """
+        if self._prefetch is not None:
+            self._prefetch.join()
+        path = _download(self.repo_id, name, self.commit, self._token)
+        if then in self.files:
+            self._prefetch = threading.Thread(target=self._fetch, args=(then,), daemon=True)
+            self._prefetch.start()
+        return path
+
+    def _fetch(self, name: str) -> None:
+        with suppress(InputError):  # who asks for it hears of it
+            _download(self.repo_id, name, self.commit, self._token)
+
+
+def push(
+    repo_id: str,
+    folder: str,
+    names: list[str],
+    identity: StoreIdentity,
+    *,
+    private: bool | None,
+    token: str | None,
+    seconds: float,
+) -> str:
+    """Pushes files of a store as one commit, with a card unless there is one. Gives the commit's address.
+
+    It is tried again for so many seconds where that can help.
+
+    Raises:
+        InputError: the data set holds other labels.
+        PublishError: the Hub refuses, fails or is not there.
+    """
+    api = HfApi(token=token, library_name="hf_deit")
+    again = f"the labels are whole in {folder!r}, push them again later"
+
+    def commit() -> str:
+        repository = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+        present = api.list_repo_files(repository, repo_type="dataset")
+        if STORE_FILE in present:
+            theirs = StoreIdentity.read(api.hf_hub_download(repository, STORE_FILE, repo_type="dataset"))
+            if theirs.digest != identity.digest:
+                changed = list(theirs.differences(identity).values())
+                raise InputError(f"{repo_id!r} holds other labels ({'; '.join(changed[:5])}): give another name")
+        operations = [CommitOperationAdd(name, os.path.join(folder, name)) for name in [STORE_FILE, *names]]
+        if "README.md" not in present:
+            operations.append(CommitOperationAdd("README.md", _card(repository, identity).encode()))
+        message = f"Teacher labels of {len(names)} epochs"
+        return str(api.create_commit(repository, operations, commit_message=message, repo_type="dataset").commit_url)
+
+    try:
+        return keep_trying(commit, what=f"pushing labels to {repo_id}", seconds=seconds)
+    except InputError:
+        raise
+    except HUB_ERRORS as error:
+        raise PublishError(f"cannot push the labels to {repo_id!r} ({why(error)}): {again}") from error
+
+
+def _card(repo_id: str, identity: StoreIdentity) -> str:
+    return _CARD.format(
+        teacher=os.path.basename(str(identity.teacher.get("name") or "a teacher")),
+        data=os.path.basename(str(identity.data.get("name") or "a data set")),
+        views=identity.views_per_epoch,
+        num_labels=identity.num_labels,
+        top_rows=_TOP_ROWS.format(top_k=identity.top_k) if identity.top_k else "",
+        source=_SCHEME + repo_id,
+        repo_id=repo_id,
+    )

@@ -1,0 +1,447 @@
+"""What a teacher said about training views, kept in a folder and replayed: the teacher is paid once.
+
+A view is a pure function of (seed, epoch, slot), so its label needs no key but its slot, and a run with another batch
+or world size, or another student, replays it. One parquet file holds an epoch; see `TeacherLabelStore`.
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from ..errors import InputError
+from .epoch import EpochLabels
+from .files import (
+    ABSENT,
+    DATA,
+    PARTS,
+    STORE_FILE,
+    TRUE_LABEL,
+    Columns,
+    check_new_folder,
+    damaged,
+    has_labels,
+    is_store,
+    lock_store,
+    merge,
+    no_views,
+    read_columns,
+    wants_crc,
+    write_columns,
+)
+from .identity import StoreIdentity
+from .on_hub import HubFolder, hub_id, push
+from .pending import PendingLabels
+from .top_k import TopLogits
+
+logger = logging.get_logger(__name__)
+
+_EPOCH_FILE = re.compile(r"epoch-(\d{5,})\.parquet")
+_PART_FILE = re.compile(r"epoch-(\d{5,})\.rank-\d+\.\w+\.parquet")
+
+
+def _epoch_file(epoch: int) -> str:
+    return f"{DATA}/epoch-{epoch:05d}.parquet"
+
+
+class TeacherLabelStore:
+    """The teacher's labels of a run's views, by epoch and slot. Made by `open`.
+
+    A run that writes calls `record` at each step, `flush` on every process at checkpoints and at the end of an epoch,
+    and then, on the main process, when all have flushed, `finish_epoch`. One that resumes finds what was flushed by
+    `lookup`, also of an epoch that is not complete: those views need no teacher and must not be recorded again.
+
+    In the folder, `store.json` holds the identity, `data/epoch-NNNNN.parquet` an epoch, one row per view, and `parts/`
+    what is there of epochs that are not complete. A null label is the true one: the teacher mostly says that.
+
+    Attributes:
+        identity: of the store.
+        readonly: whether it takes no records; those on the Hub never do.
+        changed_versions: library to (version that recorded, version now), where they differ: see `check_pixels`.
+    """
+
+    def __init__(self, folder: str, identity: StoreIdentity, *, readonly: bool, hub: HubFolder | None = None) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.readonly = readonly
+        self.changed_versions: dict[str, tuple[str | None, str | None]] = {}
+        self._hub = hub
+        self._lock: filelock.BaseFileLock | None = None
+        self._has_warned = False
+        self._pending = PendingLabels(identity)
+        self._cache: dict[int, EpochLabels] = {}
+
+    # Opening
+
+    @classmethod
+    def open(
+        cls,
+        source: str | os.PathLike[str],
+        identity: StoreIdentity | None = None,
+        *,
+        readonly: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        is_main_process: bool = True,
+    ) -> "TeacherLabelStore":
+        """Opens a store, or creates it.
+
+        Args:
+            source: a folder, or a data set on the Hub as "hf://datasets/user/name"; with `readonly` also "user/name",
+                if it is no folder.
+            identity: of the run, to be the store's; None takes a store that is there as it is.
+            readonly: never write, and refuse a store that is not there.
+            revision: branch, tag or commit on the Hub.
+            token: of a user on the Hub; None for the one that the client finds.
+            is_main_process: that one creates and locks; others of a run must open after it.
+
+        Raises:
+            InputError: there is no store, it is another run's, it is broken, or another process writes to it.
+        """
+        source = os.fspath(source)
+        repo_id = hub_id(source, bare=readonly)
+        if repo_id is not None:
+            hub = HubFolder(repo_id, revision, token)
+            identity_there = StoreIdentity.read(os.path.join(hub.folder, STORE_FILE))
+            store = cls(hub.folder, identity_there, readonly=True, hub=hub)
+        elif revision is not None:
+            raise InputError(
+                f"got the revision {revision!r} for the folder {source!r}: only stores on the Hub have one"
+            )
+        else:
+            store = cls._open_folder(source, identity, readonly, is_main_process)
+        try:
+            if identity is not None:
+                store.identity.check_same(identity, source, fewer_views=store.readonly)
+                then, now = store.identity.versions, identity.versions
+                names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+                store.changed_versions = {name: (then.get(name), now.get(name)) for name in names}
+            if store._lock is not None:
+                store._recover()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def _open_folder(
+        cls, folder: str, identity: StoreIdentity | None, readonly: bool, is_main_process: bool
+    ) -> "TeacherLabelStore":
+        path = os.path.join(folder, STORE_FILE)
+        lock = None
+        if not is_store(folder):
+            if readonly or identity is None or not is_main_process:
+                raise InputError(
+                    f"there is no label store in {folder!r}, expected its {STORE_FILE}: give another folder, or let "
+                    "a run create it that may write, with its identity, before others open it"
+                )
+            check_new_folder(folder)
+        if not readonly and is_main_process:
+            lock = lock_store(folder)
+        try:
+            if lock is not None and identity is not None and not has_labels(folder):
+                identity.write(path)
+                logger.info("created the label store %s", folder)
+            store = cls(folder, StoreIdentity.read(path), readonly=readonly)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        store._lock = lock
+        return store
+
+    def _recover(self) -> None:
+        """Removes what a killed run left half-written, and ends what it had not: called with the lock."""
+        for folder in (self.folder, os.path.join(self.folder, DATA), os.path.join(self.folder, PARTS)):
+            for name in os.listdir(folder):
+                if name.endswith(".tmp"):
+                    os.remove(os.path.join(folder, name))
+        for epoch in sorted({epoch for epoch, _ in self._parts()}):
+            self.finish_epoch(epoch)
+
+    def close(self) -> None:
+        """Lets others write. What is not flushed is gone."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> "TeacherLabelStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Reading
+
+    @property
+    def complete_epochs(self) -> list[int]:
+        folder = os.path.join(self.folder, DATA)
+        names = self._hub.names(DATA) if self._hub else os.listdir(folder) if os.path.isdir(folder) else []
+        return sorted(int(match[1]) for match in map(_EPOCH_FILE.fullmatch, names) if match)
+
+    @property
+    def partial_epochs(self) -> list[int]:
+        """Those of which some views are there, and not all."""
+        return sorted({epoch for epoch, _ in self._parts()} - {*self.complete_epochs})
+
+    def has(self, epoch: int) -> bool:
+        """Whether all views of an epoch are there."""
+        name = _epoch_file(epoch)
+        return name in self._hub.files if self._hub else os.path.exists(os.path.join(self.folder, name))
+
+    def missing(self, needed: Mapping[int, int]) -> list[int]:
+        """The epochs of which views are not there.
+
+        Args:
+            needed: by epoch, how many of its first views.
+        """
+        complete, partial = {*self.complete_epochs}, {*self.partial_epochs}
+        return [
+            epoch
+            for epoch, views in sorted(needed.items())
+            if epoch not in complete and (epoch not in partial or len(self.epoch(epoch).absent(views)))
+        ]
+
+    def labels(self, epoch: int, true_labels: np.ndarray) -> np.ndarray:
+        """The teacher's labels of the epoch's first N views.
+
+        Args:
+            true_labels: (N,) of slot 0 to N - 1, negative where there is none.
+
+        Returns:
+            (N,) int64, -1 where nothing is known.
+        """
+        return self.lookup(epoch, np.arange(len(true_labels)), true_labels)
+
+    def lookup(self, epoch: int, slots: np.ndarray, true_labels: np.ndarray) -> np.ndarray:
+        """The teacher's labels of views.
+
+        Args:
+            slots: (B,) integers.
+            true_labels: (B,), negative where there is none.
+
+        Returns:
+            (B,) int64, -1 where nothing is known: in an epoch that is not complete.
+
+        Raises:
+            InputError: the epoch's file is broken, or missing from a store on the Hub; or true labels are not those of
+                the run that recorded.
+        """
+        codes = self.epoch(epoch).codes[slots].astype(np.int64)
+        is_true = codes == TRUE_LABEL
+        labels = np.where(is_true, true_labels, np.maximum(codes, -1))
+        if (labels[is_true] < 0).any() or (labels[is_true] >= self.identity.num_labels).any():
+            raise InputError(
+                f"views of epoch {epoch} in the label store {self._name} have their true label, but there is none "
+                "here: train with the data that the labels are of"
+            )
+        return labels
+
+    def lookup_logits(self, epoch: int, slots: np.ndarray) -> np.ndarray:
+        """The teacher's logits of views, for any temperature: the top k as they were, the others all alike.
+
+        Returns:
+            (B, num_labels) float32.
+
+        Raises:
+            InputError: the store holds no logits, or not those of all these views.
+        """
+        known = self.epoch(epoch)
+        if self.identity.top_k and (known.codes[slots] == ABSENT).any():
+            raise InputError(f"the label store {self._name} has not all of these views of epoch {epoch}: record them")
+        return known.logits(torch.from_numpy(np.asarray(slots, dtype=np.int64))).numpy()
+
+    def crcs(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The slots whose CRC is kept, (N,) int64 ascending, and their CRCs, (N,) int64."""
+        columns = self.epoch(epoch).columns
+        kept = columns["pixel_crc"] >= 0
+        return columns["slot"][kept].astype(np.int64), columns["pixel_crc"][kept]
+
+    def wants_crc(self, epoch: int, slots: np.ndarray) -> np.ndarray:
+        """Of which views a CRC is to be recorded: (B,) bool, a pure function of (seed, epoch, slot)."""
+        return wants_crc(self.identity, epoch, slots)
+
+    def check_pixels(self, recomputed: Iterable[tuple[int, int, int]]) -> int:
+        """Compares CRCs of views made now with those of the run that recorded, and warns of other versions.
+
+        Args:
+            recomputed: (epoch, slot, CRC) of some of the views that `crcs` names.
+
+        Returns:
+            How many were compared.
+
+        Raises:
+            InputError: pixels are others, or there was nothing to compare.
+        """
+        kept: dict[int, dict[int, int]] = {}
+        compared = differing = 0
+        for epoch, slot, crc in recomputed:
+            if epoch not in kept:
+                kept[epoch] = dict(zip(*(array.tolist() for array in self.crcs(epoch)), strict=True))
+            if (stored := kept[epoch].get(slot)) is not None:
+                compared += 1
+                differing += stored != crc
+        changes = ", ".join(f"{name} {then} → {now}" for name, (then, now) in self.changed_versions.items())
+        if differing or not compared:
+            raise InputError(
+                f"the labels in {self._name} are not of the views that are made here: {differing} of {compared} CRCs "
+                f"of pixels differ, expected none of at least one (versions: {changes or 'the same'}). Install the "
+                "versions that recorded them, or give another store"
+            )
+        if changes and not self._has_warned:
+            self._has_warned = True
+            same = f"which give the same pixels in all of {compared} views"
+            logger.warning("the labels in %s were recorded with other versions (%s), %s", self._name, changes, same)
+        return compared
+
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """The data set on the Hub that it is, and its commit, or None."""
+        return None if self._hub is None else (self._hub.repo_id, self._hub.commit)
+
+    @property
+    def _name(self) -> str:
+        return repr(self._hub.repo_id if self._hub else self.folder)
+
+    def epoch(self, epoch: int) -> EpochLabels:
+        """What is kept of an epoch.
+
+        Raises:
+            InputError: its file is broken, or missing from a store on the Hub.
+        """
+        found = self._cache.get(epoch)
+        if found is not None and (found.is_complete or not self.has(epoch)):
+            return found
+        if self._hub is not None and not self.has(epoch):
+            raise InputError(f"the label store {self._name} lacks epoch {epoch}: it has {len(self.complete_epochs)}")
+        try:
+            columns = self._read_whole(epoch) if self.has(epoch) else self._union(epoch)[0]
+        except InputError:
+            if not self.readonly or self._hub is not None or not self.has(epoch):
+                raise
+            columns = self._read_whole(epoch)  # a writer has just put its parts together
+        found = EpochLabels(columns, self.identity)
+        self._cache = {epoch: found}
+        return found
+
+    def _read_whole(self, epoch: int) -> Columns:
+        name = _epoch_file(epoch)
+        path = self._hub.path(name, then=_epoch_file(epoch + 1)) if self._hub else os.path.join(self.folder, name)
+        columns = read_columns(path, epoch, self.identity)
+        if not np.array_equal(columns["slot"], np.arange(self.identity.views_per_epoch)):
+            raise damaged(path, f"it has {len(columns['slot'])} of {self.identity.views_per_epoch} views")
+        return columns
+
+    def _parts(self) -> Iterator[tuple[int, str]]:
+        """Epoch and path of each part."""
+        folder = os.path.join(self.folder, PARTS)
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        for match in filter(None, map(_PART_FILE.fullmatch, names)):
+            yield int(match[1]), os.path.join(folder, match[0])
+
+    def _union(self, epoch: int) -> tuple[Columns, list[str]]:
+        """What is there of an epoch, and the parts that it was read from."""
+        paths = [path for number, path in self._parts() if number == epoch]
+        parts = [read_columns(path, epoch, self.identity) for path in paths]
+        if self.has(epoch):
+            parts.insert(0, self._read_whole(epoch))
+        return merge([*parts, no_views(self.identity)], epoch, self._name), paths
+
+    # Writing
+
+    def record(
+        self,
+        epoch: int,
+        slots: Any,
+        labels: Any,
+        true_labels: Any,
+        *,
+        crcs: Any | None = None,
+        top: TopLogits | None = None,
+    ) -> None:
+        """Notes what the teacher says about views, in memory; `flush` writes it.
+
+        Tensors stay where they are for a while, so that nothing waits for the device; they must not be changed.
+
+        Args:
+            slots: (B,) integers.
+            labels: (B,), the teacher's.
+            true_labels: (B,), negative where there is none.
+            crcs: (B,), negative where there is none; see `wants_crc`.
+            top: of the teacher's logits, if the store's `top_k` is not 0.
+
+        Raises:
+            InputError: the store is only read, or takes logits and got none, or the other way round; and, here or in
+                `flush`, slots or labels that are out of range.
+        """
+        if self.readonly:
+            raise InputError(f"the label store {self._name} is only read, so it takes no labels: give a folder")
+        if (top is not None) != bool(self.identity.top_k):
+            raise InputError(f"got {'' if top else 'no '}logits for a store whose top_k is {self.identity.top_k}")
+        self._pending.add(epoch, (slots, labels, true_labels, crcs, *(top or ())))
+
+    def flush(self, rank: int = 0) -> None:
+        """Writes what this process has recorded, each epoch as one part.
+
+        Raises:
+            InputError: see `record`; or a view was recorded twice, with different labels.
+            CheckpointError: it cannot be written, say on a full disk. It stays in memory.
+        """
+        for epoch in self._pending.epochs:
+            columns = merge(self._pending.settled(epoch), epoch, self._name)
+            name = f"epoch-{epoch:05d}.rank-{rank:05d}.{secrets.token_hex(4)}.parquet"
+            write_columns(os.path.join(self.folder, PARTS, name), epoch, columns, self.identity)
+            self._pending.discard(epoch)
+        self._cache = {epoch: known for epoch, known in self._cache.items() if known.is_complete}
+
+    def finish_epoch(self, epoch: int) -> bool:
+        """Merges the parts of an epoch into its file, once they hold all its views. For the main process alone.
+
+        Returns:
+            Whether the epoch is complete.
+
+        Raises:
+            InputError: parts are broken, or contradict each other.
+            CheckpointError: the file cannot be written; the parts stay.
+        """
+        if self._lock is None:
+            raise InputError(f"only the process that has locked the label store {self._name} may finish an epoch")
+        columns, paths = self._union(epoch)
+        if len(columns["slot"]) < self.identity.views_per_epoch:
+            return False
+        if not self.has(epoch):
+            write_columns(os.path.join(self.folder, _epoch_file(epoch)), epoch, columns, self.identity)
+        for path in paths:
+            os.remove(path)
+        self._cache.pop(epoch, None)
+        return True
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, seconds: float = 60.0
+    ) -> str:
+        """Pushes the complete epochs as a data set, in one commit; a card that is there stays.
+
+        Args:
+            private: for its creation; None takes the owner's default.
+            seconds: after which it is given up.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            InputError: no epoch is complete, one is broken, or the data set holds other labels.
+            PublishError: the Hub refuses, fails or is not there.
+        """
+        epochs = self.complete_epochs
+        if not epochs or self._hub is not None:
+            raise InputError(f"{self._name} has no complete epoch in a folder to push: record one first")
+        for epoch in epochs:
+            self._read_whole(epoch)
+        names = [_epoch_file(epoch) for epoch in epochs]
+        return push(repo_id, self.folder, names, self.identity, private=private, token=token, seconds=seconds)

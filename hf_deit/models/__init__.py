@@ -1,0 +1,1 @@
+"""What learns and what teaches: DeiT and CaiT, the zoo, any checkpoint as a student, any classifier as a teacher."""

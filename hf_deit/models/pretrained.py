@@ -1,0 +1,119 @@
+"""What student and teacher need of a pretrained checkpoint: commit, processor, digest, absent weights, errors."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from ..errors import InputError, first_line
+
+# What transformers, timm, safetensors and the Hub's client raise for checkpoints that are not there, or not whole.
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError),
+    *(StrictDataclassError, HfHubHTTPError),
+)
+
+
+def absent_weights(info: Mapping[str, Any]) -> list[str]:
+    """Names of the weights that a checkpoint lacks, or has in another shape, by `from_pretrained`'s loading info."""
+    return sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
+
+
+def load_image_processor(name_or_path: str, revision: str | None, config: Any) -> BaseImageProcessor:
+    """A checkpoint's image processor, refused if its class's defaults would have to stand in for its statistics.
+
+    Args:
+        name_or_path: a Hub id or a folder.
+        revision: branch, tag or commit.
+        config: the checkpoint's configuration.
+
+    Raises:
+        InputError: it states no mean and standard deviation.
+    """
+    remedy = "save its image processor beside the weights (processor.save_pretrained), with the statistics of training"
+    if config.model_type == "timm_wrapper":
+        stated = getattr(config, "pretrained_cfg", None) or {}
+        wanted, where = ("mean", "std"), "pretrained_cfg of config.json"
+    else:
+        try:
+            path = cached_file(name_or_path, "preprocessor_config.json", revision=revision)
+            with open(path, encoding="utf-8") as file:
+                stated = json.load(file)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{name_or_path!r} has no readable preprocessor_config.json, so what its pixels must look like is "
+                f"unknown: {remedy}"
+            ) from error
+        wanted, where = ("image_mean", "image_std"), "preprocessor_config.json"
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    except LOADING_ERRORS as error:
+        raise InputError(f"cannot load the image processor of {name_or_path!r}: {first_line(error)}") from error
+    absent = [name for name in wanted if stated.get(name) is None]
+    if absent and getattr(processor, "do_normalize", True):
+        raise InputError(f"{name_or_path!r} states no {' and '.join(absent)} in {where}: {remedy}")
+    return processor
+
+
+def measure_processor(name: str, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """What a processor makes of colours.
+
+    Returns:
+        The change of each output channel (rows) when an input channel (columns) goes from 0 to 255, (3, 3) float64;
+        the output for black, (3,) float64; and the output's (height, width).
+    """
+    colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    images = [Image.new("RGB", (64, 64), colour) for colour in colours]
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise InputError(f"the image processor of {name} must give (B, 3, H, W) pixels, got {tuple(pixels.shape)}")
+    height, width = pixels.shape[-2:]
+    centre = pixels[:, :, height // 2, width // 2].double()
+    return (centre[1:] - centre[0]).T, centre[0], (height, width)
+
+
+def resolve_revision(name_or_path: str, revision: str | None = None) -> str | None:
+    """The commit that a branch or tag of a model on the Hub stands for; None for a folder, or if it is not there."""
+    if os.path.exists(name_or_path):
+        return None
+    try:
+        return extract_commit_hash(cached_file(name_or_path, "config.json", revision=revision), None)
+    except OSError:  # whoever loads the model says what is wrong
+        return None
+
+
+_WEIGHT_FILES = re.compile(r"config\.json|.+\.py|.+\.safetensors(\.index\.json)?")
+_PICKLED_FILES = re.compile(r"config\.json|.+\.py|pytorch_model.*\.bin(\.index\.json)?")
+
+
+def weights_digest(folder: str | os.PathLike[str]) -> str:
+    """A digest of a model in a folder, "sha256:…", over its configuration, weights and code.
+
+    Raises:
+        InputError: it holds no model.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+        kept = [name for name in names if _WEIGHT_FILES.fullmatch(name)]
+        if not any(name.endswith(".safetensors") for name in kept):  # which are taken where both are there
+            kept = [name for name in names if _PICKLED_FILES.fullmatch(name)]
+        if "config.json" not in kept or not any(name.endswith((".safetensors", ".bin")) for name in kept):
+            raise InputError(f"there is no model in {os.fspath(folder)!r}: expected config.json and model.safetensors")
+        digest = hashlib.sha256()
+        for name in kept:
+            with open(os.path.join(folder, name), "rb") as file:
+                digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise InputError(f"cannot read the model in {os.fspath(folder)!r}: {first_line(error)}") from error
+    return f"sha256:{digest.hexdigest()}"

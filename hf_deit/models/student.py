@@ -1,0 +1,274 @@
+"""The student: a model of the zoo, a checkpoint, or a transformers architecture made anew, with its processor."""
+
+import copy
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..errors import InputError, first_line
+from .class_names import match_labels
+from .configuration_deit import as_pair
+from .image_processing_deit import DistilledDeiTImageProcessor
+from .modeling_common import ImageClassifierBase
+from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
+from .pretrained import LOADING_ERRORS, load_image_processor, measure_processor, resolve_revision
+from .zoo import create_model, list_models
+
+_DEFAULT_IMAGE_SIZE = 224
+# As transformers and timm name them.
+_ATTENTION = re.compile(r"(^|\.)(attention|attn|self_attn)\.")
+_POSITIONS = ("position_embeddings", "pos_embed")
+
+
+def load_student(
+    name_or_path: str,
+    *,
+    id2label: Mapping[int, str],
+    revision: str | None = None,
+    image_size: int | None = None,
+    crop_ratio: float | None = None,
+    replace_head: bool = False,
+    freeze: Literal["none", "all_but_heads", "all_but_attention"] = "none",
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
+    """Makes or loads an image classifier to train, and the image processor that goes with it.
+
+    Args:
+        name_or_path: a name of the zoo or a transformers model type ("resnet"), made anew; or a Hub id or a folder.
+        id2label: the data set's labels by index.
+        revision: branch, tag or commit of a Hub id.
+        image_size: input size in pixels; of a checkpoint by default its own. A DeiT's position embeddings are
+            interpolated (bicubic; paper, section 3), and the image processor follows.
+        crop_ratio: of the evaluation; by default a checkpoint's own, and the authors' for a model made anew (1.0 for
+            CaiT, else 0.875).
+        replace_head: start a checkpoint with new heads, for other labels than its own.
+        freeze: "all_but_heads" trains the heads alone, "all_but_attention" the attention layers, the position
+            embeddings and the heads (Touvron et al. 2022, "Three things everyone should know about vision
+            transformers").
+        overrides: fields of the configuration.
+
+    Returns:
+        The model, in training mode, and its processor. A checkpoint keeps its own statistics and crop ratio.
+
+    Raises:
+        InputError: no such model; impossible fields; a checkpoint with other labels.
+    """
+    fields = {"id2label": dict(id2label), **(overrides or {})}
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be at least 1, got {image_size}")
+    known = [*list_models(), *CONFIG_MAPPING]
+    if name_or_path not in known:
+        if "/" not in name_or_path and not os.path.isdir(name_or_path):
+            near = difflib.get_close_matches(name_or_path, known, n=1, cutoff=0.5)
+            raise InputError(
+                f"no student {name_or_path!r}: expected a name of the zoo ({', '.join(list_models()[-4:])}, …), a Hub "
+                f"id, a folder or a transformers model type{f'; did you mean {near[0]}?' if near else ''}"
+            )
+        model, processor = _load_checkpoint(name_or_path, id2label, revision, replace_head, overrides or {})
+        height, width = processor.crop_size.height, processor.crop_size.width
+        if image_size is not None and (height, width) != (image_size, image_size):
+            model = _at_image_size(model, name_or_path, image_size)
+            height = width = image_size
+        if crop_ratio is not None or (height, width) != (processor.crop_size.height, processor.crop_size.width):
+            try:
+                processor = processor.at_crop_size((height, width), crop_ratio)
+            except ValueError as error:
+                raise InputError(f"the student {name_or_path!r} cannot be evaluated so: {error}") from error
+        if isinstance(getattr(model.config, "pretrained_cfg", None), dict):  # timm's, which is read from there
+            model.config.pretrained_cfg["crop_pct"] = processor.crop_ratio
+        return _frozen(model.train(), freeze), processor
+    if revision is not None or replace_head:
+        raise InputError(f"student_revision and replace_head are for checkpoints; {name_or_path!r} is made anew")
+    try:
+        if name_or_path in list_models():
+            if image_size is not None:
+                fields["image_size"] = image_size
+            model = create_model(name_or_path, **fields)
+        else:
+            _check_fields(name_or_path, overrides or {})
+            fields["label2id"] = {label: index for index, label in id2label.items()}
+            config = AutoConfig.for_model(name_or_path, **fields)
+            if image_size is not None and hasattr(config, "image_size"):
+                config.image_size = image_size
+            model = AutoModelForImageClassification.from_config(config)
+        height, width = as_pair(image_size or getattr(model.config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
+        usual_ratio = 1.0 if model.config.model_type == "cait" else 0.875  # the authors'
+        processor = DistilledDeiTImageProcessor(
+            crop_size={"height": height, "width": width}, crop_ratio=usual_ratio if crop_ratio is None else crop_ratio
+        )
+    except InputError:
+        raise
+    except (*LOADING_ERRORS, IndexError, AssertionError, ArithmeticError) as error:
+        raise InputError(f"cannot make the student {name_or_path!r} with {overrides}: {error}") from error
+    return _frozen(model.train(), freeze), processor
+
+
+def _check_fields(model_type: str, overrides: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])} | {"num_labels"}
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise InputError(
+                f"the configuration of {model_type!r} has no field {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+
+
+def _load_checkpoint(
+    name_or_path: str,
+    id2label: Mapping[int, str],
+    revision: str | None,
+    replace_head: bool,
+    overrides: Mapping[str, Any],
+) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
+    try:
+        revision = resolve_revision(name_or_path, revision) or revision
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        # Our own classes train what transformers' only run: labels, stochastic depth, heads.
+        model_class = {
+            "DeiTForImageClassificationWithTeacher": DistilledDeiTForImageClassification,
+            "ViTForImageClassification": PlainDeiTForImageClassification,
+        }.get((config.architectures or [""])[0], AutoModelForImageClassification)
+        model, info = model_class.from_pretrained(
+            name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True, **overrides
+        )
+    except LOADING_ERRORS as error:
+        raise InputError(f"cannot load the student {name_or_path!r}: {str(error).strip()}") from error
+    processor = _as_deit_processor(name_or_path, model.config, load_image_processor(name_or_path, revision, config))
+    missing = sorted(info["missing_keys"])
+    if replace_head:
+        renewed, head = _with_new_head(model, id2label)
+        missing = [name for name in missing if name not in head]
+    if missing:
+        raise InputError(
+            f"the student {name_or_path!r} has no weights for {', '.join(missing[:4])}"
+            f"{', …' if len(missing) > 4 else ''}: take a whole checkpoint"
+            + ("" if replace_head else ", or pass --replace_head if it only lacks heads, which then start anew")
+        )
+    if replace_head:
+        return renewed, processor
+    try:
+        same_order = match_labels(model.config.id2label, id2label) == sorted(id2label)
+    except InputError:
+        same_order = False
+    if not same_order:
+        raise InputError(
+            f"the student {name_or_path!r} was trained on {model.config.num_labels} labels, the data has "
+            f"{len(id2label)}, and they are not the same in the same order: pass --replace_head for new heads"
+        )
+    model.config.id2label = dict(id2label)
+    model.config.label2id = {label: index for index, label in id2label.items()}
+    return model, processor
+
+
+def _head_names(model: PreTrainedModel) -> set[str]:
+    """Names of the heads' parameters: what changes its shape with the number of labels."""
+
+    def shapes(num_labels: int) -> dict[str, torch.Size]:
+        config = copy.deepcopy(model.config)
+        config.num_labels = num_labels
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
+
+    one, other = shapes(model.config.num_labels + 1), shapes(model.config.num_labels + 2)
+    return {name for name in one if one[name] != other[name]}
+
+
+def _with_new_head(model: PreTrainedModel, id2label: Mapping[int, str]) -> tuple[PreTrainedModel, set[str]]:
+    """The same model with freshly initialised heads for these labels, and the names of the heads' parameters."""
+    head = _head_names(model)
+    config = copy.deepcopy(model.config)
+    config.id2label = dict(id2label)
+    config.label2id = {label: index for index, label in id2label.items()}
+    renewed = type(model)(config)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in head}
+    renewed.load_state_dict({**renewed.state_dict(), **kept}, strict=True)
+    return renewed, head
+
+
+@torch.no_grad()
+def _at_image_size(model: PreTrainedModel, name_or_path: str, image_size: int) -> PreTrainedModel:
+    """The same model for inputs of another size."""
+    if isinstance(model, ImageClassifierBase):
+        try:
+            model.resize_image_size(image_size)
+        except ValueError as error:
+            raise InputError(f"the student {name_or_path!r} cannot take {image_size} pixels: {error}") from error
+        return model
+    try:
+        model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
+    except (ValueError, RuntimeError, AssertionError) as error:  # what architectures say to a size they refuse
+        raise InputError(
+            f"the student {name_or_path!r} cannot take {image_size} pixels ({first_line(error)}): leave --image_size "
+            "out, or take a DeiT, a ViT or a convnet"
+        ) from error
+    if isinstance(getattr(model.config, "pretrained_cfg", None), dict):  # timm's
+        model.config.pretrained_cfg["input_size"] = [3, image_size, image_size]
+    elif hasattr(model.config, "image_size"):
+        config = copy.deepcopy(model.config)
+        config.image_size = image_size
+        with torch.device("meta"):
+            resized = {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
+        # Else the model interpolates its positions as it runs, and must be made in its own size to be loaded again.
+        if resized == {name: tensor.shape for name, tensor in model.state_dict().items()}:
+            model.config.image_size = image_size
+    return model
+
+
+def _frozen(model: PreTrainedModel, freeze: str) -> PreTrainedModel:
+    if freeze == "none":
+        return model
+    trained = heads = _head_names(model)
+    if freeze == "all_but_attention":
+        names = [name for name, _ in model.named_parameters()]
+        attention = {name for name in names if _ATTENTION.search(name)}
+        if not attention:
+            raise InputError(f"freeze is all_but_attention, but {type(model).__name__} has no attention layers")
+        trained = heads | attention | {name for name in names if name.endswith(_POSITIONS)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name in trained
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            # Its running statistics are no parameters, and would go on moving in training mode.
+            module.register_forward_pre_hook(_evaluate)
+    return model
+
+
+def _evaluate(module: nn.Module, inputs: Any) -> None:
+    module.eval()
+
+
+def _as_deit_processor(name: str, config: Any, processor: BaseImageProcessor) -> DistilledDeiTImageProcessor:
+    """A checkpoint's statistics, size and crop ratio, in the processor that this package trains and publishes with."""
+    gain, black, (height, width) = measure_processor(name, processor)
+    if (gain - torch.diag(gain.diagonal())).abs().max() > 1e-4 or (gain.diagonal() < 1e-6).any():
+        raise InputError(
+            f"the image processor of the student {name!r} mixes or reorders the colour channels, which a DeiT's "
+            "cannot: take a student with RGB input"
+        )
+    # Pixels in [0, 1] go to (pixel - mean) / std, whatever the checkpoint calls its settings.
+    std = (1 / gain.diagonal()).tolist()
+    mean = (-black / gain.diagonal()).tolist()
+    settings = getattr(processor, "data_config", None)
+    if settings is not None:  # timm
+        resized = int(min(height, width) / settings["crop_pct"])
+    else:
+        size = processor.size
+        resized = size.shortest_edge or min(size.height or height, size.width or width)
+        if getattr(processor, "crop_pct", None) and not getattr(processor, "do_center_crop", False):
+            resized = int(min(height, width) / processor.crop_pct)
+    return DistilledDeiTImageProcessor(
+        crop_size={"height": height, "width": width},
+        size={"shortest_edge": max(resized, height, width)},
+        image_mean=[round(value, 6) for value in mean],
+        image_std=[round(value, 6) for value in std],
+    )

@@ -1,0 +1,235 @@
+"""From a recipe and a command line to arguments, and back; whether two runs are the same."""
+
+import dataclasses
+import enum
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from ..data.load import DataArguments
+from ..errors import CheckpointError, InputError
+from ..hub.files import write_whole
+from ..hub.recipe_file import dump_recipe
+from ..training.arguments import DistillationTrainingArguments, ModelArguments
+from . import ARGUMENT_CLASSES, check_known, list_recipes, load_recipe
+
+DEFAULT_RECIPE = "digits"
+Arguments = tuple[ModelArguments, DataArguments, DistillationTrainingArguments]
+# Where a run writes and how it was started, secrets, and what transformers derives from the rest and the machine.
+_NOT_IN_A_RESOLVED_RECIPE = (
+    *(
+        "output_dir",
+        "resume_from_checkpoint",
+        "resume_from_hub",
+        "hub_token",
+        "local_rank",
+        "disable_tqdm",
+        "dataloader_pin_memory",
+    ),
+    *("push_to_hub_token", "label_names", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+)
+_DEFINES_A_RUN = (
+    *("student", "student_revision", "student_overrides", "image_size", "crop_ratio", "replace_head", "freeze"),
+    *("distillation_type", "distillation_alpha", "distillation_temperature", "distillation_reduction"),
+    "teacher_labels_top_k",
+    *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "label_smoothing_factor"),
+    *("random_erasing", "mixup", "cutmix", "mixup_probability", "mixup_switch_probability", "mixup_group_size"),
+    *("seed", "data_seed", "optim", "learning_rate", "scale_learning_rate", "weight_decay", "max_grad_norm"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "schedule_per", "warmup_learning_rate", "min_learning_rate"),
+    *("warmup_steps", "warmup_epochs", "max_steps", "num_train_epochs", "ema_decay"),
+)
+# What a run is called and where it reports to.
+_OF_ONE_PLACE = ("push_to_hub", "hub_", "run_name", "report_to", "project", "trackio_", "logging_dir")
+
+
+class _Parser(HfArgumentParser):
+    """Raises instead of printing the usage, which is some 300 lines long."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def resolve_arguments(arguments: Sequence[str]) -> Arguments:
+    """Turns a command line into arguments: `--recipe` (default "digits") first, everything else on top.
+
+    Args:
+        arguments: for example ["--recipe", "digits", "--num_train_epochs", "3"].
+
+    Raises:
+        InputError: an unknown recipe or argument (with the nearest valid name), or a value of the wrong kind.
+    """
+    recipe_name, rest = _take_recipe(arguments)
+    recipe = load_recipe(recipe_name)
+    for given, replaced in (("train_dir", "dataset_name"), ("dataset_name", "train_dir")):
+        if any(argument.split("=")[0].replace("-", "_") == f"__{given}" for argument in rest):
+            recipe.pop(replaced, None)  # the command line's data take the place of the recipe's
+    parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False)
+    from_recipe = _as_command_line(recipe, {action.dest: action.nargs for action in parser._actions})
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        [*from_recipe, *rest], return_remaining_strings=True, look_for_args_file=False
+    )
+    for argument in unknown:
+        if argument.startswith("--"):
+            check_known(argument[2:].split("=")[0].replace("-", "_"), "there is")
+    if unknown:
+        raise InputError(f"cannot read {' '.join(unknown)!r} on the command line: arguments are --name value")
+    return tuple(parsed)
+
+
+def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> None:
+    """Refuses to go on with a run under other arguments than its own; those that do not define it may differ.
+
+    Args:
+        recipe: the file of the recipe that the run was started with, or, if it comes from the Hub, the published one.
+        arguments: those that it shall go on with.
+
+    Raises:
+        InputError: with the first difference, and both values.
+    """
+    if isinstance(recipe, str):
+        before, now, run, way = load_recipe(recipe), resolved_recipe(arguments), os.path.dirname(recipe), recipe
+    else:
+        before, now, run = recipe, published_recipe(arguments), arguments[-1].resume_from_hub
+        way = "its recipe.yaml"
+    teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
+    if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
+        raise InputError(f"the run in {run!r} has the teacher {teacher!r}, got {other!r}")
+    commit, other = before.get("teacher_revision"), now.get("teacher_revision")
+    if commit and other and commit != other:
+        raise InputError(
+            f"the run in {run!r} has the teacher at commit {commit!r}, got {other!r}: leave --teacher_revision out"
+        )
+    for name in [*_DEFINES_A_RUN, *(field.name for field in dataclasses.fields(DataArguments))]:
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"the run in {run!r} was started with {name} {before.get(name, 'at its default')}, "
+                f"got {now.get(name, 'its default')}: resume with the same arguments (--recipe {way}), or start "
+                "another run in another --output_dir"
+            )
+
+
+def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arguments:
+    """The commits that a run was started with, where the arguments it shall go on with name no revision.
+
+    Args:
+        recipe: see `check_same_run`.
+        arguments: those that it shall go on with.
+    """
+    before = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    taken = []
+    for part in arguments[:2]:
+        names = [field.name for field in dataclasses.fields(part) if field.name.endswith("_revision")]
+        commits = {name: before[name] for name in names if getattr(part, name) is None and name in before}
+        taken.append(dataclasses.replace(part, **commits))
+    args = arguments[-1]
+    if args.teacher_labels_revision is None and args.teacher_labels == before.get("teacher_labels"):
+        args.teacher_labels_revision = before.get("teacher_labels_revision")
+    return *taken, args
+
+
+def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
+    """The arguments that differ from the defaults, without the output folder, secrets and what is derived."""
+    recipe = {}
+    for part in arguments:
+        for field in dataclasses.fields(part):
+            value = _plain(getattr(part, field.name))
+            if value is None and isinstance(field.default, str):
+                value = ""
+            if value in (None, []) or not field.init or field.name in _NOT_IN_A_RESOLVED_RECIPE:
+                continue
+            default = _plain(_default(field))
+            if value != default and not (value is False and default is None):
+                recipe[field.name] = value
+    return recipe
+
+
+def published_recipe(arguments: Arguments) -> dict[str, Any]:
+    """`resolved_recipe` for other machines: the last part alone of folders and files, and not where it was pushed."""
+    return {
+        name: _portable(value, always=name.endswith("_dir"))
+        for name, value in resolved_recipe(arguments).items()
+        if not name.startswith(_OF_ONE_PLACE)
+    }
+
+
+def _portable(value: Any, *, always: bool = False) -> Any:
+    """A value with names of files and folders cut to their last part."""
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _portable(item) for name, item in value.items()}
+    if not isinstance(value, str) or value in list_recipes():
+        return value
+    is_path = always or os.path.isabs(value) or value.startswith(("~", ".")) or os.path.exists(value)
+    return os.path.basename(os.path.normpath(value)) if is_path else value
+
+
+def save_recipe(arguments: Arguments, path: str) -> None:
+    """Writes `resolved_recipe` as a recipe that gives the arguments again, with the libraries' versions above it.
+
+    A recipe that is there is replaced as a whole: a run that is killed meanwhile can still go on by the old one.
+
+    Raises:
+        CheckpointError: it cannot be written, say on a full disk.
+    """
+    versions = ", ".join(f"{name} {version(name)}" for name in ("hf_deit", "torch", "transformers", "timm", "pillow"))
+    text = f"# Resolved arguments of a run with {versions}.\n{dump_recipe(resolved_recipe(arguments))}"
+    try:
+        write_whole(text, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the recipe of the run to {path!r} ({error.strerror or error}): free some space, or mend "
+            "the folder's rights"
+        ) from error
+
+
+def _take_recipe(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    recipe_name, rest, remaining = DEFAULT_RECIPE, [], iter(arguments)
+    for argument in remaining:
+        if argument == "--recipe":
+            recipe_name = next(remaining, "")
+        elif argument.startswith("--recipe="):
+            recipe_name = argument.removeprefix("--recipe=")
+        else:
+            rest.append(argument)
+    return recipe_name, rest
+
+
+def _as_command_line(recipe: dict[str, Any], nargs: dict[str, Any]) -> list[str]:
+    """A recipe as arguments, so that both have one parser and one set of types.
+
+    Args:
+        recipe: arguments by name. None leaves the default, or, where that is a string, gives the empty one.
+        nargs: how many values an argument takes, as argparse has it.
+    """
+    defaults = {field.name: field.default for part in ARGUMENT_CLASSES for field in dataclasses.fields(part)}
+    line = []
+    for key, value in recipe.items():
+        if isinstance(value, list) and nargs.get(key) == "+":
+            line += [f"--{key}", *map(str, value)]
+        elif isinstance(value, list):
+            raise InputError(f"the argument {key!r} takes one value, the recipe has the list {value}")
+        elif value is not None:
+            line.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+        elif isinstance(defaults.get(key), str):
+            line.append(f"--{key}=")
+    return line
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """What YAML can hold."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) or hasattr(value, "to_dict"):
+        return None  # accelerator_config and the like: made from the environment
+    return value

@@ -1,0 +1,343 @@
+"""Arguments: of the distilling Trainer, and, for the scripts, of the models and the data."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from transformers import SchedulerType, TrainingArguments
+
+from ..data.batch_augment import Mixing, RandomErasing
+from ..errors import InputError
+
+DistillationType = Literal["hard", "soft", "none"]
+
+
+@dataclass
+class DistillationTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the distillation and augmentation of DeiT, and DeiT's defaults.
+
+    Changed defaults: learning rate 5e-4 with a cosine schedule that ends at 1e-5, weight decay 0.05, no gradient
+    clipping, label smoothing 0.1 (paper, table 9). Beyond them see the fields below.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    distillation_type: DistillationType = field(
+        default="hard",
+        metadata={"help": 'Teacher\'s term: "hard" (its decision), "soft" (its distribution) or "none".'},
+    )
+    distillation_alpha: float = field(
+        default=0.5,
+        metadata={
+            "help": "Weight of the teacher's term, in [0, 1]; the label's has the rest. Soft in the paper: 0.1."
+        },
+    )
+    distillation_temperature: float = field(default=3.0, metadata={"help": "τ of soft distillation, positive."})
+    distillation_reduction: Literal["batchmean", "numel"] = field(
+        default="batchmean",
+        metadata={"help": 'Of the soft loss; "numel", the authors\', is num_labels times smaller.'},
+    )
+    teacher_labels: str | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the teacher's labels in this folder, and take those that are there: a later run on the same "
+            "views needs no teacher. Or take those of a data set on the Hub, hf://datasets/user/name."
+        },
+    )
+    teacher_labels_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of teacher_labels on the Hub."}
+    )
+    teacher_labels_readonly: bool = field(
+        default=False,
+        metadata={"help": "Only read teacher_labels (here the name of a data set, user/name, will do): no teacher."},
+    )
+    teacher_labels_top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep so many logits of a view, too, fewer than there are classes; soft distillation learns from "
+            "them."
+        },
+    )
+    verify_teacher_labels: float = field(
+        default=0.0,
+        metadata={"help": "Part of the batches with kept labels that the teacher labels again, in [0, 1]."},
+    )
+    crop_scale_min: float = field(
+        default=0.08, metadata={"help": "Smallest crop as a fraction of the area, in (0, 1]; for inputs above 32 px."}
+    )
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip, in [0, 1]."})
+    auto_augment: str | None = field(
+        default="rand-m9-mstd0.5-inc1", metadata={"help": 'timm\'s augmentation policy, or "" for none.'}
+    )
+    repeated_augmentation: int = field(
+        default=3, metadata={"help": "Views of each image side by side in an epoch, of 1 / so many of the images."}
+    )
+    random_erasing: float = field(default=0.25, metadata={"help": "Probability of random erasing, in [0, 1]."})
+    mixup: float = field(default=0.8, metadata={"help": "Mixup's Beta parameter (no probability), or 0 for none."})
+    cutmix: float = field(default=1.0, metadata={"help": "CutMix's Beta parameter (no probability), or 0 for none."})
+    mixup_probability: float = field(
+        default=1.0, metadata={"help": "Part of the groups that are mixed at all, in [0, 1]."}
+    )
+    mixup_switch_probability: float = field(
+        default=0.5, metadata={"help": "Part of CutMix among them, in [0, 1], if mixup and CutMix are both on."}
+    )
+    mixup_group_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Consecutive views that are mixed alike; must divide the batch of a device. By default 64, or the "
+            "batch of a device if that holds no whole groups of 64."
+        },
+    )
+    hub_push_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds after which a push to the Hub that fails is given up."}
+    )
+    resume_from_hub: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on with a run from the checkpoint that it has pushed (hub_strategy checkpoint or "
+            "all_checkpoints): a Hub id, or ID@REVISION."
+        },
+    )
+    on_bad_image: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": 'An image that cannot be decoded: "stop" the run, or "skip" and count it.'},
+    )
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    scale_learning_rate: bool = field(
+        default=False, metadata={"help": "Train at learning_rate · (batch of all devices and accumulation) / 512."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Schedule: cosine is DeiT's; any other is transformers' own."}
+    )
+    warmup_epochs: float = field(default=0.0, metadata={"help": "Length of the warm-up, instead of warmup_steps."})
+    warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Where the cosine schedule's warm-up starts."})
+    min_learning_rate: float = field(default=1e-5, metadata={"help": "Where the cosine schedule ends."})
+    schedule_per: Literal["step", "epoch"] = field(
+        default="step",
+        metadata={
+            "help": 'Change the learning rate every "step", or every "epoch" as the authors\' code does, where the '
+            "first two epochs both train at warmup_learning_rate."
+        },
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of the weights' moving average, in [0, 1); 0 for none. The authors': 0.99996."},
+    )
+    publish_weights: Literal["raw", "ema"] = field(
+        default="raw", metadata={"help": "What save_model saves: the weights, or their moving average."}
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Not applied to biases, norms, tokens, positions."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
+    label_smoothing_factor: float = field(default=0.1, metadata={"help": "ε of the class head's labels, in [0, 1)."})
+    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
+    # The default would average a NaN away in the log, and would wait for the device at every step.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False."})
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        ranges = {
+            "distillation_alpha": (0 <= self.distillation_alpha <= 1, "[0, 1]"),
+            "distillation_temperature": (self.distillation_temperature > 0, "(0, ∞)"),
+            "label_smoothing_factor": (0 <= self.label_smoothing_factor < 1, "[0, 1)"),
+            "verify_teacher_labels": (0 <= self.verify_teacher_labels <= 1, "[0, 1]"),
+            "teacher_labels_top_k": (self.teacher_labels_top_k is None or self.teacher_labels_top_k >= 0, "[0, ∞)"),
+            "crop_scale_min": (0 < self.crop_scale_min <= 1, "(0, 1]"),
+            "horizontal_flip": (0 <= self.horizontal_flip <= 1, "[0, 1]"),
+            "repeated_augmentation": (self.repeated_augmentation >= 1, "[1, ∞)"),
+            "random_erasing": (0 <= self.random_erasing <= 1, "[0, 1]"),
+            "mixup": (self.mixup >= 0, "[0, ∞)"),
+            "cutmix": (self.cutmix >= 0, "[0, ∞)"),
+            "mixup_probability": (0 <= self.mixup_probability <= 1, "[0, 1]"),
+            "mixup_switch_probability": (0 <= self.mixup_switch_probability <= 1, "[0, 1]"),
+            "ema_decay": (0 <= self.ema_decay < 1, "[0, 1)"),
+            "warmup_epochs": (self.warmup_epochs >= 0, "[0, ∞)"),
+            "warmup_learning_rate": (self.warmup_learning_rate >= 0, "[0, ∞)"),
+            "min_learning_rate": (self.min_learning_rate >= 0, "[0, ∞)"),
+            "learning_rate": (self.learning_rate >= 0, "[0, ∞)"),
+            "weight_decay": (self.weight_decay >= 0, "[0, ∞)"),
+            "num_train_epochs": (self.num_train_epochs > 0, "(0, ∞)"),
+            "per_device_eval_batch_size": (self.per_device_eval_batch_size >= 1, "[1, ∞)"),
+            "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "[1, ∞)"),
+            "hub_push_timeout": (self.hub_push_timeout > 0, "(0, ∞)"),
+            "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "[1, ∞)"),
+        }
+        for name, (holds, interval) in ranges.items():
+            if not holds:
+                raise InputError(f"{name} must lie in {interval}, got {getattr(self, name)}")
+        if self.remove_unused_columns or self.logging_nan_inf_filter:
+            raise InputError("remove_unused_columns and logging_nan_inf_filter must be False")
+        if self.auto_find_batch_size:
+            raise InputError("auto_find_batch_size must be False: what is mixed and learnt depends on the batch size")
+        if self.resume_from_hub and self.resume_from_checkpoint:
+            raise InputError("give either --resume_from_hub or --resume_from_checkpoint, not both")
+        if self.train_sampling_strategy != "random":
+            raise InputError(f'train_sampling_strategy must be "random", got {self.train_sampling_strategy!r}')
+        if self.publish_weights == "ema" and not self.ema_decay:
+            raise InputError('publish_weights "ema" needs a moving average: give --ema_decay, say 0.99996')
+        self.auto_augment = self.auto_augment or None
+        self.label_names = ["labels"]  # not every student's forward takes them; the batches always have them
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch would only warn at every epoch
+        try:
+            super().__post_init__()
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            raise InputError(str(error)) from error
+        if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
+            raise InputError("accelerator_config must not split or dispatch batches, which hold whole groups of views")
+        if self.push_to_hub and self.world_size > 1 and self.hub_push_timeout + 60 > self.ddp_timeout:
+            raise InputError(
+                f"hub_push_timeout must be at least 60 s below ddp_timeout, as other processes wait meanwhile, got "
+                f"{self.hub_push_timeout:g} and {self.ddp_timeout}"
+            )
+        self._check_schedule()
+        self._check_mixing()
+        self._check_teacher_labels()
+
+    def _check_schedule(self) -> None:
+        if self.warmup_epochs and self.warmup_steps:
+            raise InputError(
+                f"give either warmup_epochs or warmup_steps, got {self.warmup_epochs:g} and {self.warmup_steps:g}"
+            )
+        if self.lr_scheduler_type == SchedulerType.COSINE:
+            if self.peak_learning_rate < self.min_learning_rate:
+                raise InputError(
+                    f"the learning rate must not be below min_learning_rate, where the cosine ends, got "
+                    f"{self.peak_learning_rate:g} and {self.min_learning_rate:g}: give a lower --min_learning_rate"
+                )
+            if self.lr_scheduler_kwargs:
+                raise InputError(
+                    f"lr_scheduler_kwargs are for transformers' other schedules, got {self.lr_scheduler_kwargs}; the "
+                    "cosine takes warmup_learning_rate and min_learning_rate"
+                )
+        elif self.schedule_per != "step" or self.warmup_epochs:
+            raise InputError(
+                'schedule_per "epoch" and warmup_epochs are for the cosine schedule, got lr_scheduler_type '
+                f"{SchedulerType(self.lr_scheduler_type).value!r}"
+            )
+
+    def _check_mixing(self) -> None:
+        if not self.mixes:
+            return
+        batch_size = self.train_batch_size
+        if self.mixup_group_size is None:
+            self.mixup_group_size = 64 if batch_size % 64 == 0 else batch_size
+        if self.mixup_group_size < 2 or batch_size % self.mixup_group_size:
+            raise InputError(
+                f"mixup and CutMix need batches of whole groups of at least 2 views, got per_device_train_batch_size "
+                f"{batch_size} and mixup_group_size {self.mixup_group_size}: change one of them, or switch both off "
+                "with --mixup 0 --cutmix 0"
+            )
+
+    def _check_teacher_labels(self) -> None:
+        self.teacher_labels = self.teacher_labels or None
+        if self.teacher_labels is None:
+            names = ("revision", "readonly", "top_k")
+            given = [f"teacher_labels_{name}" for name in names if getattr(self, f"teacher_labels_{name}")]
+            if given := given + ["verify_teacher_labels"] * (self.verify_teacher_labels > 0):
+                raise InputError(f"{given[0]} is about the labels of --teacher_labels, which is not given")
+            return
+        if self.distillation_type == "none":
+            raise InputError('teacher_labels are given but distillation_type is "none": drop one of them')
+        if self.distillation_type == "soft" and not self.teacher_labels_top_k:
+            raise InputError(
+                "soft distillation learns from logits: say how many of a view's are kept, fewer than there are "
+                "classes, --teacher_labels_top_k 10"
+            )
+        if self.verify_teacher_labels and self.teacher_labels_readonly:
+            raise InputError(
+                "verify_teacher_labels needs the teacher, which teacher_labels_readonly keeps away: drop one of them"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views are mixed."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_probability > 0
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """What is drawn for the mixing of views, or None."""
+        if not self.mixes:
+            return None
+        return Mixing(
+            mixup_alpha=self.mixup,
+            cutmix_alpha=self.cutmix,
+            probability=self.mixup_probability,
+            switch_probability=self.mixup_switch_probability,
+            group_size=self.mixup_group_size,
+        )
+
+    @property
+    def erasing(self) -> RandomErasing | None:
+        """What is drawn for random erasing, or None."""
+        return RandomErasing(self.random_erasing) if self.random_erasing else None
+
+    @property
+    def total_train_batch_size(self) -> int:
+        """Views of one optimizer step, over all processes and accumulation steps."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate`, scaled by the total batch size if `scale_learning_rate` says so."""
+        return self.learning_rate * (self.total_train_batch_size / 512 if self.scale_learning_rate else 1)
+
+
+@dataclass
+class ModelArguments:
+    """Which student, and which teacher."""
+
+    student: str = field(
+        default="deit_tiny_distilled_patch16_224",
+        metadata={
+            "help": "A name of the zoo, a Hub id, a folder, or a transformers model type (resnet, …), made anew."
+        },
+    )
+    student_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub student."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Input size in pixels; a checkpoint's own, or else 224. Positions are interpolated."},
+    )
+    replace_head: bool = field(
+        default=False, metadata={"help": "Start a pretrained student with new heads, for other classes than its own."}
+    )
+    freeze: Literal["none", "all_but_heads", "all_but_attention"] = field(
+        default="none",
+        metadata={"help": "Train everything, or only the heads, or only attention, positions and heads."},
+    )
+    student_overrides: dict | str | None = field(
+        default=None, metadata={"help": "Fields of the student's configuration, as JSON: '{\"drop_path_rate\": 0.1}'."}
+    )
+    crop_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Evaluation crop as a fraction of the shorter side; a checkpoint's own, or else 0.875."},
+    )
+    teacher_model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the teacher."})
+    teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
+    teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    teacher_recipe: str | None = field(
+        default=None, metadata={"help": "Recipe that trains a teacher on the same data first, if none is given."}
+    )
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        self.teacher_model_name_or_path = self.teacher_model_name_or_path or None
+        if isinstance(self.student_overrides, str):
+            try:
+                self.student_overrides = json.loads(self.student_overrides)
+            except ValueError as error:
+                raise InputError(f"student_overrides must be a JSON object, got {self.student_overrides!r}") from error
+        if not isinstance(self.student_overrides, dict | None):
+            raise InputError(f"student_overrides must be a JSON object, got {self.student_overrides!r}")
+
+
+def _check_choices(arguments: object) -> None:
+    """Refuses values that a `Literal` field does not list; dataclasses do not check."""
+    for item in dataclasses.fields(arguments):
+        choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
+        if choices and getattr(arguments, item.name) not in choices:
+            raise InputError(f"{item.name} must be one of {', '.join(choices)}, got {getattr(arguments, item.name)!r}")

@@ -1,0 +1,96 @@
+"""Checkpoints of a run: which is the last whole one, and how weights come back from it, or do not."""
+
+import os
+import shutil
+from contextlib import suppress
+from typing import Literal
+
+from transformers import PreTrainedModel, TrainerState
+from transformers.utils import logging
+
+from ..errors import InputError, first_line
+from ..hub.run_folder import STATE_FILE, is_whole, last_whole_checkpoint, list_checkpoints
+from ..models.pretrained import LOADING_ERRORS
+
+logger = logging.get_logger(__name__)
+
+
+def resume_wish(resume_from_checkpoint: str | bool | None) -> str | Literal[True] | None:
+    """What `resume_from_checkpoint` asks for, also in the command line's words: a folder, the last one, or nothing."""
+    words = {"true": True, "false": None, "none": None}
+    return words.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
+
+
+def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
+    """The checkpoint to resume from: a folder, or, for True (or "true"), the last one in `output_dir`.
+
+    Raises:
+        InputError: there is none.
+    """
+    wanted = resume_wish(resume_from_checkpoint)
+    if wanted is None:
+        return None
+    if wanted is True:
+        found = last_whole_checkpoint(output_dir)
+        if found is None:
+            raise InputError(f"there is no checkpoint to resume from in {output_dir!r}")
+        return found
+    if not is_whole(wanted):
+        raise InputError(f"there is no whole checkpoint {wanted!r} to resume from")
+    return wanted
+
+
+def check_resumable(checkpoint: str, steps_per_epoch: int) -> None:
+    """Refuses a checkpoint that a run cannot go on from as if nothing had happened.
+
+    Raises:
+        InputError: it holds the weights alone; or an epoch of its run had another number of steps, so that places in
+            the epoch, the schedule and what is left would be others.
+    """
+    if not os.path.isfile(os.path.join(checkpoint, "scheduler.pt")):
+        raise InputError(
+            f"the checkpoint {checkpoint!r} has no state of the optimizer and schedule (save_only_model), so that a "
+            "run cannot go on from it: start another one with it as --student"
+        )
+    state = TrainerState.load_from_json(os.path.join(checkpoint, STATE_FILE))
+    before = round(state.global_step / state.epoch) if state.epoch else steps_per_epoch
+    if before != steps_per_epoch:
+        raise InputError(
+            f"the run of {checkpoint!r} had {before} steps in an epoch, this one has {steps_per_epoch}: keep the data "
+            "and the total batch (processes · per_device_train_batch_size · gradient_accumulation_steps)"
+        )
+
+
+def unmark_checkpoint(output_dir: str, step: int) -> None:
+    """Lets an old checkpoint of a step no longer look whole, before it is written anew."""
+    with suppress(FileNotFoundError):
+        os.remove(os.path.join(output_dir, f"checkpoint-{step}", STATE_FILE))
+
+
+def remove_torn_checkpoints(output_dir: str) -> None:
+    """Removes what a killed run left of its last checkpoint, which the rotation would take for a good one."""
+    for path in list_checkpoints(output_dir):
+        if not is_whole(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def restore_weights(model: PreTrainedModel, checkpoint: str) -> None:
+    """Restores the weights of a checkpoint, through the conversion that they were saved with, or raises.
+
+    transformers' own loader hands the file's keys to `load_state_dict(strict=False)`. Those of a model with a
+    checkpoint conversion are in another layout, so that nothing is restored and only a warning tells.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or is of another model.
+    """
+    try:
+        restored, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+    except LOADING_ERRORS as error:
+        raise InputError(f"cannot restore this student from {checkpoint!r}: {first_line(error)}") from error
+    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if absent:
+        raise InputError(f"the checkpoint {checkpoint!r} does not hold this student: it lacks {absent[:4]}")
+    try:
+        model.load_state_dict(restored.state_dict(), strict=True)
+    except RuntimeError as error:
+        raise InputError(f"the checkpoint {checkpoint!r} is of another student: {first_line(error)}") from error

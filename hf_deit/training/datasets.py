@@ -1,0 +1,202 @@
+"""What a run's loaders iterate over: data sets as views or evaluation images, checked against student and teacher."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import datasets
+from transformers import PreTrainedModel
+
+from ..data.columns import check_label_range, find_columns
+from ..data.load import join_unlabeled
+from ..data.streams import ImageStream, StreamSampler, StreamViewDataset
+from ..data.transforms import build_train_transform
+from ..data.view_dataset import EvaluationDataset, KeyedViews, ViewDataset
+from ..data.views import ViewSampler
+from ..errors import InputError
+from ..models.class_names import match_labels
+from ..models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
+from ..models.teacher import Teacher
+from .arguments import DistillationTrainingArguments
+from .metrics import HEADS
+
+
+def check_arguments(
+    args: DistillationTrainingArguments,
+    model: PreTrainedModel,
+    processor: DistilledDeiTImageProcessor,
+    check_metric: bool = True,
+) -> None:
+    """Refuses what would otherwise be noticed only in the middle of a run.
+
+    Raises:
+        InputError: an unknown metric or augmentation, or a processor that does not do what training does.
+    """
+    heads = list(HEADS.values()) if hasattr(model, "distillation_classifier") else [""]
+    tops = ("top1", "top5") if model.config.num_labels >= 5 else ("top1",)
+    metrics = {f"{head}{top}" for head in heads for top in tops} | {"loss"}
+    if args.ema_decay:
+        metrics |= {f"ema_{metric}" for metric in metrics}
+    if check_metric and (args.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
+        raise InputError(
+            f"metric_for_best_model must be one of {', '.join(sorted(metrics))}, got {args.metric_for_best_model!r}"
+        )
+    if not isinstance(processor, DistilledDeiTImageProcessor | DistilledDeiTImageProcessorPil):
+        raise InputError(f"processing_class must be a DistilledDeiTImageProcessor, got {type(processor).__name__}")
+    switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    off = [name for name in switches if not getattr(processor, name)]
+    if off or abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        raise InputError(
+            f"training resizes, crops, rescales by 1/255 and normalises; the image processor has "
+            f"{' and '.join(off) or f'rescale_factor {processor.rescale_factor}'}{' off' if off else ''}"
+        )
+    train_transform(args, processor)
+
+
+def train_transform(args: DistillationTrainingArguments, processor: DistilledDeiTImageProcessor) -> Any:
+    """The training transform that the arguments ask for."""
+    return build_train_transform(
+        (processor.crop_size.height, processor.crop_size.width),
+        image_mean=processor.image_mean,
+        crop_scale_min=args.crop_scale_min,
+        horizontal_flip=args.horizontal_flip,
+        auto_augment=args.auto_augment,
+    )
+
+
+def check_data(
+    dataset: datasets.Dataset | datasets.IterableDataset, model: PreTrainedModel, teacher: Teacher | None
+) -> tuple[str, str]:
+    """Checks that student and teacher have the data's labels in its order. A student without names gets the data's.
+
+    Returns:
+        The names of the image and the label column.
+
+    Raises:
+        InputError: other labels, or labels out of range.
+    """
+    image_column, label_column = find_columns(dataset)
+    names = dict(enumerate(dataset.features[label_column].names))
+    if len(names) != model.config.num_labels:
+        raise InputError(
+            f"the data set has {len(names)} labels ({', '.join(list(names.values())[:3])}, …), the student has "
+            f"{model.config.num_labels}: make it with the data's id2label"
+        )
+    _name_labels(model, names)
+    if isinstance(dataset, datasets.Dataset):
+        check_label_range(dataset[label_column][:], len(names), "given")
+    for owner, labels in (("student", model.config.id2label), ("teacher", teacher and teacher.id2label)):
+        if labels and match_labels(labels, names, owner=f"the {owner}") != sorted(names):
+            raise InputError(f"the {owner} has the data's labels in another order: make it with the data's id2label")
+    return image_column, label_column
+
+
+def check_teacher_labels(model: PreTrainedModel, teacher: Teacher) -> None:
+    """Checks that student and teacher have the same labels in the same order, where no labelled data tell.
+
+    A student without names gets the teacher's.
+
+    Raises:
+        InputError: other labels, or another order.
+    """
+    _name_labels(model, teacher.id2label)
+    names = model.config.id2label
+    if match_labels(teacher.id2label, names, owner="the teacher") != sorted(names):
+        raise InputError(
+            "the teacher has the student's labels in another order: pass the student's id2label to load_teacher"
+        )
+
+
+def _name_labels(model: PreTrainedModel, names: Mapping[int, str]) -> None:
+    """Gives a student without names of labels these."""
+    if all(label == f"LABEL_{index}" for index, label in model.config.id2label.items()):
+        model.config.id2label, model.config.label2id = dict(names), {label: index for index, label in names.items()}
+
+
+def data_seed(args: DistillationTrainingArguments) -> int:
+    """The seed of the views, and of a stream's order."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def as_views(
+    dataset: Any,
+    unlabeled: datasets.Dataset | None,
+    *,
+    args: DistillationTrainingArguments,
+    model: PreTrainedModel,
+    processor: DistilledDeiTImageProcessor,
+    teacher: Teacher | None,
+) -> Any:
+    """The training views of a data set or a stream, with those of unlabelled images; anything else as it is.
+
+    Raises:
+        InputError: student, teacher and data do not fit together.
+    """
+    if unlabeled is not None and not isinstance(dataset, datasets.Dataset | None):
+        raise InputError(f"unlabelled images go with a datasets.Dataset or alone, got a {type(dataset).__name__}")
+    if not isinstance(dataset, datasets.Dataset | ImageStream) and unlabeled is None:
+        return dataset
+    image_column, label_column = "image", "label"
+    if dataset is not None:
+        rows = dataset.dataset if isinstance(dataset, ImageStream) else dataset
+        image_column, label_column = check_data(rows, model, teacher)
+    elif teacher is not None:
+        check_teacher_labels(model, teacher)
+    settings = {
+        "seed": data_seed(args),
+        "erasing": args.erasing,
+        "mixing": args.mixing,
+        "on_bad_image": args.on_bad_image,
+    }
+    transform = train_transform(args, processor)
+    if isinstance(dataset, ImageStream):
+        if dataset.seed is None:
+            dataset = replace(dataset, seed=data_seed(args))
+        return StreamViewDataset(dataset, transform, **settings)
+    if unlabeled is not None:
+        dataset = join_unlabeled(dataset, unlabeled, [label for _, label in sorted(model.config.id2label.items())])
+        image_column, label_column = "image", "label"
+    return ViewDataset(dataset, transform, image_column=image_column, label_column=label_column, **settings)
+
+
+def as_evaluation(
+    dataset: Any,
+    *,
+    args: DistillationTrainingArguments,
+    model: PreTrainedModel,
+    processor: DistilledDeiTImageProcessor,
+    teacher: Teacher | None,
+) -> Any:
+    """The evaluation images of a data set, or of each of several by name; anything else as it is.
+
+    Raises:
+        InputError: student, teacher and data do not fit together.
+    """
+    settings = {"args": args, "model": model, "processor": processor, "teacher": teacher}
+    if isinstance(dataset, dict):
+        return {name: as_evaluation(part, **settings) for name, part in dataset.items()}
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset
+    image_column, label_column = check_data(dataset, model, teacher)
+    return EvaluationDataset(
+        dataset, processor, image_column=image_column, label_column=label_column, on_bad_image=args.on_bad_image
+    )
+
+
+def make_sampler(views: KeyedViews, args: DistillationTrainingArguments) -> ViewSampler | StreamSampler:
+    """The order of a run's views."""
+    if isinstance(views, StreamViewDataset):
+        return StreamSampler(
+            views.stream,
+            batch_size=args.train_batch_size,
+            total_batch_size=args.total_train_batch_size,
+            rank=args.process_index,
+            num_processes=args.world_size,
+            repeats=args.repeated_augmentation,
+        )
+    return ViewSampler(
+        len(views),
+        seed=data_seed(args),
+        total_batch_size=args.total_train_batch_size,
+        repeats=args.repeated_augmentation,
+    )

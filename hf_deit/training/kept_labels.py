@@ -1,0 +1,405 @@
+"""A run's side of a label store: it replays what is there, records what the teacher says, and checks both."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from torch.utils.data import DataLoader
+
+from ..data.view_dataset import ViewDataset, collate
+from ..data.views import ViewSampler
+from ..errors import InputError
+from ..hub.facts import LOCAL_TEACHER, RunSources, Source
+from ..labels.epoch import EpochLabels
+from ..labels.files import ABSENT, TRUE_LABEL, wants_crc
+from ..labels.identity import StoreIdentity
+from ..labels.store import TeacherLabelStore
+from ..labels.top_k import rebuilt_logits, top_logits
+from ..models.image_processing_deit import DistilledDeiTImageProcessor
+from ..models.teacher import Teacher, TeacherDescription
+from .arguments import DistillationTrainingArguments
+from .datasets import make_sampler
+from .label_source import check_keyed_by_slot, open_store, resolve_identity, views_needed
+from .processes import on_every_process, on_main_process
+
+_VIEWS_CHECKED_AT_START = 16
+_SETTLE_AFTER = 256  # batches, whose CRCs until then stay on their device, so that nothing waits for it
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass
+class LabelReport:
+    """What became of the labels of a run, over all processes.
+
+    Attributes:
+        replayed: views whose label was kept.
+        asked: views that the teacher labelled.
+        verified: views with a kept label that the teacher labelled again.
+        agreeing: those of them where it said the same.
+        pixels: views whose pixels were compared, by their CRC, with those of the run that recorded. All were the same.
+    """
+
+    replayed: int = 0
+    asked: int = 0
+    verified: int = 0
+    agreeing: int = 0
+    pixels: int = 0
+
+
+class KeptLabels:
+    """The labels of a run's views: kept ones, and the teacher's where there are none. Made by `open`.
+
+    The Trainer says when an epoch begins and ends, and when a checkpoint is saved; in between each batch gets its
+    `answer`. Nothing of it makes the host wait for the device, but for epochs of which a part is there.
+
+    Attributes:
+        store: that is read, and written unless it is `readonly`.
+        needs_teacher: whether there are views to label or to verify.
+    """
+
+    def __init__(
+        self,
+        store: TeacherLabelStore,
+        identity: StoreIdentity,
+        views: ViewDataset,
+        sampler: ViewSampler,
+        args: DistillationTrainingArguments,
+        needed: dict[int, int],
+    ) -> None:
+        self.store = store
+        self._identity, self._views, self._sampler, self._args, self._needed = identity, views, sampler, args, needed
+        self.needs_teacher = on_main_process(lambda: bool(store.missing(needed))) or args.verify_teacher_labels > 0
+        self._is_open = True
+        self._known: EpochLabels | None = None
+        self._covers = False
+        self.restart()
+
+    @classmethod
+    def open(
+        cls,
+        views: Any,
+        args: DistillationTrainingArguments,
+        processor: DistilledDeiTImageProcessor,
+        *,
+        teacher: TeacherDescription | None,
+        num_labels: int,
+        sources: RunSources,
+        needed: dict[int, int] | None = None,
+    ) -> "KeptLabels":
+        """Opens the store that the arguments name, or creates it, and checks that its labels are of these views.
+
+        Args:
+            views: of the run.
+            args: of the run.
+            processor: of the student.
+            teacher: None takes the store's word for who it was.
+            num_labels: of the student.
+            sources: how data set is named.
+            needed: by epoch, how many of its first views are wanted; by default those that the run trains on.
+
+        Raises:
+            InputError: labels of other views; a store that ends before the training does, without a teacher; or views
+                that are not keyed by their slot alone.
+        """
+        check_keyed_by_slot(views, args)
+        if teacher is None and args.verify_teacher_labels:
+            raise InputError("verify_teacher_labels needs a teacher: name one, or leave it out")
+        sampler = make_sampler(views, args)
+        needed = views_needed(args, sampler) if needed is None else needed
+        identity = on_main_process(
+            lambda: resolve_identity(views, args, processor, teacher=teacher, num_labels=num_labels, sources=sources)
+        )
+        store = open_store(args, identity, needed, has_teacher=teacher is not None)
+        # Of the store's identity, as it may have more views an epoch, of which then fewer have their CRC kept.
+        views.wants_crc = functools.partial(wants_crc, store.identity)
+        try:
+            kept = cls(store, identity, views, sampler, args, needed)
+            on_main_process(kept._check_files)
+            on_main_process(kept._check_pixels)
+        except BaseException:
+            store.close()
+            raise
+        return kept
+
+    def restart(self) -> None:
+        """Begins another training, of which nothing is counted yet."""
+        if not self._is_open:
+            self.store = open_store(self._args, self._identity, self._needed, has_teacher=self.needs_teacher)
+            self._is_open = True
+        self._epoch = -1
+        self._replayed = self._asked = self._verified = self._batches = self._pixels = 0
+        self._agreeing = torch.zeros((), dtype=torch.int64, device=self._args.device)
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._crcs: list[tuple[int, int]] = []
+
+    def close(self) -> None:
+        """Lets others write. What is not flushed is gone."""
+        self.store.close()
+        self._is_open = False
+
+    @property
+    def teacher_source(self) -> Source:
+        """The teacher, as the store names it."""
+        teacher = self.store.identity.teacher
+        if str(teacher["revision"]).startswith("sha256:"):
+            return LOCAL_TEACHER
+        return Source(teacher["name"], teacher["revision"], on_hub=True)
+
+    def _epochs_there(self) -> list[int]:
+        """Those that the run needs and of which something is kept."""
+        return sorted({*self.store.complete_epochs, *self.store.partial_epochs} & self._needed.keys())
+
+    def _check_files(self) -> None:
+        """Reads what the run needs of a folder, so that a broken file is told now, not in days.
+
+        Raises:
+            InputError: one is broken.
+        """
+        if self.store.source is None:
+            for epoch in self._epochs_there():
+                self.store.epoch(epoch)
+
+    def _check_pixels(self) -> None:
+        """Makes a few views whose CRC is kept, and compares.
+
+        Raises:
+            InputError: their pixels are others, or may be: with other versions, and no CRC.
+        """
+        epochs = self._epochs_there()
+        for epoch in epochs:
+            slots, _ = self.store.crcs(epoch)
+            slots = slots[slots < self._needed[epoch]][:_VIEWS_CHECKED_AT_START].tolist()
+            if slots:
+                made = (self._views[key] for key in self._sampler.keys(epoch, slots))
+                crcs = [view["pixel_crcs"] for view in made]
+                self.store.check_pixels((epoch, slot, crc) for slot, crc in zip(slots, crcs, strict=True))
+                return
+        if epochs and self.store.changed_versions:
+            self.store.check_pixels([])  # which refuses: nothing shows that other versions make the same pixels
+
+    # In an epoch
+
+    def start_epoch(self, epoch: int) -> None:
+        """Reads what is there of an epoch.
+
+        Raises:
+            InputError: a file is broken, or cannot be downloaded.
+        """
+        self._epoch = epoch
+        is_there = self.store.has(epoch) or epoch in self.store.partial_epochs
+        known = on_every_process(lambda: self.store.epoch(epoch) if is_there else None)
+        self._known = None if known is None or known.is_empty else known.to(self._args.device)
+        needed = self._needed.get(epoch, len(self._sampler))
+        self._covers = self._known is not None and not len(self._known.absent(needed))
+
+    def absent(self) -> np.ndarray:
+        """The slots of the epoch, ascending, of which nothing is known."""
+        return np.arange(self.store.identity.views_per_epoch) if self._known is None else self._known.absent()
+
+    def answer(self, batch: Batch, teacher: Teacher | None) -> torch.Tensor:
+        """What the teacher says about a batch of views, or has said about them.
+
+        Args:
+            batch: `pixel_values` (B, 3, H, W) as the student sees them, `labels` (B,); `slots` and `pixel_crcs` (B,)
+                as `KeyedViews` gives them.
+            teacher: may be None if it is not needed.
+
+        Returns:
+            Its labels, (B,) int64, or, for soft distillation, what is kept of its logits, (B, num_labels) float32.
+        """
+        slots = self._slots(batch)
+        if self._known is None:
+            return self._ask(batch, teacher)
+        present = None if self._covers else self._known.has(slots)
+        if present is not None and not bool(present.all()):
+            asked = self._ask(batch, teacher, only=~present)
+            self._note_replayed(batch, present)
+            present = present if asked.ndim == 1 else present.unsqueeze(1)
+            return torch.where(present, self._replay(batch), asked)
+        self._note_replayed(batch)
+        if self._verifies():
+            self._verified += len(slots)
+            said = self._known.labels(slots, batch["labels"])
+            self._agreeing += (teacher(batch["pixel_values"]).argmax(dim=-1) == said).sum()
+        return self._replay(batch)
+
+    def _replay(self, batch: Batch) -> torch.Tensor:
+        if self._args.distillation_type == "soft":
+            return self._known.logits(self._slots(batch))
+        return self._known.labels(self._slots(batch), batch["labels"])
+
+    def _slots(self, batch: Batch) -> torch.Tensor:
+        """(B,) int64. Views of another epoch come out of range, where nothing is found and nothing recorded."""
+        return batch["slots"] - (self._epoch << 32)
+
+    def _ask(self, batch: Batch, teacher: Teacher | None, only: torch.Tensor | None = None) -> torch.Tensor:
+        """Lets the teacher label a batch, and records what it says, of all views or of some."""
+        if teacher is None:
+            raise InputError(
+                f"epoch {self._epoch} has views without kept label, and there is no teacher: give one, or train for "
+                f"no more epochs than the store has ({len(self.store.complete_epochs)})"
+            )
+        logits, identity = teacher(batch["pixel_values"]), self.store.identity
+        labels = logits.argmax(dim=-1)
+        top = top_logits(logits, identity.top_k) if identity.top_k else None
+        chosen = slice(None) if only is None else only
+        self._asked += len(labels) if only is None else int(only.sum())
+        if not self.store.readonly:
+            columns = (column[chosen] for column in (self._slots(batch), labels, batch["labels"]))
+            some = None if top is None else type(top)(*(part[chosen] for part in top))
+            self.store.record(self._epoch, *columns, crcs=batch["pixel_crcs"][chosen], top=some)
+        return rebuilt_logits(top, identity.num_labels) if self._args.distillation_type == "soft" else labels
+
+    def _note_replayed(self, batch: Batch, only: torch.Tensor | None = None) -> None:
+        slots, crcs = self._slots(batch), batch["pixel_crcs"]
+        if only is not None:
+            slots, crcs = slots[only], crcs[only]
+        self._replayed += len(slots)
+        self._seen.append((slots, crcs))
+        if len(self._seen) >= _SETTLE_AFTER:
+            self._settle_crcs()
+
+    def _settle_crcs(self) -> None:
+        if self._seen:
+            slots, crcs = (torch.cat(column).cpu() for column in zip(*self._seen, strict=True))
+            kept = crcs >= 0
+            self._crcs += zip(slots[kept].tolist(), crcs[kept].tolist(), strict=True)
+            self._seen = []
+
+    def _verifies(self) -> bool:
+        """Whether the teacher labels this batch, too: the first one, and then evenly so many of them."""
+        part = self._args.verify_teacher_labels
+        self._batches += 1
+        return part > 0 and (self._batches == 1 or int(self._batches * part) > int((self._batches - 1) * part))
+
+    # Between steps
+
+    def flush(self) -> None:
+        """Writes what this process has recorded.
+
+        Raises:
+            CheckpointError: it cannot be written, say on a full disk.
+        """
+        if not self.store.readonly:
+            self.store.flush(self._args.process_index)
+
+    def finish_epoch(self, teacher: Teacher | None, prepare: Callable[[Batch], Batch]) -> None:
+        """Ends an epoch: writes it as a whole, if all its views were seen, and compares CRCs of pixels.
+
+        The few views that the run does not visit, since they fill no whole step, are labelled now: so the epoch serves
+        any batch size.
+
+        Args:
+            teacher: may be None if it is not needed.
+            prepare: makes what the student sees of a loader's batch.
+
+        Raises:
+            InputError: pixels are others than those of the run that recorded.
+            CheckpointError: something cannot be written.
+        """
+        self._settle_crcs()
+        on_every_process(self._compare_crcs)
+        if self.store.readonly:
+            return
+        on_every_process(self.flush)
+        for epoch, slots in on_main_process(self._ended):
+            self.label(epoch, slots, teacher, prepare)
+            on_main_process(functools.partial(self.store.finish_epoch, epoch))
+
+    def _compare_crcs(self) -> None:
+        kept = {*self.store.crcs(self._epoch)[0].tolist()} if self._crcs else set()
+        if crcs := [(self._epoch, slot, crc) for slot, crc in self._crcs if slot in kept]:
+            self._pixels += self.store.check_pixels(crcs)
+        self._crcs = []
+
+    def _ended(self) -> list[tuple[int, np.ndarray]]:
+        """Epochs that the run has been through, with the slots that it does not visit."""
+        ended = []
+        for epoch in self.store.partial_epochs:
+            slots = self.store.epoch(epoch).absent()
+            if epoch <= self._epoch and (not len(slots) or slots[0] >= len(self._sampler)):
+                ended.append((epoch, slots))
+        return ended
+
+    def label(
+        self,
+        epoch: int,
+        slots: np.ndarray,
+        teacher: Teacher | None,
+        prepare: Callable[[Batch], Batch],
+        *,
+        num_workers: int = 0,
+        after_batch: Callable[[int], Any] | None = None,
+    ) -> None:
+        """Lets the teacher label views outside of the training, each process its part, and writes what it says.
+
+        Args:
+            epoch: from 0.
+            slots: ascending, of which nothing is known.
+            teacher: the teacher.
+            prepare: makes what the student sees of a loader's batch.
+            num_workers: of the loader.
+            after_batch: called with the number of its views.
+        """
+        if not len(slots):
+            return
+        before, self._epoch = self._epoch, epoch
+        group_size = self.store.identity.group_size
+        wanted = torch.zeros(self.store.identity.views_per_epoch, dtype=torch.bool, device=self._args.device)
+        wanted[torch.from_numpy(slots).to(wanted.device)] = True
+        groups = np.unique(slots // group_size)  # a view's partner is in its group, which must be whole
+        batches = np.array_split(groups, math.ceil(len(groups) / max(1, self._args.train_batch_size // group_size)))
+        mine = batches[self._args.process_index :: self._args.world_size]
+        loader = DataLoader(
+            self._views,
+            batch_sampler=self._keys_of(epoch, mine, group_size),
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=self._args.dataloader_pin_memory,
+            generator=torch.Generator(),  # the global one is the training's
+        )
+
+        def label_mine() -> None:
+            try:
+                for batch in loader:
+                    batch = prepare(batch)
+                    self._ask(batch, teacher, only=wanted[self._slots(batch)])
+                    if after_batch is not None:
+                        after_batch(len(batch["slots"]))
+            finally:  # what is labelled is labelled
+                self.flush()
+
+        on_every_process(label_mine)
+        self._epoch = before
+
+    def _keys_of(self, epoch: int, batches: list[np.ndarray], group_size: int) -> Iterator[list[Any]]:
+        slots = (int(group) * group_size + view for batch in batches for group in batch for view in range(group_size))
+        keys = self._sampler.keys(epoch, slots)
+        for batch in batches:
+            yield list(itertools.islice(keys, len(batch) * group_size))
+
+    # Reports
+
+    def report(self) -> LabelReport:
+        """What became of the labels since `restart`, over all processes."""
+        counts = [self._replayed, self._asked, self._verified, int(self._agreeing), self._pixels]
+        if PartialState().num_processes > 1:
+            counts = reduce(torch.tensor(counts, device=self._args.device), reduction="sum").tolist()
+        return LabelReport(*counts)
+
+    def agreement_with_labels(self, num_views: int) -> float | None:
+        """How often the kept labels of the run's first views are the true ones; None if none are known."""
+        epoch = min(self._needed)
+        keys = list(self._sampler.keys(epoch, range(min(num_views, self._needed[epoch]))))
+        true_labels = self._views.labels[[key.index for key in keys]]
+        codes = self.store.epoch(epoch).codes[: len(keys)]
+        known = (codes != ABSENT) & (true_labels >= 0)
+        return float(((codes == TRUE_LABEL) | (codes == true_labels))[known].mean()) if known.any() else None

@@ -1,0 +1,334 @@
+"""What a user types works from end to end, and what they get wrong is refused before training, in one message."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from support import tiny
+from support.main_of import main_of
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from hf_deit import DistilledDeiTForImageClassification, load_teacher
+from hf_deit.recipes.resolve import resolve_arguments
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "train.py"
+
+
+@pytest.fixture(scope="module")
+def main():
+    return main_of("train")
+
+
+@pytest.fixture(scope="module")
+def finished_run(main, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "debug"
+    assert main(["--recipe", "debug", "--output_dir", str(folder), "--use_cpu", "true"]) == 0
+    return folder
+
+
+def image_folder(folder: Path, classes: dict[str, int], size: int = 20) -> str:
+    rng = np.random.default_rng(0)
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / name / f"{index}.png")
+    return str(folder)
+
+
+def test_leaves_a_model_a_teacher_a_recipe_and_checkpoints(finished_run):
+    files = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
+    expected = {"model.safetensors", "config.json", "preprocessor_config.json"}
+    assert expected | {f"teacher/{name}" for name in expected} <= files
+    assert {"recipe.yaml", "eval_results.json", "checkpoint-3/optimizer.pt", "checkpoint-6/model.safetensors"} <= files
+    model = AutoModelForImageClassification.from_pretrained(finished_run)
+    assert model.config.id2label == {index: str(index) for index in range(10)}
+    image = tiny.digits()[1][0]["image"]
+    pixels = AutoImageProcessor.from_pretrained(finished_run)(image, return_tensors="pt")["pixel_values"]
+    ours = DistilledDeiTForImageClassification.from_pretrained(finished_run).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels).logits, ours(pixels).logits, atol=1e-6, rtol=0)
+    teacher = load_teacher(
+        str(finished_run / "teacher"), student_processor=tiny.processor(), id2label=model.config.id2label
+    )
+    assert type(teacher.model).__name__ == "ResNetForImageClassification"
+
+
+def test_prints_a_table_that_agrees_with_the_model_and_lines_that_run(main, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["--recipe", "debug", "--output_dir", str(folder), "--use_cpu", "true"]) == 0
+    printed = capsys.readouterr().out
+    for row in ("teacher", "class head", "distillation head", "fused", "images/s", "minutes"):
+        assert f"\n{row}" in printed
+    assert f"The model lies in {folder}" in printed
+    data = tiny.digits(num_validation=360)[1]
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**processor(list(data["image"]), return_tensors="pt")).logits
+    top1 = (logits.argmax(-1) == torch.tensor(data["label"])).float().mean().item()
+    fused = next(line for line in printed.splitlines() if line.startswith("fused"))
+    assert float(fused.split()[1]) == pytest.approx(top1, abs=1e-4)
+    assert json.loads((folder / "eval_results.json").read_text())["eval_top1"] == pytest.approx(top1, abs=1e-4)
+    teacher = next(line for line in printed.splitlines() if line.startswith("teacher"))
+    student_processor = tiny.processor()
+    decisions = load_teacher(str(folder / "teacher"), student_processor=student_processor)(
+        student_processor(list(data["image"]), return_tensors="pt")["pixel_values"]
+    ).argmax(-1)
+    assert float(teacher.split()[1]) == pytest.approx(
+        (decisions == torch.tensor(data["label"])).float().mean().item(), abs=1e-4
+    )
+    usage = printed[printed.index("from transformers") :]
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    done = subprocess.run([sys.executable, "-c", usage], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'score'" in done.stdout
+
+
+def test_resolved_recipe_gives_the_same_arguments(finished_run):
+    recipe = finished_run / "recipe.yaml"
+    model_args, data_args, args = resolve_arguments(["--recipe", str(recipe), "--output_dir", "elsewhere"])
+    assert yaml.safe_load(recipe.read_text())["max_steps"] == args.max_steps == 6
+    assert model_args.teacher_model_name_or_path == str(finished_run / "teacher")
+    assert data_args.dataset_name == "sklearn:digits"
+
+
+CONFIGURATIONS = ROOT / "scripts" / "accelerate_configs"
+LAUNCHERS = {
+    "accelerate": ["accelerate.commands.launch", "--config_file", CONFIGURATIONS / "cpu_1.yaml"],
+    "accelerate, two": ["accelerate.commands.launch", "--config_file", CONFIGURATIONS / "cpu_2.yaml"],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers(tmp_path, launcher):
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], SCRIPT, "--recipe", "debug", "--use_cpu", "true"]
+    command += ["--output_dir", tmp_path / "run", "--per_device_eval_batch_size", "50"]  # 360 is no multiple of it
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("The model lies in") == 1
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    ranks = len(list((tmp_path / "run" / "checkpoint-6").glob("rng_state*.pth")))
+    assert ranks == (1 if launcher == "accelerate" else 2)
+
+
+def test_stopped_run_resumes_from_the_command_line(main, tmp_path, finished_run):
+    command = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    assert main(command) == 0
+    (tmp_path / "run" / "model.safetensors").unlink()  # as if it had been killed after step 3
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    one, other = (
+        DistilledDeiTForImageClassification.from_pretrained(folder).state_dict()
+        for folder in (finished_run, tmp_path / "run")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return DistilledDeiTForImageClassification.from_pretrained(folder).state_dict()
+
+
+def test_a_torn_checkpoint_is_left_out(main, tmp_path, finished_run, caplog):
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    (tmp_path / "run" / "checkpoint-6" / "trainer_state.json").unlink()  # as if killed while it saved
+    command = ["--recipe", str(finished_run / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    assert "checkpoint-6 is torn" in caplog.text
+    one, other = weights(finished_run), weights(tmp_path / "run")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(main, tmp_path, finished_run, caplog):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copytree(finished_run / "teacher", run / "teacher")
+    shutil.copy(finished_run / "recipe.yaml", run)
+    before = (run / "teacher" / "model.safetensors").stat().st_mtime_ns
+    command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true"]
+    assert main(command) == 2
+    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    assert "before its first checkpoint" in caplog.text
+    assert (run / "teacher" / "model.safetensors").stat().st_mtime_ns == before
+    one, other = weights(finished_run), weights(run)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("change", [["--seed", "7"], ["--max_steps", "9"], ["--validation_fraction", "0.3"]])
+def test_resuming_as_another_run_is_refused(main, tmp_path, capsys, finished_run, change):
+    shutil.copytree(finished_run, tmp_path / "run")
+    command = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    assert main([*command, "--resume_from_checkpoint", "true", *change]) == 2
+    assert f"was started with {change[0][2:]}" in capsys.readouterr().err
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == (finished_run / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("options", [["--bf16", "true"], ["--torch_compile", "true"]])
+def test_precision_and_compilation_hold_after_a_teacher_was_trained(main, tmp_path, options):
+    dtypes, compiled = set(), []
+
+    def watch(module, args, output):
+        if type(module).__name__ == "DeiTMLP" and module.training:
+            dtypes.add(output.dtype)
+
+    real_compile = torch.compile
+    torch.compile = lambda model, *args, **kwargs: compiled.append(type(model).__name__) or model
+    handle = torch.nn.modules.module.register_module_forward_hook(watch)
+    try:
+        command = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+        assert main([*command, *options]) == 0
+    finally:
+        handle.remove()
+        torch.compile = real_compile
+    if options[0] == "--bf16":
+        assert dtypes == {torch.bfloat16}
+    else:
+        assert compiled == ["DistilledDeiTForImageClassification"]
+
+
+def test_a_broken_image_that_the_second_process_meets_is_named(tmp_path):
+    train = Path(image_folder(tmp_path / "train", {"cat": 16, "dog": 16}, size=64))
+    for path in train.glob("*/1?.png"):
+        path.write_bytes(path.read_bytes()[:3000])
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug_teacher.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**recipe, "per_device_train_batch_size": 1, "max_steps": 30}))
+    command = [sys.executable, "-m", *LAUNCHERS["torchrun"], SCRIPT, "--recipe", tmp_path / "mine.yaml"]
+    command += ["--train_dir", train, "--validation_dir", train, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0
+    assert re.search(r"error: the image of row \d+ \(.*/1\d\.png\) cannot be decoded", done.stderr), done.stderr[
+        -2000:
+    ]
+
+
+def test_skipping_broken_images_holds_for_the_teacher_too(main, tmp_path, capsys):
+    train = Path(image_folder(tmp_path / "train", {"cat": 16, "dog": 16}, size=64))
+    broken = train / "cat" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    command = [
+        "--recipe",
+        "debug",
+        "--train_dir",
+        str(train),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--use_cpu",
+        "true",
+    ]
+    assert main([*command, "--validation_dir", str(train), "--on_bad_image", "skip"]) == 0
+    assert "broken images skipped" in capsys.readouterr().out
+
+
+def test_own_images_and_own_teacher(main, tmp_path, capsys):
+    train = image_folder(tmp_path / "train", {"cat": 12, "dog": 12})
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug_teacher.yaml").read_text())
+    del recipe["dataset_name"], recipe["output_dir"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    teacher = ["--recipe", str(tmp_path / "mine.yaml"), "--train_dir", train, "--validation_fraction", "0.25"]
+    assert main([*teacher, "--output_dir", str(tmp_path / "teacher"), "--use_cpu", "true"]) == 0
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug.yaml").read_text())
+    del recipe["dataset_name"], recipe["output_dir"], recipe["teacher_recipe"]
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(recipe))
+    student = ["--recipe", str(tmp_path / "student.yaml"), "--train_dir", train, "--validation_fraction", "0.25"]
+    student += ["--teacher_model_name_or_path", str(tmp_path / "teacher"), "--use_cpu", "true"]
+    assert main([*student, "--output_dir", str(tmp_path / "student")]) == 0
+    assert "top-1 on 6 held-out images" in capsys.readouterr().out
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "dog"}
+
+
+def test_pretrained_student(main, tmp_path, finished_run):
+    command = ["--recipe", "debug", "--student", str(finished_run), "--student_overrides", "{}", "--use_cpu", "true"]
+    command += ["--teacher_model_name_or_path", str(finished_run / "teacher")]
+    command += ["--learning_rate", "0", "--min_learning_rate", "0", "--warmup_learning_rate", "0"]
+    assert main([*command, "--output_dir", str(tmp_path / "run")]) == 0
+    one, other = (
+        DistilledDeiTForImageClassification.from_pretrained(folder).state_dict()
+        for folder in (finished_run, tmp_path / "run")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+MISTAKES = {
+    "recipe": (["--recipe", "digit"], "did you mean digits"),
+    "argument": (["--learning_rat", "1"], "did you mean 'learning_rate'"),
+    "value": (["--learning_rate", "fast"], "learning_rate"),
+    "choice": (["--distillation_type", "hrd"], "hard"),
+    "range": (["--distillation_alpha", "2"], r"\[0, 1\]"),
+    "student": (["--student", "deit_tiny_destilled_patch16_224"], "did you mean deit_tiny_distilled_patch16_224"),
+    "override": (["--student_overrides", '{"hiden_size": 3}'], "did you mean 'hidden_size'"),
+    "impossible student": (["--student_overrides", '{"hidden_size": 10, "num_attention_heads": 3}'], "divide"),
+    "json": (["--student_overrides", "{hidden"], "JSON"),
+    "teacher": (["--teacher_model_name_or_path", "nobody/nothing"], "cannot load the teacher 'nobody/nothing'"),
+    "teacher dtype": (["--teacher_model_name_or_path", "TEACHER", "--teacher_dtype", "int3"], "float32, bfloat16"),
+    "teacher and none": (["--distillation_type", "none", "--teacher_model_name_or_path", "TEACHER"], "drop one"),
+    "data set": (["--dataset_name", "nobody/nothing"], "cannot load the data set 'nobody/nothing'"),
+    "both data": (["--train_dir", "somewhere", "--dataset_name", "something"], "either --dataset_name or --train_dir"),
+    "augmentation": (["--auto_augment", "nonsense"], "no policy of timm"),
+    "fraction": (["--validation_fraction", "1.5"], r"\(0, 1\)"),
+    "metric": (["--metric_for_best_model", "acuracy"], "top1"),
+    "checkpoint": (["--resume_from_checkpoint", "nowhere"], "no whole checkpoint"),
+    "nothing to resume": (["--resume_from_checkpoint", "true"], "no checkpoint to resume from"),
+    "output is a file": (["--output_dir", "A_FILE"], "cannot write to the output folder"),
+    "unwritable output": (["--output_dir", "/proc/run"], "cannot write to the output folder"),
+    "another run": (["--output_dir", "FINISHED"], "holds another run"),
+    "scheduler": (["--lr_scheduler_type", "cosinus"], "cosinus"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_refused_in_one_message(main, tmp_path, capsys, finished_run, mistake):
+    arguments, message = MISTAKES[mistake]
+    (tmp_path / "file").write_text("")
+    places = {"TEACHER": finished_run / "teacher", "A_FILE": tmp_path / "file", "FINISHED": finished_run}
+    arguments = [str(places.get(argument, argument)) for argument in arguments]
+    base = [] if "--recipe" in arguments else ["--recipe", "debug"]
+    output = [] if "--output_dir" in arguments else ["--output_dir", str(tmp_path / "run")]
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
+    assert main([*base, *output, "--use_cpu", "true", *arguments]) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert re.search(message, error), error
+    assert "Traceback" not in error
+    assert not list((tmp_path / "run").rglob("*"))  # so that the mended command can take the same folder
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
+
+
+def test_teacher_of_other_classes_is_refused(main, tmp_path, capsys, finished_run):
+    train = image_folder(tmp_path / "train", {"cat": 12, "dog": 12})
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug.yaml").read_text())
+    del recipe["dataset_name"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["--recipe", str(tmp_path / "mine.yaml"), "--train_dir", train, "--output_dir", str(tmp_path / "run")]
+    command += ["--teacher_model_name_or_path", str(finished_run / "teacher"), "--use_cpu", "true"]
+    assert main(command) == 2
+    assert "has 10 labels (0, 1, 2, …), expected 2 (cat, dog)" in capsys.readouterr().err
+
+
+def test_broken_image_in_a_worker_stops_with_its_path_only(main, tmp_path, capsys, finished_run):
+    train = image_folder(tmp_path / "train", {str(index): 4 for index in range(10)}, size=64)
+    broken = tmp_path / "train" / "3" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug.yaml").read_text())
+    del recipe["dataset_name"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["--recipe", str(tmp_path / "mine.yaml"), "--train_dir", train, "--validation_dir", train]
+    command += ["--teacher_model_name_or_path", str(finished_run / "teacher"), "--use_cpu", "true"]
+    command += ["--dataloader_num_workers", "1", "--output_dir", str(tmp_path / "run")]
+    assert main(command) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert str(broken) in error[0]

@@ -1,0 +1,819 @@
+"""Contract: what is trained on is what the user has, column by column and label by label, or the reason why not.
+
+A view depends on (seed, epoch, slot) alone: not on its batch, its worker, or any global generator.
+"""
+
+import io
+import random
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits as load_sklearn_digits
+from torch.utils.data import DataLoader
+from torchvision.transforms.functional import pil_to_tensor
+
+from hf_deit.data.batch_augment import normalize
+from hf_deit.data.columns import find_columns
+from hf_deit.data.decoding import ImageDecoder
+from hf_deit.data.load import load_data, load_digits
+from hf_deit.data.transforms import build_train_transform
+from hf_deit.data.view_dataset import EvaluationDataset, ViewDataset, collate
+from hf_deit.data.views import ViewKey, ViewSampler
+from hf_deit.errors import InputError
+from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
+
+NAMES = ["ape", "bee", "cat"]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+
+
+# Images whose colour says what they are: red is the class, green and blue are the number.
+
+
+def picture(label: int, number: int) -> Image.Image:
+    return Image.new("RGB", (12, 10), (100 + label, number // 256, number % 256))
+
+
+def identity(image: Image.Image) -> tuple[int, int]:
+    red, green, blue = image.convert("RGB").getpixel((5, 5))
+    return red - 100, green * 256 + blue
+
+
+def encoded(image: Image.Image, path: str | None = None) -> dict:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": path}
+
+
+def table(labels, names=NAMES, *, classes=None, image="image", label="label", feature=None) -> datasets.Dataset:
+    """Row i shows a picture of class classes[i] (by default labels[i]) and number i."""
+    classes = labels if classes is None else classes
+    columns = {image: [encoded(picture(c, i), f"{i}.png") for i, c in enumerate(classes)], label: list(labels)}
+    feature = feature or datasets.ClassLabel(names=names)
+    return datasets.Dataset.from_dict(columns, features=datasets.Features({image: datasets.Image(), label: feature}))
+
+
+def parquet(folder, **splits) -> str:
+    """A data set as on the Hub: one file per split, and a card that lists them."""
+    folder.mkdir()
+    for split, data in splits.items():
+        data.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+    files = "".join(f"  - split: {split}\n    path: {split}-*\n" for split in splits)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    return str(folder)
+
+
+def class_folders(folder, counts: dict[str, int], *, first: int = 0) -> str:
+    number = first
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for _ in range(count):
+            picture(NAMES.index(name) if name in NAMES else 9, number).save(folder / name / f"{number}.png")
+            number += 1
+    return str(folder)
+
+
+def rows(dataset: datasets.Dataset) -> list[tuple[int, int]]:
+    return [identity(image) for image in dataset["image"]]
+
+
+def assert_labels_say_what_images_show(dataset: datasets.Dataset, names=NAMES) -> None:
+    assert isinstance(dataset.features["image"], datasets.Image)
+    assert dataset.features["label"].names == names
+    assert [NAMES[shown] for shown, _ in rows(dataset)] == [names[label] for label in dataset["label"]]
+
+
+def refusal(**arguments) -> str:
+    with pytest.raises(InputError) as error:
+        load_data(**arguments)
+    return str(error.value)
+
+
+# Digits
+
+
+def test_digits_are_scikit_learns_with_360_held_out_evenly():
+    data = load_digits()
+    assert (len(data.train), len(data.validation)) == (1437, 360)
+    assert data.label_names == [str(i) for i in range(10)]
+    assert data.id2label[7] == "7"
+    source = load_sklearn_digits()
+    expected = Counter(
+        (int(label), np.round(image / 16 * 255).astype(np.uint8).tobytes())
+        for image, label in zip(source.images, source.target, strict=True)
+    )
+    got = Counter()
+    for part in (data.train, data.validation):
+        assert isinstance(part.features["image"], datasets.Image)
+        assert isinstance(part.features["label"], datasets.ClassLabel)
+        got.update(
+            (label, np.asarray(image).tobytes()) for image, label in zip(part["image"], part["label"], strict=True)
+        )
+    assert got == expected
+    totals, held_out = Counter(source.target.tolist()), Counter(data.validation["label"])
+    assert all(abs(held_out[digit] - totals[digit] * 360 / 1797) < 1 for digit in range(10))
+
+
+def test_digits_by_name_are_the_same_every_time():
+    by_name, direct = load_data(dataset_name="sklearn:digits"), load_digits()
+    assert by_name.validation["label"] == direct.validation["label"]
+    assert np.array_equal(by_name.validation[17]["image"], direct.validation[17]["image"])
+
+
+# Where data come from
+
+
+@pytest.mark.parametrize("kind", ["parquet", "imagefolder", "arrow"])
+def test_local_data_sets_that_load_dataset_takes(tmp_path, kind):
+    folder = tmp_path / "set"
+    if kind == "imagefolder":
+        class_folders(folder / "train", {"bee": 10, "ape": 10, "cat": 10})
+        path = str(folder)
+    else:
+        data = table([i % 3 for i in range(30)])
+        if kind == "parquet":
+            path = parquet(folder, train=data)
+        else:
+            folder.mkdir()
+            with datasets.arrow_writer.ArrowWriter(path=str(folder / "train.arrow"), features=data.features) as writer:
+                for row in data.cast_column("image", datasets.Image(decode=False)):
+                    writer.write(row)
+                writer.finalize()
+            path = str(folder)
+    data = load_data(dataset_name=path)
+    assert data.label_names == NAMES
+    assert (len(data.train), len(data.validation)) == (27, 3)
+    for part in (data.train, data.validation):
+        assert_labels_say_what_images_show(part)
+    assert sorted(number for _, number in rows(data.train) + rows(data.validation)) == list(range(30))
+
+
+def test_class_folders_without_validation_hold_a_part_out(tmp_path):
+    path = class_folders(tmp_path / "photos", {"cat": 20, "ape": 10, "bee": 30})
+    data = load_data(train_dir=path, validation_fraction=0.2)
+    assert data.label_names == NAMES
+    assert Counter(data.validation["label"]) == {0: 2, 1: 6, 2: 4}
+    assert sorted(number for _, number in rows(data.train) + rows(data.validation)) == list(range(60))
+    for part in (data.train, data.validation):
+        assert_labels_say_what_images_show(part)
+
+
+def test_class_folders_with_validation_keep_all(tmp_path):
+    train = class_folders(tmp_path / "train", {"cat": 3, "ape": 2, "bee": 4})
+    validation = class_folders(
+        tmp_path / "validation", {"cat": 2, "bee": 1}, first=100
+    )  # fewer classes, other indices
+    data = load_data(train_dir=train, validation_dir=validation)
+    assert sorted(number for _, number in rows(data.train)) == list(range(9))
+    assert sorted(number for _, number in rows(data.validation)) == [100, 101, 102]
+    for part in (data.train, data.validation):
+        assert_labels_say_what_images_show(part)
+
+
+def test_images_in_deeper_folders_count_and_hidden_files_do_not(tmp_path):
+    path = class_folders(tmp_path / "photos", {"ape": 4, "bee": 4})
+    (tmp_path / "photos" / "ape" / "more").mkdir()
+    picture(0, 50).save(tmp_path / "photos" / "ape" / "more" / "deep.png")
+    (tmp_path / "photos" / "ape" / ".DS_Store").write_bytes(b"no image")
+    picture(0, 51).save(tmp_path / "photos" / "bee" / ".hidden.png")
+    (tmp_path / "photos" / "README.txt").write_text("beside the class folders")
+    data = load_data(train_dir=path, validation_dir=path)
+    assert data.label_names == ["ape", "bee"]
+    assert sorted(number for _, number in rows(data.train)) == [*range(8), 50]
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path):
+    class_folders(tmp_path / "elsewhere", {"ape": 3, "bee": 2})
+    folder = tmp_path / "photos"
+    class_folders(folder, {"bee": 4}, first=10)
+    (folder / "ape").symlink_to(tmp_path / "elsewhere" / "ape")
+    (folder / "bee" / "more").symlink_to(tmp_path / "elsewhere" / "bee")
+    (folder / "bee" / "circle").symlink_to(folder)
+    (tmp_path / "elsewhere" / "bee" / "back").symlink_to(folder / "bee")
+    data = load_data(train_dir=str(folder), validation_dir=str(folder), unlabeled_dir=str(folder))
+    assert sorted(number for _, number in rows(data.train)) == [0, 1, 2, 3, 4, 10, 11, 12, 13]
+    assert_labels_say_what_images_show(data.train, ["ape", "bee"])
+    assert sorted(number for _, number in rows(data.unlabeled)) == [0, 1, 2, 3, 4, 10, 11, 12, 13]
+    alone = tmp_path / "alone"
+    class_folders(alone, {"ape": 2, "bee": 2})
+    (alone / "circle").symlink_to(alone)
+    assert "class folders without images" in refusal(train_dir=str(alone))
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link.png"])
+def test_links_to_nothing_are_refused(tmp_path, target):
+    path = class_folders(tmp_path / "photos", {"ape": 2, "bee": 2})
+    (tmp_path / "photos" / "bee" / "link.png").symlink_to(tmp_path / "photos" / "bee" / target)
+    for options in ({"train_dir": path}, {"dataset_name": "sklearn:digits", "unlabeled_dir": path}):
+        message = refusal(**options)
+        assert "1 of the 5 files" in message
+        assert str(tmp_path / "photos" / "bee" / "link.png") in message
+
+
+def test_files_come_in_the_order_of_their_names(tmp_path):
+    folder = tmp_path / "photos"
+    for number, name in enumerate(["b", "a.png", "a/c", "a/b/z", "a-/x", "B/y", "10", "9"]):
+        path = folder / "ape" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(0, number).save(path)
+    class_folders(folder, {"bee": 1}, first=100)
+    data = load_data(train_dir=str(folder), validation_dir=str(folder), unlabeled_dir=str(folder))
+    assert [number for _, number in rows(data.train)] == [6, 7, 1, 0, 5, 2, 4, 3, 100]  # a folder's files, then deeper
+    assert [number for _, number in rows(data.unlabeled)] == [6, 7, 5, 3, 2, 4, 1, 0, 100]
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    path = class_folders(tmp_path / "photos", {"ape": 4, "bee": 4, ".ipynb_checkpoints": 2})
+    (tmp_path / "photos" / "ape" / ".thumbnails").mkdir()
+    picture(0, 99).save(tmp_path / "photos" / "ape" / ".thumbnails" / "small.png")
+    data = load_data(train_dir=path, validation_dir=path)
+    assert data.label_names == ["ape", "bee"]
+    assert sorted(number for _, number in rows(data.train)) == list(range(8))
+
+
+@pytest.mark.parametrize("split", [None, "test", "validation", "valid", "val", "holdout"])
+def test_the_validation_split_is_found_or_named(tmp_path, split):
+    splits = {"train": table([0, 1, 2] * 10)}
+    if split:
+        splits[split] = table([2, 1, 0])
+    named = {"validation_split": split} if split == "holdout" else {}
+    data = load_data(dataset_name=parquet(tmp_path / "set", **splits), **named)
+    if split not in (None, "test"):  # choosing checkpoints on the test split would spoil it
+        assert rows(data.validation) == [(2, 0), (1, 1), (0, 2)]
+        assert len(data.train) == 30
+    else:
+        assert (len(data.train), len(data.validation)) == (27, 3)
+
+
+def test_the_training_split_can_be_named(tmp_path):
+    path = parquet(tmp_path / "set", fit=table([0, 1, 2]), validation=table([2, 1]))
+    data = load_data(dataset_name=path, train_split="fit")
+    assert (rows(data.train), rows(data.validation)) == ([(0, 0), (1, 1), (2, 2)], [(2, 0), (1, 1)])
+
+
+def test_the_held_out_part_is_seeded_and_stratified(tmp_path):
+    path = parquet(tmp_path / "set", train=table([0] * 60 + [1] * 30 + [2] * 10))
+    parts = [
+        load_data(dataset_name=path, validation_fraction=0.3, validation_seed=seed).validation for seed in (5, 5, 6)
+    ]
+    for part in parts:
+        assert Counter(part["label"]) == {0: 18, 1: 9, 2: 3}
+    assert rows(parts[0]) == rows(parts[1])
+    assert set(rows(parts[0])) != set(rows(parts[2]))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 3])
+def test_a_fraction_that_is_none_is_refused(tmp_path, fraction):
+    message = refusal(train_dir=class_folders(tmp_path / "a", {"ape": 4, "bee": 4}), validation_fraction=fraction)
+    assert "validation_fraction" in message
+    assert str(fraction) in message
+
+
+def test_too_few_images_to_hold_out_are_refused(tmp_path):
+    assert "validation" in refusal(train_dir=class_folders(tmp_path / "a", {"ape": 1, "bee": 9}))
+
+
+# Columns
+
+
+def wide_table() -> datasets.Dataset:
+    data = table([0, 1, 2] * 10, image="photo", label="species")
+    return data.add_column("id", list(range(30))).add_column("caption", ["words"] * 30)
+
+
+def test_columns_are_found_by_type(tmp_path):
+    assert find_columns(wide_table()) == ("photo", "species")
+    data = load_data(dataset_name=parquet(tmp_path / "set", train=wide_table()))
+    assert set(data.train.column_names) == {"image", "label"}
+    assert_labels_say_what_images_show(data.train)
+
+
+def test_columns_named_the_wrong_way_round_are_found_by_type(tmp_path):
+    path = parquet(tmp_path / "set", train=table([0, 1, 2] * 10, image="label", label="image"))
+    assert_labels_say_what_images_show(load_data(dataset_name=path).train)
+
+
+def test_several_columns_of_a_type_need_a_name(tmp_path):
+    data = wide_table()
+    mask = [encoded(picture(7, i)) for i in range(30)]
+    data = data.add_column("mask", mask, feature=datasets.Image())
+    data = data.add_column("genus", [1, 0, 1] * 10, feature=datasets.ClassLabel(names=["x", "y"]))
+    path = parquet(tmp_path / "set", train=data)
+    message = refusal(dataset_name=path, label_column_name="genus")
+    assert "--image_column_name" in message
+    assert "photo" in message
+    assert "mask" in message
+    message = refusal(dataset_name=path, image_column_name="photo")
+    assert "--label_column_name" in message
+    assert "species" in message
+    assert "genus" in message
+    loaded = load_data(dataset_name=path, image_column_name="photo", label_column_name="genus")
+    assert loaded.label_names == ["x", "y"]
+    assert {(shown, label) for (shown, _), label in zip(rows(loaded.train), loaded.train["label"], strict=True)} == {
+        (0, 1),
+        (1, 0),
+        (2, 1),
+    }
+    loaded = load_data(dataset_name=path, image_column_name="mask", label_column_name="species")
+    assert {shown for shown, _ in rows(loaded.train)} == {7}
+
+
+def test_no_column_of_a_type_is_refused(tmp_path):
+    path = parquet(tmp_path / "set", train=wide_table().remove_columns("species"))
+    assert "--label_column_name" in refusal(dataset_name=path)
+    path = parquet(tmp_path / "other", train=wide_table().remove_columns("photo"))
+    assert "--image_column_name" in refusal(dataset_name=path)
+
+
+def test_a_column_that_does_not_exist_or_fit_is_refused(tmp_path):
+    path = parquet(tmp_path / "set", train=wide_table())
+    for option in ("image_column_name", "label_column_name"):
+        message = refusal(dataset_name=path, **{option: "nope"})
+        assert "'nope'" in message
+        assert "species" in message
+    assert "'caption'" in refusal(dataset_name=path, image_column_name="caption")
+    assert "label" in refusal(dataset_name=path, label_column_name="photo")
+
+
+def test_a_validation_split_without_the_columns_is_refused(monkeypatch):
+    other = table([0, 1, 2]).rename_column("label", "other")
+    splits = datasets.DatasetDict({"train": table([0, 1, 2] * 4), "validation": other})
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: splits)
+    assert "no column label" in refusal(dataset_name="someone/something")
+
+
+# Labels
+
+
+def test_string_labels_become_classes(tmp_path):
+    labels = ["cat", "ape", "bee"] * 10
+    data = table(labels, classes=[NAMES.index(name) for name in labels], feature=datasets.Value("string"))
+    path = parquet(tmp_path / "set", train=data)
+    assert "--label_column_name" in refusal(dataset_name=path)  # a string column may be anything: it must be named
+    loaded = load_data(dataset_name=path, label_column_name="label")
+    for part in (loaded.train, loaded.validation):
+        assert_labels_say_what_images_show(part)
+
+
+def test_integer_labels_become_classes_in_numeric_order(tmp_path):
+    values = [10, 9, 200]
+    train = table(
+        [values[i % 3] for i in range(30)], classes=[i % 3 for i in range(30)], feature=datasets.Value("int64")
+    )
+    validation = table([200, 9], classes=[2, 1], feature=datasets.Value("int64"))
+    path = parquet(tmp_path / "set", train=train, validation=validation)
+    data = load_data(dataset_name=path, label_column_name="label")
+    assert data.label_names == ["9", "10", "200"]
+    for part in (data.train, data.validation):
+        assert {(shown, label) for (shown, _), label in zip(rows(part), part["label"], strict=True)} <= {
+            (0, 1),
+            (1, 0),
+            (2, 2),
+        }
+    assert data.validation["label"] == [2, 0]
+
+
+def test_float_labels_are_refused(tmp_path):
+    path = parquet(
+        tmp_path / "set", train=table([0.5, 1.5] * 5, classes=[0, 1] * 5, feature=datasets.Value("float32"))
+    )
+    assert "label" in refusal(dataset_name=path, label_column_name="label")
+
+
+def test_a_validation_split_with_other_class_order_is_mapped_by_name(monkeypatch):
+    validation = table([0, 1, 2, 0], ["cat", "ape", "bee"], classes=[2, 0, 1, 2])
+    splits = datasets.DatasetDict({"train": table([0, 1, 2] * 4), "validation": validation})
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: splits)
+    data = load_data(dataset_name="someone/something")
+    assert data.validation["label"] == [2, 0, 1, 2]
+    for part in (data.train, data.validation):
+        assert_labels_say_what_images_show(part)
+
+
+def test_a_validation_label_that_training_has_not_is_refused(monkeypatch):
+    validation = table([0, 1], ["cat", "yak"], classes=[2, 2])
+    splits = datasets.DatasetDict({"train": table([0, 1, 2] * 4), "validation": validation})
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: splits)
+    assert "yak" in refusal(dataset_name="someone/something")
+
+
+def test_an_unknown_string_label_or_class_folder_is_refused(tmp_path):
+    text = datasets.Value("string")
+    path = parquet(
+        tmp_path / "set",
+        train=table(["ape", "bee"] * 5, classes=[0, 1] * 5, feature=text),
+        validation=table(["ape", "yak"], classes=[0, 2], feature=text),
+    )
+    assert "yak" in refusal(dataset_name=path, label_column_name="label")
+    train = class_folders(tmp_path / "train", {"ape": 2, "bee": 2})
+    assert "yak" in refusal(train_dir=train, validation_dir=class_folders(tmp_path / "val", {"ape": 2, "yak": 2}))
+
+
+@pytest.mark.parametrize("where", ["every training label", "one training label", "validation"])
+def test_labels_outside_the_range_are_refused(tmp_path, where):
+    train, validation = [0, 1, 2] * 10, [0, 1, 2]
+    splits = {"train": table(train)}
+    if where == "every training label":
+        splits["train"] = table([-1] * 30, classes=train)
+    elif where == "one training label":
+        splits["train"] = table([0, 1, 2] * 9 + [0, -1, 2], classes=train)
+    else:
+        splits["validation"] = table([-1] * 3, classes=validation)
+    message = refusal(dataset_name=parquet(tmp_path / "set", **splits))
+    assert "-1" in message
+    assert "[0, 3)" in message
+
+
+@pytest.mark.parametrize("where", ["train", "validation"])
+@pytest.mark.parametrize(
+    "feature", [datasets.ClassLabel(names=NAMES), datasets.Value("string")], ids=["class", "text"]
+)
+def test_missing_labels_are_refused(tmp_path, where, feature):
+    good = [0, 1, 2] * 4
+    text = isinstance(feature, datasets.Value)
+    splits = {}
+    for split in ("train", "validation"):
+        labels = [NAMES[label] if text else label for label in good]
+        if split == where:
+            labels[4] = None
+        splits[split] = table(labels, classes=good, feature=feature)
+    message = refusal(dataset_name=parquet(tmp_path / "set", **splits), label_column_name="label")
+    assert "label" in message
+    assert "None" in message
+
+
+def test_fewer_than_two_classes_are_refused(tmp_path):
+    assert "two classes" in refusal(train_dir=class_folders(tmp_path / "one", {"ape": 9}))
+    path = parquet(tmp_path / "set", train=table([0] * 9, ["ape"], classes=[0] * 9))
+    assert "two classes" in refusal(dataset_name=path)
+    path = parquet(tmp_path / "named", train=table([1] * 9))  # three names, images of one
+    assert "two classes" in refusal(dataset_name=path)
+
+
+# What is not there
+
+
+def test_exactly_one_source_must_be_given(tmp_path):
+    for arguments in ({}, {"dataset_name": "a/b", "train_dir": "c"}):
+        message = refusal(**arguments)
+        assert "--dataset_name" in message
+        assert "--train_dir" in message
+    picture(0, 0).save(tmp_path / "0.png")
+    for beside in ({}, {"unlabeled_dir": str(tmp_path)}):
+        for name in ("a/b", "sklearn:digits"):
+            message = refusal(dataset_name=name, validation_dir=str(tmp_path), **beside)
+            assert "--validation_dir goes with --train_dir" in message
+            assert "--validation_split" in message
+
+
+@pytest.mark.parametrize("name", ["./nope", "nobody/nothing-here", "nothing-here", "a b//c", ""])
+def test_no_such_data_set_is_refused(name):
+    assert repr(name) in refusal(dataset_name=name)
+
+
+def test_data_sets_made_by_a_script_are_refused(tmp_path):
+    """datasets 4 and later run no scripts; many old data sets of the Hub are nothing else."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "old.py").write_text("import datasets\n")
+    assert "script" in refusal(dataset_name=str(tmp_path / "old"))
+
+
+def test_an_unreadable_table_is_refused(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.parquet").write_bytes(b"PAR1 and no more")
+    assert str(tmp_path / "set") in refusal(dataset_name=str(tmp_path / "set"))
+
+
+def test_no_such_config_or_split_is_refused(tmp_path):
+    path = parquet(tmp_path / "set", train=table([0, 1, 2] * 10))
+    assert "'nope'" in refusal(dataset_name=path, dataset_config_name="nope")
+    for option in ("train_split", "validation_split"):
+        message = refusal(dataset_name=path, **{option: "nope"})
+        assert "'nope'" in message
+        assert "it has train" in message
+    assert "training split" in refusal(dataset_name=path, validation_split="train")
+
+
+def test_no_such_folder_is_refused(tmp_path):
+    good = class_folders(tmp_path / "photos", {"ape": 3, "bee": 3})
+    missing = str(tmp_path / "nope")
+    assert missing in refusal(train_dir=missing)
+    assert missing in refusal(train_dir=good, validation_dir=missing)
+    flat = str(tmp_path / "photos" / "ape")
+    message = refusal(train_dir=flat)
+    assert flat in message
+    assert "folder of images per class" in message
+
+
+@pytest.mark.parametrize("content", [None, ".gitkeep"])
+def test_empty_class_folders_are_refused(tmp_path, content):
+    path = class_folders(tmp_path / "photos", {"ape": 3, "bee": 3, "empty": 0})
+    if content:
+        (tmp_path / "photos" / "empty" / content).touch()
+    message = refusal(train_dir=path)
+    assert "without images" in message
+    assert "empty" in message.replace(path, "")
+
+
+def test_a_file_that_is_no_image_is_refused_with_its_path(tmp_path):
+    path = class_folders(tmp_path / "photos", {"ape": 3, "bee": 3})
+    bad = tmp_path / "photos" / "bee" / "notes.txt"
+    bad.write_text("not a picture")
+    assert str(bad) in refusal(train_dir=path)
+    good = class_folders(tmp_path / "good", {"ape": 3, "bee": 3})
+    assert str(bad) in refusal(train_dir=good, validation_dir=path)
+
+
+def test_a_table_without_images_in_its_image_column_is_refused(tmp_path):
+    data = table([0, 1, 2] * 4).to_dict()
+    data["image"] = [{"bytes": b"no picture", "path": f"row{i}.png"} for i in range(12)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    path = parquet(tmp_path / "set", train=datasets.Dataset.from_dict(data, features=features))
+    message = refusal(dataset_name=path)
+    assert "row 0" in message
+    assert "row0.png" in message
+
+
+# Views
+
+
+def textured(count: int = 12) -> datasets.Dataset:
+    generator = np.random.RandomState(0)
+    images = [encoded(Image.fromarray(generator.randint(0, 256, (40, 50, 3), dtype=np.uint8))) for _ in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    return datasets.Dataset.from_dict({"image": images, "label": [i % 3 for i in range(count)]}, features=features)
+
+
+def view_dataset(data: datasets.Dataset, seed: int = 3, **options) -> ViewDataset:
+    transform = build_train_transform((40, 40), image_mean=(0.485, 0.456, 0.406))
+    return ViewDataset(data, transform, seed=seed, **options)
+
+
+KEYS = [ViewKey(epoch=1, slot=slot, index=(5 * (slot // 2)) % 12, view=slot % 2) for slot in range(10)]
+
+
+def pixels(samples) -> list[bytes]:
+    return [sample["pixel_values"].numpy().tobytes() for sample in samples]
+
+
+def test_a_view_does_not_depend_on_its_list():
+    views = view_dataset(textured())
+    reference = pixels(views[key] for key in KEYS)
+    assert len(set(reference)) == len(KEYS)
+    assert pixels(views.__getitems__(KEYS)) == reference
+    assert pixels(views.__getitems__(KEYS[::-1]))[::-1] == reference
+    assert pixels(views.__getitems__(KEYS[3:7])) == reference[3:7]
+    assert pixels(views.__getitems__([KEYS[4], KEYS[2], KEYS[4]])) == [reference[i] for i in (4, 2, 4)]
+
+
+def test_a_view_depends_on_seed_epoch_and_slot():
+    data = textured()
+    views = view_dataset(data)
+    key = KEYS[0]
+    variants = [
+        views[key],
+        views[key._replace(slot=77)],
+        views[key._replace(epoch=2)],
+        view_dataset(data, seed=4)[key],
+    ]
+    assert len(set(pixels(variants))) == 4
+    assert len({sample["view_seeds"] for sample in variants}) == 4
+    assert pixels([views[key._replace(view=1)]]) == pixels([views[key]])  # the slot already tells the views apart
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_a_view_does_not_depend_on_the_workers(workers):
+    views = view_dataset(textured())
+    sampler = ViewSampler(12, seed=3, total_batch_size=4, repeats=3)
+    sampler.set_epoch(1)
+    expected = [views[key] for key in sampler]
+    torch.manual_seed(workers)
+    loader = DataLoader(views, batch_size=4, sampler=sampler, num_workers=workers, collate_fn=collate)
+    batches = list(loader)
+    assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches]), collate(expected)["pixel_values"])
+    for name in ("labels", "view_seeds", "bad_images"):
+        assert torch.cat([batch[name] for batch in batches]).tolist() == [sample[name] for sample in expected]
+
+
+def random_states() -> tuple:
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), name, keys.tolist(), *rest, torch.get_rng_state().tolist()
+
+
+def test_global_generators_are_neither_moved_nor_read():
+    views = view_dataset(textured())
+    results = []
+    for seed in (0, 1):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        before = random_states()
+        results.append(pixels(views.__getitems__(KEYS)))
+        assert random_states() == before
+    assert results[0] == results[1]
+
+
+def test_global_generators_survive_a_broken_image():
+    data = textured(4)
+    views = view_dataset(broken(data, [1]))
+    before = random_states()
+    with pytest.raises(InputError):
+        views.__getitems__([ViewKey(0, 0, 0, 0), ViewKey(0, 1, 1, 0)])
+    assert random_states() == before
+
+
+def test_repeated_views_decode_their_image_once(monkeypatch):
+    views = view_dataset(textured())
+    sampler = ViewSampler(12, seed=3, total_batch_size=12, repeats=3)
+    decode, decoded = datasets.Image.decode_example, []
+    monkeypatch.setattr(
+        datasets.Image, "decode_example", lambda self, value, **kw: decoded.append(1) or decode(self, value, **kw)
+    )
+    keys = list(sampler)
+    samples = views.__getitems__(keys)
+    assert len(keys) == 12
+    assert len(decoded) == len({key.index for key in keys}) == 4
+    assert len(set(pixels(samples))) == 12
+
+
+def broken(data: datasets.Dataset, indices) -> datasets.Dataset:
+    columns = data.cast_column("image", datasets.Image(decode=False)).to_dict()
+    for index in indices:
+        columns["image"][index] = {"bytes": columns["image"][index]["bytes"][:40], "path": f"broken{index}.png"}
+    return datasets.Dataset.from_dict(columns, features=data.features)
+
+
+def plain_views(data: datasets.Dataset, **options) -> ViewDataset:
+    return ViewDataset(data, pil_to_tensor, seed=0, **options)
+
+
+def test_a_broken_image_stops_with_its_path_and_row():
+    views = plain_views(broken(table([0, 1, 2, 0]), [2]))
+    assert views[ViewKey(0, 0, 1, 0)]["labels"] == 1
+    with pytest.raises(InputError, match=r"row 2 .*broken2\.png.*--on_bad_image skip"):
+        views[ViewKey(0, 1, 2, 0)]
+
+
+def test_a_missing_image_stops_with_its_row():
+    data = table([0, 1, 2, 0]).to_dict()
+    data["image"][3] = None
+    data = datasets.Dataset.from_dict(data, features=table([0]).features)
+    with pytest.raises(InputError, match="row 3"):
+        plain_views(data)[ViewKey(0, 0, 3, 0)]
+
+
+def test_a_truncated_file_stops_with_its_path(tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    data = datasets.Dataset.from_dict({"image": [str(path)], "label": [0]}, features=features)
+    with pytest.raises(InputError) as error:
+        plain_views(data)[ViewKey(0, 0, 0, 0)]
+    assert str(path) in str(error.value)
+
+
+def test_skipping_takes_the_next_readable_image_and_counts():
+    data = broken(table([0, 1, 2, 0, 1, 2]), [0, 2, 3, 5])
+    views = plain_views(data, on_bad_image="skip")
+    samples = views.__getitems__([ViewKey(0, slot, index, 0) for slot, index in enumerate([1, 2, 2, 3, 4, 5, 0])])
+    # Row 2 gives way to row 4 (3 is broken too), row 5 to row 1 (past the end, 0 is broken too).
+    expected = [(1, 1), (1, 4), (1, 4), (1, 4), (1, 4), (1, 1), (1, 1)]
+    assert [identity(Image.fromarray(s["pixel_values"].permute(1, 2, 0).numpy())) for s in samples] == expected
+    assert [sample["labels"] for sample in samples] == [1] * 7
+    assert [sample["bad_images"] for sample in samples] == [0, 1, 1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
+def test_nothing_readable_is_refused(on_bad_image):
+    views = plain_views(broken(table([0, 1, 2]), [0, 1, 2]), on_bad_image=on_bad_image)
+    with pytest.raises(InputError):
+        views[ViewKey(0, 0, 1, 0)]
+
+
+def test_collate_stacks_pixels_and_makes_integers():
+    samples = view_dataset(textured()).__getitems__(KEYS[:3])
+    batch = collate(samples)
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert torch.equal(batch["pixel_values"][2], samples[2]["pixel_values"])
+    for name in ("labels", "view_seeds", "bad_images"):
+        assert batch[name].dtype == torch.int64
+        assert batch[name].tolist() == [sample[name] for sample in samples]
+
+
+# Evaluation, and what files hold
+
+
+PROCESSORS = [DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil]
+
+
+def saved(folder, mode: str) -> str:
+    generator = np.random.RandomState(1)
+    image = Image.fromarray(generator.randint(0, 256, (60, 44, 4), dtype=np.uint8), "RGBA")
+    if mode == "RGBA":
+        path = folder / "rgba.png"
+    elif mode == "P with transparency":
+        image, path = image.convert("RGB").convert("P"), folder / "palette.png"
+        image.info["transparency"] = 3
+    elif mode == "CMYK":
+        image, path = image.convert("RGB").convert("CMYK"), folder / "cmyk.jpg"
+    elif mode == "LA":
+        image, path = image.convert("LA"), folder / "la.png"
+    else:
+        image, path = image.convert("RGB").convert(mode), folder / f"{mode}.png"
+    image.save(path)
+    with Image.open(path) as reread:
+        assert reread.mode == mode.split()[0]
+    return str(path)
+
+
+def of_files(*paths: str) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    return datasets.Dataset.from_dict({"image": list(paths), "label": [1] * len(paths)}, features=features)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSORS)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "P with transparency", "CMYK", "L", "LA", "1"])
+def test_evaluation_pixels_are_the_processors(tmp_path, processor_class, mode):
+    """Normalised, they are what the published processor makes of the file itself."""
+    path = saved(tmp_path, mode)
+    processor = processor_class(crop_size={"height": 32, "width": 32}, crop_ratio=0.8)
+    with Image.open(path) as image:
+        expected = processor(image, return_tensors="pt")["pixel_values"]
+    sample = EvaluationDataset(of_files(path), processor)[0]
+    assert sample["pixel_values"].dtype == torch.uint8
+    got = normalize(sample["pixel_values"][None], processor.image_mean, processor.image_std)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert sample["labels"] == 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "P with transparency", "CMYK", "L", "LA", "1"])
+def test_training_decodes_files_as_the_processors_convert_them(tmp_path, mode):
+    path = saved(tmp_path, mode)
+    processor = DistilledDeiTImageProcessor(
+        do_resize=False, do_center_crop=False, do_normalize=False, do_rescale=False
+    )
+    with Image.open(path) as image:
+        expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(plain_views(of_files(path))[ViewKey(0, 0, 0, 0)]["pixel_values"], expected.to(torch.uint8))
+
+
+def test_transparency_is_white(tmp_path):
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    image = ImageDecoder(of_files(str(tmp_path / "clear.png")), "image")(0)
+    assert image.mode == "RGB"
+    assert image.getpixel((3, 3)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_is_honoured(tmp_path, orientation):
+    upright = np.zeros((16, 32, 3), dtype=np.uint8)
+    upright[:8, :16], upright[:8, 16:], upright[8:, :16] = 250, 150, 60
+    # How a camera stores the upright picture so that the tag mends it (TIFF 6.0, tag 274).
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+    data = of_files(str(path))
+    assert np.array_equal(np.asarray(ImageDecoder(data, "image")(0)), upright)
+    sample = plain_views(data)[ViewKey(0, 0, 0, 0)]
+    assert torch.equal(sample["pixel_values"], torch.from_numpy(upright).permute(2, 0, 1))
+
+
+def test_evaluation_stops_at_a_broken_image_or_ignores_it():
+    data = broken(table([0, 1, 2]), [1])
+    processor = DistilledDeiTImageProcessor(crop_size={"height": 8, "width": 8}, crop_ratio=1.0)
+    with pytest.raises(InputError, match=r"row 1 .*broken1\.png"):
+        EvaluationDataset(data, processor)[1]
+    skipping = EvaluationDataset(data, processor, on_bad_image="skip")
+    batch = collate([skipping[i] for i in range(3)])
+    assert batch["labels"].tolist() == [0, -100, 2]
+    assert batch["pixel_values"].shape == (3, 3, 8, 8)
+    assert not batch["pixel_values"][1].any()
+
+
+def test_named_columns_reach_the_datasets():
+    data = table([0, 1, 2], image="photo", label="species")
+    processor = DistilledDeiTImageProcessor(crop_size={"height": 8, "width": 8}, crop_ratio=1.0)
+    columns = {"image_column": "photo", "label_column": "species"}
+    assert [plain_views(data, **columns)[ViewKey(0, 0, i, 0)]["labels"] for i in range(3)] == [0, 1, 2]
+    assert [EvaluationDataset(data, processor, **columns)[i]["labels"] for i in range(3)] == [0, 1, 2]

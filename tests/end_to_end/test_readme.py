@@ -1,0 +1,158 @@
+"""README's commands and code are what works: its Python blocks are run, with small data in place of the reader's."""
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import tiny
+from support.main_of import main_of
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from hf_deit import DistilledDeiTImageProcessor, TeacherLabelStore, list_recipes
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+INFERENCE, TRAINING = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_inference_block(here, capsys):
+    model = tiny.student()
+    model.save_pretrained("outputs/digits")
+    tiny.processor().save_pretrained("outputs/digits")
+    tiny.digits()[1][0]["image"].save("image.png")
+    exec(compile(INFERENCE, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in {str(digit) for digit in range(10)}
+
+
+def make_images(**counts: int) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name in ("cat", "dog"):
+            os.makedirs(f"images/{split}/{name}")
+            for index in range(count):
+                pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(f"images/{split}/{name}/{index}.png")
+
+
+def test_training_block(here):
+    make_images(train=8, validation=4)
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", id2label={0: "cat", 1: "dog"}
+    )
+    ResNetForImageClassification(config).save_pretrained("teacher")
+    DistilledDeiTImageProcessor(crop_size=224).save_pretrained("teacher")
+    small = TRAINING.replace("my-name/my-finetuned-convnext", "teacher")
+    small = small.replace("num_train_epochs=100", "num_train_epochs=1, use_cpu=True")
+    small = small.replace("per_device_train_batch_size=64", "per_device_train_batch_size=8")
+    assert small.count('teacher"') and "use_cpu" in small
+    exec(compile(small, "README.md", "exec"), {})
+    assert Path("outputs/mine/model.safetensors").is_file()
+
+
+def test_three_commands_from_a_folder_to_a_student(here, capsys):
+    (block,) = (block for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) if "preview.py" in block)
+    look, teach, distil = (shlex.split(line)[1:] for line in block.replace("\\\n", " ").strip().splitlines())
+    make_images(train=12, val=4)
+    tiny.resnet().save_pretrained("resnet-50")
+    tiny.processor(crop_size=32).save_pretrained("resnet-50")
+    small = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--eval_strategy", "no"]
+    small += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--save_strategy", "no"]
+    small += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
+    sizes = '{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}'
+    student = ["--image_size", "32", "--student_overrides", sizes]
+    assert look.pop(0) == "scripts/preview.py"
+    assert main_of("preview")([*look, *student]) == 0
+    assert Image.open("preview.png").size == (8 * (128 + 8), 2 * (128 + 8 + 45))
+    train = main_of("train")
+    teach = [argument.replace("microsoft/", "./") for argument in teach]
+    assert teach[:2] == distil[:2] == ["launch", "scripts/train.py"]
+    assert train([*teach[2:], *small]) == 0
+    assert train([*distil[2:], *small, *student]) == 0
+    printed = capsys.readouterr().out
+    assert "The model lies in outputs/teacher" in printed
+    assert "The model lies in outputs/own_images" in printed
+    assert "distillation head" in printed
+
+
+def test_a_teacher_that_is_paid_once(here, capsys):
+    (block,) = (block for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) if "_labels out" in block)
+    first, second, publish = (shlex.split(line) for line in block.replace("\\\n", " ").strip().splitlines())
+    make_images(train=12, val=4)
+    os.makedirs("outputs")
+    names = {0: "cat", 1: "dog"}
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", id2label=names)
+    ResNetForImageClassification(config).save_pretrained("outputs/teacher")
+    tiny.processor(crop_size=32).save_pretrained("outputs/teacher")
+    small = [
+        "--num_train_epochs",
+        "1",
+        "--per_device_train_batch_size",
+        "8",
+        "--use_cpu",
+        "true",
+        "--image_size",
+        "32",
+    ]
+    small += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--warmup_epochs", "0"]
+    small += ["--disable_tqdm", "true", "--student_overrides"]
+    small += ['{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}']
+    train = main_of("train")
+    assert first[:3] == second[:3] == ["accelerate", "launch", "scripts/train.py"]
+    assert train([*first[3:], *small]) == 0
+    shutil.rmtree("outputs/teacher")
+    assert train([*second[3:], *small]) == 0
+    printed = capsys.readouterr().out
+    assert "The model lies in outputs/small" in printed
+    assert re.search(r"kept labels replayed +24\n", printed)
+    assert publish[:3] == ["python", "scripts/publish.py", "outputs/labels"]
+    assert TeacherLabelStore.open("outputs/labels", readonly=True).complete_epochs == [0]
+
+
+def test_every_recipe_has_its_place_in_the_table():
+    names = set(re.findall(r"`([a-z0-9_]+)…?`", README))
+    shortened = {"deit_small_distilled_1000_epochs", "deit_base_distilled_1000_epochs"}  # "deit_small_…"
+    assert set(list_recipes()) - names == shortened
+
+
+def test_every_accelerate_configuration_has_its_line_and_is_one():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "scripts" / "accelerate_configs").iterdir())
+    processes = {}
+    for file in files:
+        assert f"`{file.name}`" in README
+        assert file.read_text().startswith("# ")
+        config = load_config_from_file(str(file))  # refuses unknown keys
+        processes[file.stem] = (config.num_machines, config.num_processes, str(config.distributed_type).split(".")[-1])
+    assert processes == {
+        "cpu_1": (1, 1, "NO"),
+        "cpu_2": (1, 2, "MULTI_GPU"),
+        "deepspeed_zero2": (1, 8, "DEEPSPEED"),
+        "fsdp2": (1, 8, "FSDP"),
+        "gpu_1": (1, 1, "NO"),
+        "gpu_8": (1, 8, "MULTI_GPU"),
+        "nodes_2": (2, 16, "MULTI_GPU"),
+    }
+
+
+def test_ci_runs_the_readmes_own_test_command():
+    commands = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    assert any('python -m pip install -e ".[test]" && python -m pytest' in command for command in commands)
+    assert any("python -m pip install -e . && accelerate launch scripts/train.py" in command for command in commands)
+    assert '\npython -m pip install -e ".[test]" && python -m pytest\n' in (ROOT / ".ci" / "run").read_text()
+
+
+def test_files_that_the_readme_names_exist():
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / target).exists(), target

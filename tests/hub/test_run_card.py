@@ -1,0 +1,231 @@
+"""The card of a run: what it says follows from the facts, and what people have written stays."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_deit.hub.card import BEGIN, END, card_faults, hand_written, make_card, merge_cards, update_card
+from hf_deit.hub.facts import RunFacts, Source
+
+METRICS = {
+    "eval_top1": 0.75,
+    "eval_top5": 0.9,
+    "eval_class_top1": 0.7,
+    "eval_distillation_top1": 0.72,
+    "eval_ema_top1": 0.8,
+    "eval_ema_class_top1": 0.78,
+    "eval_ema_distillation_top1": 0.79,
+}
+
+
+def facts(**changes) -> RunFacts:
+    values = {
+        "architecture": "DistilledDeiTForImageClassification",
+        "model_type": "deit",
+        "parameters": 5_500_000,
+        "image_size": 224,
+        "needs_code": False,
+        "is_distilled": True,
+        "labels": ["cat", "dog"],
+        "student": Source("deit_tiny_distilled_patch16_224"),
+        "teacher": Source("lab/teacher", "a" * 40, on_hub=True),
+        "dataset": Source("lab/pets", "b" * 40, on_hub=True, is_dataset=True),
+        "weights": "raw",
+        "step": 100,
+        "num_steps": 100,
+        "num_epochs": 4.0,
+        "batch_size": 64,
+        "environment": {
+            "libraries": {"torch": "2.15"},
+            "device": "CPU",
+            "num_processes": 2,
+            "hf_deit_commit": "c" * 40,
+        },
+        "teacher_top1": 0.85,
+        "teacher_images": 500,
+        "teacher_datasets": ["lab/pets"],
+        "num_train": 1600,
+        "num_validation": 500,
+        "metrics": METRICS,
+        "images_per_second": 321.0,
+        "minutes": 12.5,
+        "recipe": {"seed": 3},
+        **changes,
+    }
+    return RunFacts(**values)
+
+
+def results(text: str) -> dict[str, float]:
+    return {result.metric_name: result.metric_value for result in ModelCard(text).data.eval_results or ()}
+
+
+def test_results_are_those_of_the_published_weights_by_head():
+    assert results(make_card(facts(), "ada/pets")) == {
+        "top-1 accuracy, fused heads": 0.75,
+        "top-5 accuracy, fused heads": 0.9,
+        "top-1 accuracy, class head": 0.7,
+        "top-1 accuracy, distillation head": 0.72,
+    }
+    assert results(make_card(facts(weights="ema"), "ada/pets")) == {
+        "top-1 accuracy, fused heads": 0.8,
+        "top-1 accuracy, class head": 0.78,
+        "top-1 accuracy, distillation head": 0.79,
+    }
+
+
+def test_a_student_with_one_head_has_no_fused_ones():
+    text = make_card(facts(metrics={"eval_top1": 0.5}), "ada/pets")
+    assert results(text) == {"top-1 accuracy, the model": 0.5}
+
+
+def test_weights_that_were_not_evaluated_have_no_results():
+    text = make_card(facts(step=60, metrics={}, is_finished=False), "ada/pets")
+    assert results(text) == {}
+    assert "have not been evaluated" in text
+    assert "after step 60 of 100" in text
+    assert "model-index" not in text
+
+
+def test_every_result_says_on_what_it_was_measured():
+    (result, *_) = ModelCard(make_card(facts(dataset_config="big"), "ada/pets")).data.eval_results
+    assert (result.dataset_type, result.dataset_name, result.dataset_config) == ("lab/pets", "lab/pets", "big")
+    assert (result.dataset_split, result.dataset_revision) == ("validation", "b" * 40)
+    assert result.dataset_args == {"num_images": 500}
+    assert result.task_type == "image-classification"
+
+
+def test_student_teacher_and_data_on_the_hub_are_linked():
+    text = make_card(facts(student=Source("lab/start", "d" * 40, on_hub=True)), "ada/pets")
+    data = ModelCard(text).data
+    assert data.base_model == ["lab/start", "lab/teacher"]
+    assert data.datasets == ["lab/pets"]
+    assert "Trained on [lab/pets](https://huggingface.co/datasets/lab/pets) at commit `bbbbbbbbbbbb`" in text
+    assert "fine-tuned from [lab/start](https://huggingface.co/lab/start) at commit `dddddddddddd`" in text
+
+
+def test_what_is_not_on_the_hub_is_not_linked():
+    local = {"teacher": Source("a teacher from a local folder"), "dataset": Source("images of one's own")}
+    data = ModelCard(make_card(facts(**local), "ada/pets")).data
+    assert data.base_model is None
+    assert data.datasets is None
+
+
+EXTERNAL = {
+    "its card names others": ({"teacher_datasets": ["lab/pets", "lab/web"]}, "trained on lab/web"),
+    "its name does": ({"teacher": Source("timm/vit_base.laion2b", None, True)}, "name says"),
+    "nobody knows": ({"teacher_datasets": None}, "does not say"),
+    "its card names these alone": ({}, None),
+    "it was trained here": ({"teacher": Source("a teacher that was trained on the same images")}, None),
+    "there is none": ({"teacher": None, "teacher_top1": None}, None),
+}
+
+
+@pytest.mark.parametrize("case", EXTERNAL)
+def test_external_data_of_the_teacher_is_flagged(case):
+    changes, words = EXTERNAL[case]
+    text = make_card(facts(**changes), "ada/pets")
+    assert ("External data" in text) == (words is not None)
+    assert words is None or words in text
+
+
+def test_a_teacher_measured_on_other_images_is_not_in_the_table():
+    assert "| the teacher | 0.8500 |" in make_card(facts(), "ada/pets")
+    fewer = make_card(facts(teacher_images=100), "ada/pets")
+    assert "| the teacher |" not in fewer
+    assert "top-1 accuracy on 100 of the validation images is 0.8500" in fewer
+
+
+def test_hardware_time_speed_and_versions_are_named():
+    text = make_card(facts(), "ada/pets")
+    for words in ("2 x CPU", "12.5 minutes", "321 images/s", "torch 2.15", "c" * 40, "seed: 3", "64 images, 4 epochs"):
+        assert words in text
+
+
+def test_facts_survive_json():
+    assert RunFacts.from_dict(json.loads(json.dumps(facts().to_dict()))) == facts()
+    with pytest.raises(TypeError):
+        RunFacts.from_dict({**facts().to_dict(), "unknown": 1})
+
+
+def test_a_card_is_complete_and_one_without_metadata_is_not():
+    assert card_faults(make_card(facts(), "ada/pets")) == []
+    assert card_faults("A model.") == ["it has no metadata between --- lines at its top"]
+    assert card_faults("---\ntags: [a]\n---\nShort.") == [
+        "its metadata has no library_name",
+        "its metadata has no pipeline_tag",
+        "it has next to no text",
+    ]
+    assert "is no YAML" in card_faults("---\na: [\n---\n")[0]
+
+
+def test_an_update_replaces_its_part_and_keeps_the_rest():
+    first = make_card(facts(), "ada/pets")
+    edited = first.replace(BEGIN, f"Above.\n\n{BEGIN}") + "\nBelow.\n"
+    edited = edited.replace("library_name: transformers", "library_name: transformers\nlicense: mit\nlanguage: en", 1)
+    edited = edited.replace("- vision", "- vision\n- cats", 1)
+    better = dataclasses.replace(facts(), metrics={**METRICS, "eval_top1": 0.9})
+    updated = update_card(edited, better, "ada/pets")
+    metadata = yaml.safe_load(updated.split("---")[1])
+    assert (metadata["license"], metadata["language"]) == ("mit", "en")
+    assert "cats" in metadata["tags"]
+    assert results(updated)["top-1 accuracy, fused heads"] == 0.9
+    assert "| fused heads | 0.9000 |" in updated
+    assert "0.7500" not in updated
+    assert hand_written(updated).split() == ["Above.", "Below."]
+    assert update_card(updated, better, "ada/pets") == updated  # and again nothing changes
+
+
+@pytest.mark.parametrize(
+    "existing", ["# Mine\n\nWords.\n", "---\nlicense: mit\n---\n# Mine\n", "---\n: [\n---\n# Mine\n"]
+)
+def test_a_card_without_marks_gets_its_part_at_the_end(existing):
+    updated = update_card(existing, facts(), "ada/pets")
+    assert updated.index("# Mine") < updated.index(BEGIN) < updated.index(END)
+    assert card_faults(updated) == []
+
+
+def test_claims_of_an_earlier_run_do_not_stay():
+    first = make_card(facts(unlabeled=Source("lab/more", None, True)), "ada/pets")
+    later = facts(metrics={}, teacher=None, teacher_top1=None, is_distilled=False, dataset=Source("digits"))
+    metadata = yaml.safe_load(update_card(first, later, "ada/pets").split("---")[1])
+    assert not {"model-index", "metrics", "base_model", "datasets"} & set(metadata)
+    assert "distillation" not in metadata["tags"]
+
+
+def test_words_of_both_cards_come_together():
+    card = make_card(facts(), "ada/pets")
+    remote = card.replace("library_name:", "license: mit\nlibrary_name:", 1) + "\nSaid there.\n"
+    local = card.replace("library_name:", "language: en\nlibrary_name:", 1) + "\nSaid there.\n\nSaid here.\n"
+    merged = update_card(merge_cards(remote, local), facts(), "ada/pets")
+    metadata = yaml.safe_load(merged.split("---")[1])
+    assert (metadata["license"], metadata["language"]) == ("mit", "en")
+    assert hand_written(merged).split("\n\n") == ["Said there.", "Said here."]
+    assert merge_cards(None, local) == local
+    assert merge_cards(remote, None) == remote
+
+
+def test_another_branch_is_in_the_snippet():
+    assert 'model="ada/pets", revision="v1")' in make_card(facts(), "ada/pets", "v1")
+    assert "revision=" not in make_card(facts(), "ada/pets")
+
+
+def test_images_without_labels_and_the_best_step_are_named():
+    text = make_card(facts(unlabeled=Source("lab/more", "e" * 40, True), best_step=60), "ada/pets")
+    assert "and, without labels, [lab/more]" in text
+    assert ModelCard(text).data.datasets == ["lab/pets", "lab/more"]
+    assert "as trained, after step 60, when they were best" in text
+
+
+def test_a_run_without_validation_images_has_a_card():
+    text = make_card(facts(num_validation=None), "ada/pets")
+    assert results(text) == {}
+    assert "have not been evaluated" in text
+
+
+def test_nothing_hand_written_is_nothing():
+    assert hand_written(make_card(facts(), "ada/pets")) == ""
+    assert hand_written(None) == ""
+    assert update_card("  \n", facts(), "ada/pets") == make_card(facts(), "ada/pets")

@@ -1,0 +1,641 @@
+"""Contract: a recipe gives the arguments it states, the command line wins, and whatever is not understood is refused.
+
+Values have the type of their argument whichever way they are written, and the resolved recipe gives the same
+arguments again.
+"""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+import yaml
+
+from hf_deit.data.load import DataArguments
+from hf_deit.errors import InputError
+from hf_deit.recipes import list_recipes, load_recipe
+from hf_deit.recipes.resolve import published_recipe, resolve_arguments, save_recipe, take_revisions
+from hf_deit.training.arguments import DistillationTrainingArguments, ModelArguments
+
+
+@pytest.fixture
+def out(tmp_path) -> list[str]:
+    return ["--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def refusal(arguments: list[str]) -> str:
+    """The message of an `InputError`; anything else (SystemExit too) fails the test."""
+    with pytest.raises(InputError) as error:
+        resolve_arguments(arguments)
+    return str(error.value)
+
+
+def values(parts: tuple) -> dict:
+    return {field.name: getattr(part, field.name) for part in parts for field in dataclasses.fields(part)}
+
+
+def test_the_packaged_recipes_are_these():
+    assert {"digits", "digits_teacher"} <= set(list_recipes())
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_packaged_recipe_resolves_to_what_it_says(name, out):
+    resolved = values(resolve_arguments(["--recipe", name, *out]))
+    for key, stated in load_recipe(name).items():
+        if key == "output_dir" or stated is None:  # null gives the default, which other arguments may settle
+            continue
+        got = getattr(resolved[key], "value", resolved[key])
+        if isinstance(got, float):
+            stated = float(stated)
+        assert got == (stated or None if key == "auto_augment" else stated), key
+        assert type(got) is not str or type(stated) is str, key
+
+
+def test_without_a_recipe_it_is_digits(out):
+    model, data, training = resolve_arguments(out)
+    assert isinstance(model, ModelArguments)
+    assert isinstance(data, DataArguments)
+    assert isinstance(training, DistillationTrainingArguments)
+    assert (data.dataset_name, model.teacher_recipe) == ("sklearn:digits", "digits_teacher")
+    assert training.distillation_type == "hard"
+
+
+@pytest.mark.parametrize("form", [["--recipe", "digits_teacher"], ["--recipe=digits_teacher"]])
+def test_the_recipe_can_be_named_in_both_forms_and_anywhere(form, out):
+    for arguments in ([*form, *out], [*out, *form]):
+        model, _, training = resolve_arguments(arguments)
+        assert (model.student, training.distillation_type) == ("resnet", "none")
+
+
+def test_a_recipe_is_a_packaged_name_or_a_file(recipe, out):
+    assert resolve_arguments(["--recipe", recipe("train_dir: somewhere\n"), *out])[1].train_dir == "somewhere"
+
+
+@pytest.mark.parametrize("written", ["0.25", "=0.25"])
+def test_the_command_line_wins(recipe, out, written):
+    file = recipe("learning_rate: 0.5\nweight_decay: 0.125\nreplace_head: true\n")
+    option = ["--learning_rate", "0.25"] if written == "0.25" else ["--learning_rate=0.25"]
+    # Before or after --recipe.
+    for arguments in (["--recipe", file, *option], [*option, "--recipe", file]):
+        model, _, training = resolve_arguments([*arguments, "--replace_head", "false", *out])
+        assert (training.learning_rate, training.weight_decay, model.replace_head) == (0.25, 0.125, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("learning_rate: 5e-4", "learning_rate", 5e-4),
+        ("learning_rate: 5.0e-4", "learning_rate", 5e-4),
+        ('learning_rate: "0.5"', "learning_rate", 0.5),
+        ("learning_rate: 1", "learning_rate", 1.0),
+        ("weight_decay: 0", "weight_decay", 0.0),
+        ("repeated_augmentation: 3", "repeated_augmentation", 3),
+        ("image_size: 64", "image_size", 64),
+        ("image_size: null", "image_size", None),
+        ("replace_head: true", "replace_head", True),
+        ("replace_head: no", "replace_head", False),
+        ("replace_head: 'yes'", "replace_head", True),
+        ('auto_augment: ""', "auto_augment", None),
+        (
+            "student_overrides: {hidden_size: 96, layer: [1, 2]}",
+            "student_overrides",
+            {"hidden_size": 96, "layer": [1, 2]},
+        ),
+        ("student_overrides: '{\"drop_path_rate\": 0.1}'", "student_overrides", {"drop_path_rate": 0.1}),
+        ("student_overrides: {drop_path_rate: 1e-1}", "student_overrides", {"drop_path_rate": 0.1}),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {num_cycles: 0.25}",
+            "lr_scheduler_kwargs",
+            {"num_cycles": 0.25},
+        ),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-5}",
+            "lr_scheduler_kwargs",
+            {"min_lr": 1e-5},
+        ),
+        ("validation_split: 'no'", "validation_split", "no"),
+        ("train_dir: /a folder/with spaces", "train_dir", "/a folder/with spaces"),
+        ("save_strategy: 'no'", "save_strategy", "no"),
+        ("auto_augment: null", "auto_augment", None),
+    ],
+)
+def test_values_in_yaml_take_the_type_of_their_argument(recipe, out, line, name, value):
+    got = values(resolve_arguments(["--recipe", recipe(f"{line}\n"), *out]))[name]
+    got = getattr(got, "value", got)
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_student_overrides_on_the_command_line_are_json(out):
+    model, _, _ = resolve_arguments(["--student_overrides", '{"drop_path_rate": 0.1, "image_size": 32}', *out])
+    assert model.student_overrides == {"drop_path_rate": 0.1, "image_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("learning_rat", "learning_rate"),
+        ("distilation_type", "distillation_type"),
+        ("teacher_model_name", "teacher_model_name_or_path"),
+        ("dataset_nam", "dataset_name"),
+        ("num_epochs", "num_train_epochs"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(recipe, out, misspelt, meant):
+    for arguments in (["--recipe", recipe(f"{misspelt}: 3\n")], [f"--{misspelt}", "3"], [f"--{misspelt}=3"]):
+        message = refusal([*arguments, *out])
+        assert repr(misspelt) in message
+        assert f"did you mean {meant!r}" in message
+
+
+@pytest.mark.parametrize("text", ["5: 3\n", "on: 3\n", "2024-01-01: 3\n"])
+def test_a_key_that_is_no_word_is_refused(recipe, out, text):
+    assert "no argument" in refusal(["--recipe", recipe(text), *out])
+
+
+@pytest.mark.parametrize("abbreviation", ["--learning", "--student_over", "--teacher_rev", "--num_train"])
+def test_abbreviations_are_refused(out, abbreviation):
+    assert repr(abbreviation[2:]) in refusal([abbreviation, "3", *out])
+
+
+@pytest.mark.parametrize("stray", [["digits"], ["--learning_rate", "0.1", "0.2"], ["-x"]])
+def test_stray_words_are_refused(out, stray):
+    assert stray[-1] in refusal([*out, *stray])
+
+
+@pytest.mark.parametrize(
+    ("line", "quoted"),
+    [
+        ("learning_rate: fast", "fast"),
+        ("learning_rate: [1, 2]", "learning_rate"),
+        ("learning_rate: {a: 1}", "learning_rate"),
+        ("image_size: 1.5", "1.5"),
+        ("num_train_epochs: many", "many"),
+        ("replace_head: maybe", "maybe"),
+        ("student_overrides: 3", "student_overrides"),
+        ("student_overrides: [1]", "student_overrides"),
+        ("student_overrides: '{\"a\": '", "student_overrides"),
+        ("lr_scheduler_type: wavy", "wavy"),
+        ("optim: guess", "guess"),
+        ("eval_strategy: sometimes", "sometimes"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(recipe, out, line, quoted):
+    assert quoted in refusal(["--recipe", recipe(f"{line}\n"), *out])
+    name, value = line.split(": ", maxsplit=1)
+    if value[0] not in "[{'":
+        assert quoted in refusal([f"--{name}", value, *out])
+
+
+def test_an_option_without_its_value_is_refused(out):
+    assert "learning_rate" in refusal([*out, "--learning_rate"])
+    assert "recipe" in refusal([*out, "--recipe"])
+
+
+@pytest.mark.parametrize("name", ["digit", "digits.yml", "no_such_folder/recipe.yaml"])
+def test_an_unknown_recipe_is_refused(out, name):
+    message = refusal(["--recipe", name, *out])
+    assert repr(name) in message
+    assert all(known in message for known in list_recipes())
+
+
+def test_a_folder_is_no_recipe(tmp_path, out):
+    assert "no recipe" in refusal(["--recipe", str(tmp_path), *out])
+
+
+def test_a_near_miss_of_a_recipe_names_it():
+    with pytest.raises(InputError, match="did you mean digits_teacher"):
+        load_recipe("digit_teacher")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1\n", "no YAML"),
+        ("a: b: c\n", "no YAML"),
+        ("- learning_rate\n", "mapping"),
+        ("", "mapping"),
+        ("word", "mapping"),
+    ],
+)
+def test_what_is_no_mapping_is_no_recipe(recipe, text, said):
+    path = recipe(text)
+    with pytest.raises(InputError, match=said) as error:
+        load_recipe(path)
+    assert path in str(error.value)
+
+
+def test_a_binary_file_is_no_recipe(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(InputError):
+        load_recipe(str(tmp_path / "binary.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "wrong"),
+    [
+        ("distillation_type", {"hard", "soft", "none"}, "warm"),
+        ("distillation_reduction", {"batchmean", "numel"}, "mean"),
+        ("on_bad_image", {"stop", "skip"}, "ignore"),
+        ("schedule_per", {"step", "epoch"}, "batch"),
+    ],
+)
+def test_choices_are_enforced(tmp_path, recipe, out, name, choices, wrong):
+    assert set(typing.get_args(typing.get_type_hints(DistillationTrainingArguments)[name])) == choices
+    for choice in choices:
+        assert getattr(resolve_arguments([f"--{name}", choice, *out])[2], name) == choice
+    for message in (refusal([f"--{name}", wrong, *out]), refusal(["--recipe", recipe(f"{name}: {wrong}\n"), *out])):
+        assert wrong in message
+        assert all(choice in message for choice in choices)
+    with pytest.raises(InputError, match=name):  # from Python, where no parser checks
+        DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("distillation_alpha", (0.0, 1.0), (-0.1, 1.1, float("nan"))),
+        ("distillation_temperature", (0.1, 20.0), (0.0, -1.0, float("nan"))),
+        ("label_smoothing_factor", (0.0, 0.99), (-0.1, 1.0)),
+        ("crop_scale_min", (0.01, 1.0), (0.0, -0.5, 1.01)),
+        ("horizontal_flip", (0.0, 1.0), (-0.1, 1.5)),
+        ("repeated_augmentation", (1, 3), (0, -1)),
+        ("random_erasing", (0.0, 1.0), (-0.1, 1.1, float("nan"))),
+        ("mixup", (0.0, 20.0), (-0.1, float("nan"))),
+        ("cutmix", (0.0, 20.0), (-0.1, float("nan"))),
+        ("mixup_probability", (0.0, 1.0), (-0.1, 1.1, float("nan"))),
+        ("mixup_switch_probability", (0.0, 1.0), (-0.1, 1.1, float("nan"))),
+        ("ema_decay", (0.0, 0.99996), (-0.1, 1.0, float("nan"))),
+        ("warmup_epochs", (0.0, 2.5), (-1.0, float("nan"))),
+        ("warmup_learning_rate", (0.0, 0.1), (-0.1, float("nan"))),
+        ("min_learning_rate", (0.0, 5e-4), (-0.1, float("nan"))),
+        ("learning_rate", (1e-5, 1.0), (-0.1, float("nan"))),
+        ("weight_decay", (0.0, 0.3), (-0.1, float("nan"))),
+        ("num_train_epochs", (0.5, 300.0), (0.0, -1.0, float("nan"))),
+        ("per_device_train_batch_size", (2,), (0, -8)),
+        ("per_device_eval_batch_size", (1, 64), (0, -8)),
+        ("gradient_accumulation_steps", (1, 4), (0, -1)),
+    ],
+)
+def test_ranges_are_enforced(tmp_path, out, name, inside, outside):
+    for value in inside:
+        args = DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+        assert getattr(args, name) == value
+    for value in outside:
+        with pytest.raises(InputError, match=f"{name}.*{value}"):
+            DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+        assert name in refusal([f"--{name}={value}", *out])
+
+
+@pytest.mark.parametrize("name", ["remove_unused_columns", "logging_nan_inf_filter"])
+def test_what_must_stay_false_must(tmp_path, name):
+    with pytest.raises(InputError, match=name):
+        DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: True})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--recipe", "digits"],
+        ["--recipe", "digits_teacher"],
+        [
+            *("--learning_rate", "5e-4", "--num_train_epochs", "2.5", "--distillation_type", "soft"),
+            *("--distillation_alpha", "0.1", "--lr_scheduler_type", "cosine_with_min_lr"),
+            *("--lr_scheduler_kwargs", '{"min_lr": 1e-05}', "--student_overrides", '{"drop_path_rate": 0.1}'),
+            *("--replace_head", "true", "--validation_fraction", "0.25", "--seed", "7", "--data_seed", "3"),
+            *("--student", "./a folder: with a colon", "--train_split", "no", "--label_column_name", "5e-4"),
+            *("--report_to", "none", "--eval_strategy", "steps", "--eval_steps", "10", "--save_steps", "10"),
+        ],
+    ],
+    ids=["digits", "digits_teacher", "many"],
+)
+def test_the_resolved_recipe_gives_the_same_arguments(tmp_path, out, arguments):
+    before = resolve_arguments([*arguments, *out])
+    path = str(tmp_path / "recipe.yaml")
+    save_recipe(before, path)
+    after = resolve_arguments(["--recipe", path, *out])
+    assert {name: repr(value) for name, value in values(before).items()} == {
+        name: repr(value) for name, value in values(after).items()
+    }
+
+
+def test_the_resolved_recipe_holds_neither_the_output_folder_nor_secrets(tmp_path, out):
+    path = tmp_path / "recipe.yaml"
+    arguments = ["--hub_token", "hf_secret", "--resume_from_checkpoint", "true", "--seed", "11", *out]
+    save_recipe(resolve_arguments(arguments), str(path))
+    text = path.read_text(encoding="utf-8")
+    saved = yaml.safe_load(text)
+    assert saved["seed"] == 11
+    assert not {"output_dir", "hub_token", "resume_from_checkpoint"} & set(saved)
+    assert "hf_secret" not in text
+    assert str(tmp_path) not in text
+
+
+def test_the_resolved_recipe_keeps_an_argument_that_is_none(tmp_path, out):
+    model, data, training = resolve_arguments(out)
+    training.auto_augment = None
+    path = str(tmp_path / "recipe.yaml")
+    save_recipe((model, data, training), path)
+    assert not resolve_arguments(["--recipe", path, *out])[2].auto_augment
+
+
+# A recipe on top of another
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes recipes beside each other (or in subfolders) and gives the path of the first."""
+
+    def write(**texts: str) -> str:
+        paths = [tmp_path / f"{name.replace('__', '/')}.yaml" for name in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return str(paths[0])
+
+    return write
+
+
+def test_a_base_is_merged_key_by_key_where_both_are_mappings_and_replaced_elsewhere(files):
+    path = files(
+        mine="""
+            base: theirs.yaml
+            student_overrides: {drop_path_rate: 0.2, hidden_sizes: [8]}
+            lr_scheduler_kwargs: {num_cycles: 2}
+            report_to: [none]
+            learning_rate: 0.25
+            teacher_recipe: null
+            accelerator_config: null
+        """,
+        theirs="""
+            student_overrides: {drop_path_rate: 0.1, hidden_size: 96, hidden_sizes: [1, 2, 3]}
+            lr_scheduler_kwargs: null
+            report_to: [wandb, tensorboard]
+            learning_rate: 0.5
+            weight_decay: 0.125
+            teacher_recipe: debug_teacher
+            accelerator_config: {even_batches: true}
+        """,
+    )
+    assert load_recipe(path) == {
+        "student_overrides": {"drop_path_rate": 0.2, "hidden_size": 96, "hidden_sizes": [8]},
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+        "report_to": ["none"],
+        "learning_rate": 0.25,
+        "weight_decay": 0.125,
+        "teacher_recipe": None,
+        "accelerator_config": None,
+    }
+
+
+def test_a_base_may_be_a_packaged_recipe(files, out):
+    path = files(mine="base: debug\nseed: 11\nstudent_overrides: {hidden_size: 64}\n")
+    mine, debug = (values(resolve_arguments(["--recipe", name, *out])) for name in (path, "debug"))
+    different = {name for name in mine if repr(mine[name]) != repr(debug[name])}
+    assert different == {"seed", "student_overrides"}
+    assert mine["seed"] == 11
+    assert mine["student_overrides"] == {**debug["student_overrides"], "hidden_size": 64}
+
+
+def test_bases_stand_on_bases_and_the_nearest_wins(files):
+    path = files(
+        a="base: b.yaml\nseed: 1\nstudent_overrides: {hidden_size: 1}\n",
+        b="base: c.yaml\nseed: 2\nmax_steps: 2\nstudent_overrides: {patch_size: 2, hidden_size: 2}\n",
+        c="seed: 3\nmax_steps: 3\nsave_steps: 3\nstudent_overrides: {image_size: 3, patch_size: 3}\n",
+    )
+    overrides = {"hidden_size": 1, "patch_size": 2, "image_size": 3}
+    assert load_recipe(path) == {"seed": 1, "max_steps": 2, "save_steps": 3, "student_overrides": overrides}
+
+
+@pytest.mark.parametrize("base", ["theirs.yaml", "./theirs.yaml", "../common/theirs.yaml"])
+def test_a_base_is_looked_for_beside_its_recipe_and_not_where_the_run_starts(files, tmp_path, monkeypatch, base):
+    files(common__mine=f"base: {base}\n", common__theirs="seed: 11\n", elsewhere__theirs="seed: 12\n")
+    for start, path in (
+        ("elsewhere", str(tmp_path / "common" / "mine.yaml")),
+        ("elsewhere", "../common/mine.yaml"),
+        ("common", "mine.yaml"),
+    ):
+        monkeypatch.chdir(tmp_path / start)
+        assert load_recipe(path) == {"seed": 11}
+
+
+def test_a_base_may_have_an_absolute_path(files, tmp_path):
+    path = files(mine=f"base: {tmp_path}/folder/theirs.yaml\n", folder__theirs="seed: 11\n")
+    assert load_recipe(path) == {"seed": 11}
+
+
+def test_the_command_line_wins_over_a_base(files, out):
+    path = files(mine="base: theirs.yaml\n", theirs="seed: 11\nmax_steps: 3\n")
+    training = resolve_arguments(["--recipe", path, "--seed", "12", *out])[2]
+    assert (training.seed, training.max_steps) == (12, 3)
+
+
+@pytest.mark.parametrize("start", ["", "./", "../folder/"])
+def test_bases_that_go_in_a_circle_are_refused_and_named(files, start):
+    """However their paths are spelt."""
+    itself = files(folder__mine=f"base: {start}mine.yaml\n")
+    with pytest.raises(InputError, match=r"mine\.yaml"):
+        load_recipe(itself)
+    three = files(
+        folder__a=f"base: {start}b.yaml\n", folder__b=f"base: {start}c.yaml\n", folder__c=f"base: {start}a.yaml\n"
+    )
+    with pytest.raises(InputError) as error:
+        load_recipe(three)
+    assert all(f"{name}.yaml" in str(error.value) for name in "abc")
+
+
+@pytest.mark.parametrize("base", ["3", "true", "[digits]", "{digits: 1}"])
+def test_a_base_that_is_no_string_is_refused(files, out, base):
+    path = files(mine=f"base: {base}\n")
+    message = refusal(["--recipe", path, *out])
+    assert "base" in message
+    assert path in message
+
+
+@pytest.mark.parametrize("base", ["deit_bas", "no_such.yaml", "''"])
+def test_an_unknown_base_is_refused(files, out, base):
+    message = refusal(["--recipe", files(mine=f"base: {base}\n"), *out])
+    assert "no recipe" in message
+    assert base.strip("'") in message
+
+
+def test_an_unknown_key_of_a_base_is_refused_with_the_file_it_is_in(files, out):
+    path = files(mine="base: theirs.yaml\n", theirs="learning_rat: 3\n")
+    message = refusal(["--recipe", path, *out])
+    assert "theirs.yaml" in message
+    assert "did you mean 'learning_rate'" in message
+
+
+def test_a_base_is_no_argument_of_the_command_line(out):
+    assert "'base'" in refusal(["--base", "digits", *out])
+
+
+@pytest.mark.parametrize("name", ["digits_few_labels", "deit_base_distilled_384", "table8_no_mixup_no_cutmix", "file"])
+def test_the_resolved_recipe_of_a_based_recipe_stands_alone(files, tmp_path, out, name):
+    if name == "file":
+        name = files(mine="base: theirs.yaml\nseed: 5\n", theirs="base: debug\nstudent_overrides: {patch_size: 4}\n")
+    before = resolve_arguments(["--recipe", name, *out])
+    folder = tmp_path / "another folder"
+    folder.mkdir()
+    save_recipe(before, str(folder / "recipe.yaml"))
+    assert "base" not in yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    after = resolve_arguments(["--recipe", str(folder / "recipe.yaml"), *out])
+    assert {key: repr(value) for key, value in values(before).items()} == {
+        key: repr(value) for key, value in values(after).items()
+    }
+
+
+# What must fit together
+
+
+@pytest.fixture
+def training(tmp_path):
+    def make(**settings) -> DistillationTrainingArguments:
+        return DistillationTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("batch", "group"), [(64, 64), (128, 64), (192, 64), (2, 2), (8, 8), (63, 63), (96, 96), (100, 100)]
+)
+def test_views_are_mixed_in_groups_of_64_or_else_a_batch(training, batch, group):
+    args = training(per_device_train_batch_size=batch)
+    assert args.mixup_group_size == group
+    assert args.mixing.group_size == group
+
+
+@pytest.mark.parametrize(("batch", "group"), [(64, 2), (64, 32), (96, 32), (96, 96)])
+def test_a_group_size_that_divides_the_batch_is_taken(training, batch, group):
+    args = training(per_device_train_batch_size=batch, mixup_group_size=group)
+    assert args.mixing.group_size == group
+
+
+@pytest.mark.parametrize(("batch", "group"), [(64, 48), (64, 128), (96, 64), (64, 1), (64, 0), (64, -2), (2, 1)])
+def test_another_group_size_is_refused(training, batch, group):
+    with pytest.raises(InputError, match=rf"{batch} and mixup_group_size {group}: .*--mixup 0 --cutmix 0"):
+        training(per_device_train_batch_size=batch, mixup_group_size=group)
+
+
+def test_a_batch_of_one_needs_mixing_switched_off(training, out):
+    with pytest.raises(InputError, match="--mixup 0 --cutmix 0"):
+        training(per_device_train_batch_size=1)
+    for still_mixing in ({"mixup": 0.0}, {"cutmix": 0.0}):
+        with pytest.raises(InputError, match="--mixup 0 --cutmix 0"):
+            training(per_device_train_batch_size=1, **still_mixing)
+    alone = ["--recipe", "own_images", "--per_device_train_batch_size", "1", *out]
+    assert "--mixup 0 --cutmix 0" in refusal(alone)
+    args = resolve_arguments([*alone, "--mixup", "0", "--cutmix", "0"])[2]
+    assert args.mixing is None
+    assert training(per_device_train_batch_size=1, mixup_probability=0.0).mixing is None
+
+
+@pytest.mark.parametrize("written", [["--warmup_steps", "3"], ["--warmup_steps", "0.1"]])
+def test_two_lengths_of_the_warm_up_are_refused(out, written):
+    """A fraction is one too: transformers takes warmup_steps below 1 as part of the run."""
+    message = refusal(["--warmup_epochs", "2", *written, "--recipe", "debug", *out])
+    assert "warmup_epochs" in message
+    assert "warmup_steps" in message
+    assert resolve_arguments(["--recipe", "debug", *written, *out])[2].warmup_steps == float(written[1])
+    assert resolve_arguments(["--recipe", "debug", "--warmup_epochs", "2", *out])[2].warmup_epochs == 2
+
+
+def test_a_learning_rate_below_the_schedules_end_is_refused(training):
+    with pytest.raises(InputError, match=r"5e-06 and 1e-05: .*--min_learning_rate"):
+        training(learning_rate=5e-6)
+    # What counts is the scaled one: 5e-4 · 8 / 512.
+    with pytest.raises(InputError, match=r"7\.8125e-06 and 1e-05"):
+        training(learning_rate=5e-4, scale_learning_rate=True, per_device_train_batch_size=8)
+    assert training(learning_rate=1e-5).learning_rate == 1e-5
+    assert training(learning_rate=5e-6, min_learning_rate=5e-6).learning_rate == 5e-6
+    assert training(learning_rate=0.0, lr_scheduler_type="constant").learning_rate == 0.0
+
+
+def test_the_cosine_takes_no_kwargs_and_only_the_cosine_counts_epochs(training):
+    with pytest.raises(InputError, match="lr_scheduler_kwargs"):
+        training(lr_scheduler_kwargs={"num_cycles": 0.5})
+    for settings in ({"schedule_per": "epoch"}, {"warmup_epochs": 5.0}):
+        with pytest.raises(InputError, match=r"schedule_per.*warmup_epochs.*'linear'"):
+            training(lr_scheduler_type="linear", **settings)
+        assert training(**settings).lr_scheduler_type == "cosine"
+    other = training(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-5}, warmup_steps=3)
+    assert other.lr_scheduler_kwargs == {"min_lr": 1e-5}
+
+
+def test_publishing_the_moving_average_needs_one(training, out):
+    with pytest.raises(InputError, match="--ema_decay"):
+        training(publish_weights="ema")
+    message = refusal(["--publish_weights", "mean", *out])
+    assert all(choice in message for choice in ("mean", "raw", "ema"))
+    args = resolve_arguments(["--publish_weights", "ema", "--ema_decay", "0.99", *out])[2]
+    assert (args.publish_weights, args.ema_decay) == ("ema", 0.99)
+
+
+@pytest.mark.parametrize("choice", ["none", "all_but_heads", "all_but_attention"])
+def test_what_is_frozen_is_one_of_three(out, choice):
+    assert resolve_arguments(["--freeze", choice, *out])[0].freeze == choice
+    message = refusal(["--freeze", "heads", *out])
+    assert choice in message
+    with pytest.raises(InputError, match="freeze"):
+        ModelArguments(freeze="heads")
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "sequential"])
+def test_views_have_an_order_of_their_own(training, strategy):
+    with pytest.raises(InputError, match=f"train_sampling_strategy.*{strategy}"):
+        training(train_sampling_strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "processes", "peak"),
+    [(128, 1, 8, 1e-3), (64, 1, 8, 5e-4), (64, 4, 2, 5e-4), (256, 2, 1, 5e-4), (32, 1, 1, 3.125e-5)],
+)
+def test_the_learning_rate_is_scaled_by_the_batch_of_all_devices(
+    training, monkeypatch, batch, accumulation, processes, peak
+):
+    monkeypatch.setattr(DistillationTrainingArguments, "world_size", processes)
+    settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    args = training(learning_rate=5e-4, scale_learning_rate=True, **settings)
+    assert args.total_train_batch_size == batch * accumulation * processes
+    assert args.peak_learning_rate == pytest.approx(peak, rel=1e-12)
+    assert args.learning_rate == 5e-4
+    assert training(learning_rate=5e-4, **settings).peak_learning_rate == 5e-4
+
+
+def test_a_published_recipe_names_no_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teachers" / "big").mkdir(parents=True)
+    overrides = json.dumps({"nested": {"file": "/home/ada/secret.bin"}, "patch_size": 8})
+    arguments = resolve_arguments(
+        [
+            *("--recipe", "debug", "--output_dir", "out", "--teacher_model_name_or_path", "teachers/big"),
+            *("--student_overrides", overrides, "--unlabeled_dir", "~/private/pics"),
+            *("--validation_dir", "private/not there", "--run_name", "exp of /home/ada", "--seed", "7"),
+            *("--push_to_hub", "true", "--hub_model_id", "ada/x", "--hub_token", "hf_secret"),
+        ]
+    )
+    recipe = published_recipe(arguments)
+    assert recipe["teacher_model_name_or_path"] == "big"
+    assert recipe["student_overrides"]["nested"] == {"file": "secret.bin"}
+    assert (recipe["unlabeled_dir"], recipe["validation_dir"], recipe["seed"]) == ("pics", "not there", 7)
+    text = json.dumps(recipe)
+    for private in ("/home", "~", "private", "hf_secret", "ada", str(tmp_path)):
+        assert private not in text
+
+
+def test_revisions_of_a_run_are_taken_where_none_is_given(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"student_revision: {'a' * 40}\ndataset_revision: {'b' * 40}\n")
+    model_args, data_args, _ = take_revisions(str(file), resolve_arguments(["--dataset_revision", "v2"]))
+    assert model_args.student_revision == "a" * 40
+    assert data_args.dataset_revision == "v2"

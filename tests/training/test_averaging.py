@@ -1,0 +1,410 @@
+"""The moving average of the weights is timm's, and evaluated, saved, chosen by and resumed beside the weights.
+
+The trained weights themselves are what they would be without it.
+"""
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from support import tiny
+from transformers import AutoModelForImageClassification, TrainerCallback, ViTConfig
+from transformers import ViTForImageClassification as NativeViT
+
+from hf_deit import InputError
+from hf_deit.training.averaging import WeightAverage
+
+State = dict[str, torch.Tensor]
+
+
+def native_vit() -> NativeViT:
+    torch.manual_seed(0)
+    return NativeViT(ViTConfig(**tiny.SIZES, layer_norm_eps=1e-6, id2label={i: str(i) for i in range(10)}))
+
+
+STUDENTS = {"distilled": tiny.student, "native vit": native_vit, "resnet": tiny.resnet}  # the last with buffers
+
+
+def arguments(folder, **settings):
+    return tiny.arguments(folder, **{"distillation_type": "none", "ema_decay": 0.6, **settings})
+
+
+def state_of(model) -> State:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def differing(one: State, other: State) -> list[str]:
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+class Snapshots(TrainerCallback):
+    """Weights and average by step, as they are at an event."""
+
+    def __init__(self, trainer, event: str) -> None:
+        self.weights: dict[int, State] = {}
+        self.averages: dict[int, State] = {}
+        self.trainer = trainer
+        setattr(self, event, self.take)
+        trainer.add_callback(self)
+
+    def take(self, args, state, control, **kwargs):
+        self.weights[state.global_step] = state_of(self.trainer.model)
+        self.averages[state.global_step] = state_of(self.trainer.weight_average.module)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A student whose average is another one than itself."""
+    trainer = tiny.trainer(tiny.student(), arguments(tmp_path / "run", ema_decay=0.9, learning_rate=0.02))
+    trainer.train()
+    assert differing(state_of(trainer.model), state_of(trainer.weight_average.module))
+    return trainer
+
+
+# What it is
+
+
+@pytest.mark.parametrize("name", ["distilled", "resnet"])
+def test_it_is_the_recursion_with_timms_warm_up(tmp_path, name):
+    args = arguments(tmp_path, max_steps=8, gradient_accumulation_steps=2, learning_rate=0.01)
+    trainer = tiny.trainer(STUDENTS[name](), args)
+    snapshots = Snapshots(trainer, "on_step_end")
+    trainer.train()
+    decays = []
+    for step, weights in sorted(snapshots.weights.items()):
+        decays.append(min(1 - (1 + (step - 1)) ** (-2 / 3), 0.6))
+        if step == 1:
+            expected = {key: value.double() for key, value in weights.items()}
+        for key, value in weights.items():
+            if value.is_floating_point():
+                expected[key] = decays[-1] * expected[key] + (1 - decays[-1]) * value.double()
+            else:  # counters of batches
+                expected[key] = value
+            found = snapshots.averages[step][key]
+            assert found.dtype == value.dtype
+            torch.testing.assert_close(found.double(), expected[key].double(), atol=1e-6, rtol=0, msg=f"{step} {key}")
+    assert decays[0] == 0
+    assert decays[1:4] == pytest.approx([0.3700, 0.5193, 0.6], abs=1e-4)  # reached gradually, then held
+    assert decays[-1] == 0.6
+    assert len(decays) == 8
+    assert differing(snapshots.weights[8], snapshots.averages[8])
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("raises", [False, True])
+def test_in_place_lends_the_average_and_gives_the_weights_back_bit_for_bit(name, raises):
+    model = STUDENTS[name]()
+    average = WeightAverage(model, 0.9)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.copy_(torch.randn(value.shape) * 1e3)  # sums and differences of both would lose bits
+    weights, averaged = state_of(model), state_of(average.module)
+    addresses = [parameter.data_ptr() for parameter in model.parameters()]
+    try:
+        with average.in_place():
+            assert differing(state_of(model), averaged) == []
+            if raises:
+                raise KeyError
+    except KeyError:
+        pass
+    assert differing(state_of(model), weights) == []
+    assert differing(state_of(average.module), averaged) == []
+    assert [parameter.data_ptr() for parameter in model.parameters()] == addresses  # the optimizer still holds them
+
+
+def test_it_is_outside_of_what_is_trained(trained):
+    averaged = {id(parameter) for parameter in trained.weight_average.module.parameters()}
+    optimized = {id(parameter) for group in trained.optimizer.param_groups for parameter in group["params"]}
+    assert optimized == {id(parameter) for parameter in trained.model.parameters()}
+    assert not averaged & optimized
+    assert [parameter.grad for parameter in trained.weight_average.module.parameters()] == [None] * len(averaged)
+    assert trained.accelerator._models == [trained.model]
+    assert {module.training for module in trained.weight_average.module.modules()} == {False}
+
+
+@pytest.mark.parametrize(("name", "dropout"), [("distilled", 0.0), ("distilled", 0.1), ("resnet", 0.0)])
+def test_the_weights_are_trained_as_without_it(tmp_path, name, dropout):
+    # An evaluation draws a random number, and with an average there are two.
+    evaluation = {} if dropout else {"eval_strategy": "steps", "eval_steps": 2}
+    overrides = {"drop_path_rate": 0.2, "hidden_dropout_prob": dropout} if name == "distilled" else {}
+    results = []
+    for decay in (0.0, 0.9):
+        model = STUDENTS[name](**overrides)
+        args = arguments(tmp_path / str(decay), ema_decay=decay, save_strategy="steps", save_steps=3, **evaluation)
+        trainer = tiny.trainer(model, args)
+        assert (trainer.weight_average is None) == (decay == 0)
+        trainer.train()
+        results.append((state_of(model), [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]))
+    assert differing(results[0][0], results[1][0]) == []
+    assert results[0][1] == results[1][1]
+
+
+# Evaluation
+
+
+def answers(model, state: State) -> dict[str, float]:
+    """What a model with these weights scores on the validation images, computed plainly."""
+    model.load_state_dict(state)
+    _, validation = tiny.digits()
+    pixels = tiny.processor()(list(validation["image"]), return_tensors="pt")["pixel_values"]
+    labels = torch.tensor(validation["label"])
+    with torch.no_grad():
+        outputs = model.eval()(pixel_values=pixels)
+    heads = {"": outputs.logits}
+    if "cls_logits" in outputs:
+        heads.update({"class_": outputs.cls_logits, "distillation_": outputs.distillation_logits})
+    metrics = {"loss": F.cross_entropy(outputs.logits, labels).item()}
+    for head, logits in heads.items():
+        best = logits.topk(5).indices
+        metrics[f"{head}top1"] = (best[:, 0] == labels).float().mean().item()
+        metrics[f"{head}top5"] = (best == labels[:, None]).any(1).float().mean().item()
+    return metrics
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_both_are_evaluated(tmp_path, name):
+    trainer = tiny.trainer(STUDENTS[name](), arguments(tmp_path, ema_decay=0.9, learning_rate=0.02))
+    trainer.train()
+    weights, averaged = state_of(trainer.model), state_of(trainer.weight_average.module)
+    metrics = trainer.evaluate()
+    of_weights, of_average = answers(STUDENTS[name](), weights), answers(STUDENTS[name](), averaged)
+    assert abs(of_weights["loss"] - of_average["loss"]) > 1e-3, "the test would show nothing"
+    expected = {f"eval_{key}": value for key, value in of_weights.items()}
+    expected |= {f"eval_ema_{key}": value for key, value in of_average.items()}
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert differing(state_of(trainer.model), weights) == []
+    assert differing(state_of(trainer.weight_average.module), averaged) == []
+
+
+def test_both_are_evaluated_on_each_of_several_data_sets(tmp_path):
+    _, validation = tiny.digits()
+    parts = {"odd": validation.select(range(1, 40, 2)), "even": validation.select(range(0, 40, 2))}
+    trainer = tiny.trainer(tiny.student(), arguments(tmp_path), eval_dataset=parts)
+    trainer.train()
+    metrics = trainer.evaluate()
+    whole = trainer.evaluate(validation)
+    for key in ("loss", "top1", "ema_loss", "ema_top1", "ema_class_top5"):
+        mean = (metrics[f"eval_odd_{key}"] + metrics[f"eval_even_{key}"]) / 2
+        assert mean == pytest.approx(whole[f"eval_{key}"], abs=1e-5)
+    assert whole["eval_loss"] != whole["eval_ema_loss"]
+
+
+def test_a_failing_evaluation_leaves_the_weights_in_the_model(trained):
+    weights, averaged = state_of(trained.model), state_of(trained.weight_average.module)
+    calls = []
+
+    def fail(prediction):
+        calls.append(prediction)
+        if len(calls) == 2:
+            raise ZeroDivisionError
+        return {}
+
+    trained.compute_metrics = fail
+    with pytest.raises(ZeroDivisionError):
+        trained.evaluate()
+    assert differing(state_of(trained.model), weights) == []
+    assert differing(state_of(trained.weight_average.module), averaged) == []
+
+
+# Saving
+
+
+@pytest.mark.parametrize("publish", ["raw", "ema"])
+def test_publish_weights_says_what_save_model_writes(tmp_path, publish):
+    trainer = tiny.trainer(tiny.student(), arguments(tmp_path, ema_decay=0.9, publish_weights=publish))
+    trainer.train()
+    weights, averaged = state_of(trainer.model), state_of(trainer.weight_average.module)
+    trainer.save_model()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        saved = type(trainer.model).from_pretrained(folder).state_dict()
+        assert differing(saved, {"raw": weights, "ema": averaged}[publish]) == []
+        assert differing(saved, {"raw": averaged, "ema": weights}[publish]) != []
+    assert differing(state_of(trainer.model), weights) == []
+    assert differing(state_of(trainer.weight_average.module), averaged) == []
+
+
+@pytest.mark.parametrize("publish", ["raw", "ema"])
+def test_the_hub_gets_what_save_model_writes(tmp_path, monkeypatch, publish):
+    trainer = tiny.trainer(tiny.student(), arguments(tmp_path, ema_decay=0.9, publish_weights=publish))
+    trainer.train()
+    uploaded = []
+    from_folder = type(trainer.model).from_pretrained
+
+    class Repository:
+        repo_id, url = "someone/student", "http://hub"
+
+        def create(self):
+            pass
+
+        revision = None
+
+        def head(self):
+            return "0" * 40
+
+        def read_card(self, commit):
+            return None
+
+        def upload(self, folder, message, *, parent):
+            uploaded.append(state_of(from_folder(folder)))
+
+    trainer._repository = Repository()
+    trainer.push_to_hub()
+    trainer.args.push_to_hub = True
+    trainer.save_model()
+    published = {"raw": trainer.model, "ema": trainer.weight_average.module}[publish]
+    assert [differing(state, state_of(published)) for state in uploaded] == [[], []]
+
+
+@pytest.mark.parametrize("publish", ["raw", "ema"])
+@pytest.mark.parametrize("name", STUDENTS)
+def test_checkpoints_hold_the_weights_and_beside_them_the_average(tmp_path, name, publish):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "publish_weights": publish}
+    trainer = tiny.trainer(STUDENTS[name](), arguments(tmp_path, **settings))
+    snapshots = Snapshots(trainer, "on_step_end")
+    trainer.train()
+    for step in (2, 4):
+        for folder, expected in (("", snapshots.weights[step]), ("ema", snapshots.averages[step])):
+            saved = AutoModelForImageClassification.from_pretrained(tmp_path / f"checkpoint-{step}" / folder)
+            pixels = torch.randn(2, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)
+            model = STUDENTS[name]()
+            model.load_state_dict(expected)
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    saved.eval()(pixels).logits, model.eval()(pixels).logits, atol=1e-5, rtol=1e-5
+                )
+            if type(saved) is type(model):
+                assert differing(state_of(saved), expected) == []
+    files = [load_file(tmp_path / "checkpoint-4" / folder / "model.safetensors") for folder in ("", "ema")]
+    assert files[0].keys() == files[1].keys()
+    assert differing(*files)
+
+
+# The best model
+
+
+def test_the_best_average_brings_both_back(tmp_path):
+    scores = {"weights": [0.1, 0.2, 0.9, 0.4], "average": [0.1, 0.6, 0.5, 0.3]}
+    calls = itertools.count()
+
+    def compute_metrics(prediction):
+        call = next(calls)
+        return {"top1": scores["average" if call % 2 else "weights"][call // 2]}
+
+    args = arguments(
+        tmp_path,
+        max_steps=8,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=1,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="ema_top1",
+    )
+    trainer = tiny.trainer(tiny.student(), args, compute_metrics=compute_metrics)
+    snapshots = Snapshots(trainer, "on_save")
+    trainer.train()
+    assert trainer.state.best_metric == 0.6
+    assert differing(state_of(trainer.model), snapshots.weights[4]) == []
+    assert differing(state_of(trainer.weight_average.module), snapshots.averages[4]) == []
+    assert differing(snapshots.weights[4], snapshots.weights[8]) != []
+    assert differing(snapshots.averages[4], snapshots.averages[8]) != []
+
+
+def test_the_best_models_metric_may_be_of_the_average_only_if_there_is_one(tmp_path):
+    with pytest.raises(InputError, match="metric_for_best_model must be one of"):
+        tiny.trainer(tiny.student(), arguments(tmp_path, ema_decay=0.0, metric_for_best_model="ema_top1"))
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(("name", "stop_at"), [("distilled", 5), ("native vit", 12), ("resnet", 5)])  # 12 is an epoch
+def test_a_resumed_run_ends_with_the_same_average(tmp_path, name, stop_at):
+    def make(folder):
+        args = arguments(folder, ema_decay=0.9, max_steps=15, save_strategy="steps", save_steps=stop_at)
+        model = STUDENTS[name]()
+        if name == "distilled":
+            model = tiny.student(drop_path_rate=0.3, hidden_dropout_prob=0.1)
+        return tiny.trainer(model, args)
+
+    whole = make(tmp_path / "whole")
+    whole.train()
+    stopped = make(tmp_path / "parts")
+    stopped.add_callback(StopAt(stop_at))
+    stopped.train()
+    torch.manual_seed(99)
+    random.seed(99)
+    resumed = make(tmp_path / "parts")
+    with torch.no_grad():
+        for model in (resumed.model, resumed.weight_average.module):
+            for parameter in model.parameters():
+                parameter.add_(1)  # a resume that restores nothing would show
+    resumed.train(resume_from_checkpoint=True)
+    assert differing(state_of(whole.model), state_of(resumed.model)) == []
+    assert differing(state_of(whole.weight_average.module), state_of(resumed.weight_average.module)) == []
+    assert differing(state_of(whole.model), state_of(whole.weight_average.module)) != []
+
+
+def test_another_training_begins_another_average(tmp_path):
+    args = arguments(tmp_path, ema_decay=0.9, max_steps=3, eval_on_start=True, eval_strategy="epoch")
+    trainer = tiny.trainer(tiny.student(), args)
+    trainer.train()
+    trainer.train()
+    start = [entry for entry in trainer.state.log_history if entry["step"] == 0]
+    losses = {key: entry[key] for entry in start for key in ("eval_loss", "eval_ema_loss") if key in entry}
+    assert losses["eval_loss"] == losses["eval_ema_loss"]
+
+
+def test_a_checkpoint_without_average_is_refused(tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    tiny.trainer(tiny.student(), arguments(tmp_path, ema_decay=0.0, **settings)).train()
+    trainer = tiny.trainer(tiny.student(), arguments(tmp_path, **settings))
+    with pytest.raises(InputError, match=r"checkpoint-4/ema"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    with pytest.raises(InputError, match=r"cannot restore"):
+        trainer.weight_average.restore(str(tmp_path / "checkpoint-2"))
+
+
+def test_an_average_of_another_model_is_refused(tmp_path):
+    WeightAverage(tiny.student(distilled=False), 0.9).save(str(tmp_path))
+    with pytest.raises(InputError):
+        WeightAverage(tiny.student(), 0.9).restore(str(tmp_path))
+
+
+def test_a_checkpoint_with_average_serves_a_run_without(tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.01}
+    whole = tiny.trainer(tiny.student(), arguments(tmp_path, **settings))
+    whole.train()
+    resumed = tiny.trainer(tiny.student(seed=1), arguments(tmp_path, **{**settings, "ema_decay": 0.0}))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert differing(state_of(whole.model), state_of(resumed.model)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"publish_weights": "ema", "ema_decay": 0.0}, "publish_weights.*--ema_decay"),
+        ({"publish_weights": "both"}, "publish_weights must be one of raw, ema"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
+        ({"ema_decay": -0.1}, r"ema_decay must lie in \[0, 1\)"),
+        ({"ema_decay": math.nan}, r"ema_decay must lie in \[0, 1\)"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        arguments(tmp_path, **settings)

@@ -1,0 +1,654 @@
+"""A run that replays a teacher's labels trains to the same bits as one with the teacher, at any batch and world size.
+
+It takes the labels of exactly its own views or is refused, records what is missing, and loses nothing when killed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from support import tiny
+from support.main_of import launch, python_path
+from transformers import TrainerCallback
+
+from hf_deit import InputError, TeacherLabelStore
+from hf_deit.data.batch_augment import Mixing, RandomErasing
+from hf_deit.data.streams import ImageStream
+from hf_deit.data.view_dataset import ViewDataset
+from hf_deit.data.views import ViewKey
+from hf_deit.models.teacher import TeacherDescription, describe_teacher
+from hf_deit.training.kept_labels import LabelReport
+from hf_deit.training.preview import training_views
+
+VIEWS = 96
+# Two epochs of 96 views; steps of 40 views leave 16 of them, four groups, that no step visits.
+SETTINGS = {
+    **tiny.FULL_RECIPE,
+    "mixup_group_size": 4,
+    "num_train_epochs": 2,
+    "max_steps": -1,
+    "ema_decay": 0.9,
+    "logging_steps": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr("hf_deit.labels.files.LOCK_SECONDS", 0.2)
+
+
+@pytest.fixture(scope="module")
+def folder_of_teacher(tmp_path_factory) -> str:
+    return tiny.fair_teacher_folder(tmp_path_factory.mktemp("teacher"))
+
+
+def describe(folder: str, **settings: Any) -> TeacherDescription:
+    return describe_teacher(folder, student_processor=tiny.processor(), **settings)
+
+
+@pytest.fixture
+def unloadable(folder_of_teacher, monkeypatch) -> TeacherDescription:
+    def load(self: TeacherDescription, device: Any = None) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr(TeacherDescription, "load", load)
+    return describe(folder_of_teacher)
+
+
+def make(folder: Path, teacher: Any, *, batch_size: int = 8, student: Any = None, **settings: Any) -> Any:
+    parts = {"train_dataset", "eval_dataset", "unlabeled_dataset", "processing_class", "callbacks"} & settings.keys()
+    given = {name: settings.pop(name) for name in parts}
+    args = tiny.arguments(folder, **{**SETTINGS, "per_device_train_batch_size": batch_size, **settings})
+    model = tiny.student(drop_path_rate=0.2, hidden_dropout_prob=0.1) if student is None else student
+    return tiny.trainer(model, args, teacher, **given)
+
+
+def result_of(trainer: Any) -> dict[str, Any]:
+    """All that training has made: weights, average, and what was logged of losses and of agreement."""
+    names = ("loss", "class_loss", "distillation_loss", "teacher_agreement", "grad_norm")
+    logs = [{name: entry[name] for name in names} for entry in trainer.state.log_history if "loss" in entry]
+    average = {} if trainer.weight_average is None else trainer.weight_average.module.state_dict()
+    return {"weights": trainer.model.state_dict(), "average": average, "logs": logs}
+
+
+Outcome = tuple[dict[str, Any], LabelReport | None]
+
+
+def train(folder: Path, teacher: Any, *, checkpoint: Any = None, **settings: Any) -> Outcome:
+    trainer = make(folder, teacher, **settings)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return result_of(trainer), trainer.label_report
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["logs"] == other["logs"] and len(one["logs"]) >= 2
+    for part in ("weights", "average"):
+        assert one[part].keys() == other[part].keys()
+        assert [name for name in one[part] if not torch.equal(one[part][name], other[part][name])] == []
+
+
+@pytest.fixture(scope="module")
+def recorded(folder_of_teacher, tmp_path_factory) -> Path:
+    """A store that a run with steps of 40 views has made."""
+    folder = tmp_path_factory.mktemp("recorded")
+    result, report = train(
+        folder / "run", describe(folder_of_teacher), batch_size=40, teacher_labels=str(folder / "s")
+    )
+    live, _ = train(folder / "live", describe(folder_of_teacher), batch_size=40)
+    assert_same(result, live)
+    assert report == LabelReport(asked=2 * VIEWS)
+    return folder / "s"
+
+
+def labels_in(store: Path, epoch: int) -> np.ndarray:
+    """A store's labels of an epoch; of those that agree with it the true label is not looked up."""
+    opened = TeacherLabelStore.open(store, readonly=True)
+    return opened.epoch(epoch).codes
+
+
+# The same training
+
+
+def test_the_labels_are_what_the_teacher_says_of_the_views(recorded, folder_of_teacher, tmp_path):
+    trainer = make(tmp_path, describe(folder_of_teacher))
+    store = TeacherLabelStore.open(recorded, readonly=True)
+    assert store.complete_epochs == [0, 1]
+    for epoch in (0, 1):
+        views = training_views(
+            trainer.train_dataset, trainer.args, tiny.processor(), num_labels=10, epoch=epoch, slots=range(VIEWS)
+        )
+        keys = trainer._get_train_sampler().keys(epoch, range(VIEWS))
+        true_labels = trainer.train_dataset.labels[[key.index for key in keys]]
+        said = trainer.teacher(views["pixel_values"]).argmax(-1).numpy()
+        np.testing.assert_array_equal(store.labels(epoch, true_labels), said)
+        assert len(set(said.tolist())) >= 5
+        assert 0.02 < (said == true_labels).mean() < 0.9
+    assert not np.array_equal(store.labels(0, true_labels), store.labels(1, true_labels))
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (48, 1), (4, 3), (40, 1)])
+def test_a_replay_is_bit_for_bit_the_training_with_the_teacher(
+    tmp_path, recorded, folder_of_teacher, batch_size, accumulation, monkeypatch
+):
+    settings = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+    live, _ = train(tmp_path / "live", describe(folder_of_teacher), **settings)
+    monkeypatch.delattr(TeacherDescription, "load")
+    for teacher, readonly in ((describe(folder_of_teacher), False), (None, True)):
+        replayed, report = train(
+            tmp_path / "replay", teacher, teacher_labels=str(recorded), teacher_labels_readonly=readonly, **settings
+        )
+        assert_same(replayed, live)
+        visited = VIEWS // (batch_size * accumulation) * batch_size * accumulation
+        assert report.replayed == 2 * visited and report.asked == report.verified == 0
+        assert report.pixels >= 4
+
+
+def test_another_student_with_another_seed_replays_the_same_views(tmp_path, recorded, folder_of_teacher, unloadable):
+    students = {"student": tiny.student(distilled=False, seed=5)}, {"student": tiny.resnet(seed=5), "ema_decay": 0.0}
+    for settings in students:
+        _, report = train(
+            tmp_path, unloadable, seed=11, data_seed=3, teacher_labels=str(recorded), batch_size=16, **settings
+        )
+        assert report.replayed == 2 * VIEWS
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import conftest, torch
+import test_kept_labels as t
+from hf_deit.training.processes import exit_script
+from hf_deit.models.teacher import TeacherDescription
+folder, teacher, recorded = Path(sys.argv[1]), t.describe(sys.argv[2]), sys.argv[3]
+results = {"live": t.train(folder, teacher)}
+rank = torch.distributed.get_rank()
+results["record"] = t.train(folder, teacher, batch_size=20, teacher_labels=str(folder / "store"))
+def load(self, device=None): raise AssertionError("the teacher was loaded")
+TeacherDescription.load = load
+results["replay"] = t.train(folder, teacher, teacher_labels=recorded)
+results["replay own"] = t.train(folder, None, teacher_labels=str(folder / "store"), teacher_labels_readonly=True)
+torch.save({name: (result, vars(report) if report else None) for name, (result, report) in results.items()},
+           folder / f"{rank}.pt")
+exit_script(0)
+"""
+
+
+def test_two_processes_record_and_replay_as_one_does(tmp_path, recorded, folder_of_teacher):
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    launch(script, tmp_path, folder_of_teacher, recorded)
+    results, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    live = results["live"][0]
+    for name in ("replay", "replay own"):
+        assert_same(results[name][0], live)
+        assert results[name][1] == other[name][1]
+        assert results[name][1]["replayed"] == 2 * VIEWS and results[name][1]["asked"] == 0
+        assert results[name][1]["pixels"] >= 4
+    assert results["record"][1]["asked"] == 2 * VIEWS  # by both together, with those of no step
+    for epoch in (0, 1):
+        np.testing.assert_array_equal(labels_in(tmp_path / "store", epoch), labels_in(recorded, epoch))
+    assert not list((tmp_path / "store" / "parts").iterdir())
+
+
+@pytest.mark.parametrize("top_k", [3, 9])
+def test_soft_distillation_learns_from_what_is_kept(tmp_path, folder_of_teacher, top_k, monkeypatch):
+    settings = {"distillation_type": "soft", "batch_size": 16}
+    live, _ = train(tmp_path / "live", describe(folder_of_teacher), **settings)
+    settings |= {"teacher_labels": str(tmp_path / "store"), "teacher_labels_top_k": top_k}
+    recording, report = train(tmp_path / "record", describe(folder_of_teacher), **settings)
+    assert report.asked == 2 * VIEWS
+    monkeypatch.delattr(TeacherDescription, "load")
+    replayed, report = train(tmp_path / "replay", describe(folder_of_teacher), **settings)
+    assert report.replayed == 2 * VIEWS
+    assert_same(replayed, recording)
+    losses = ([entry["distillation_loss"] for entry in result["logs"]] for result in (live, recording))
+    differences = [abs(one - other) for one, other in zip(*losses, strict=True)]
+    assert (max(differences) < 0.01) == (top_k == 9)  # all but one logit are kept: nothing but float16 is lost
+    # Its labels serve hard distillation too.
+    _, report = train(tmp_path / "hard", None, batch_size=16, teacher_labels=str(tmp_path / "store"))
+    assert report.replayed == 2 * VIEWS
+
+
+def test_images_without_labels_are_kept_too(tmp_path, folder_of_teacher):
+    unlabelled = tiny.digits()[0].remove_columns("label")
+    results = []
+    for labelled in (None, tiny.digits(40)[0]):
+        store = str(tmp_path / f"store {labelled is None}")
+        images = {"train_dataset": labelled, "unlabeled_dataset": unlabelled}
+        for labels in (None, store, store):
+            settings = {"teacher_labels": labels, "num_train_epochs": 1, **images}
+            results.append(train(tmp_path / "run", describe(folder_of_teacher), **settings))
+        (live, _), (recording, report), (replay, second) = results[-3:]
+        assert_same(recording, live)
+        assert_same(replay, live)
+        assert report.asked == second.replayed > 0 == second.asked
+
+
+# Parts of a store
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= self.step:
+            self.stop(control)
+
+    def stop(self, control: Any) -> None:
+        control.should_training_stop = True
+
+
+def test_what_is_missing_is_asked_for_and_recorded(tmp_path, folder_of_teacher, unloadable, monkeypatch):
+    monkeypatch.undo()
+    teacher, store = describe(folder_of_teacher), str(tmp_path / "store")
+    live, _ = train(tmp_path / "live", teacher)
+    _, report = train(tmp_path / "short", teacher, max_steps=17, teacher_labels=store)
+    assert report == LabelReport(asked=17 * 8)
+    opened = TeacherLabelStore.open(store, readonly=True)
+    assert (opened.complete_epochs, opened.partial_epochs) == ([0], [1])
+    # The same run needs no more than that.
+    _, report = train(tmp_path / "again", None, max_steps=17, teacher_labels=store, teacher_labels_readonly=True)
+    assert report.replayed == 17 * 8
+    # One with batches that are known in part.
+    _, report = train(tmp_path / "part", teacher, batch_size=16, max_steps=9, teacher_labels=store)
+    assert (report.replayed, report.asked) == (17 * 8, 8)
+    longer, report = train(tmp_path / "longer", teacher, teacher_labels=store)
+    assert (report.replayed, report.asked) == (18 * 8, 6 * 8)
+    assert_same(longer, live)
+    assert TeacherLabelStore.open(store, readonly=True).complete_epochs == [0, 1]
+
+
+def test_in_a_batch_that_is_known_in_part_what_is_kept_counts(tmp_path, recorded, folder_of_teacher):
+    there = TeacherLabelStore.open(recorded, readonly=True)
+    wrong = (there.labels(0, np.full(VIEWS, 9)) + 1) % 10  # so that it shows who is believed
+    with TeacherLabelStore.open(tmp_path / "store", there.identity) as store:
+        store.record(0, np.arange(4, 12), wrong[4:12], np.full(8, -100))
+        store.flush()
+    trainer = make(tmp_path, describe(folder_of_teacher), teacher_labels=str(tmp_path / "store"))
+    kept, loader = trainer.kept_labels, iter(trainer.get_train_dataloader())
+    kept.start_epoch(0)
+    for known in ([4, 5, 6, 7], [0, 1, 2, 3], []):
+        batch = trainer._prepare_inputs(next(loader))
+        said, answer = trainer.teacher(batch["pixel_values"]).argmax(-1), kept.answer(batch, trainer.teacher)
+        slots = batch["slots"]
+        for position in range(8):
+            expected = wrong[slots[position]] if position in known else said[position]
+            assert answer[position] == expected
+    assert kept.report() == LabelReport(replayed=8, asked=16)
+
+
+def test_views_of_another_epoch_get_no_label(tmp_path, recorded, folder_of_teacher):
+    replaying = make(tmp_path, None, teacher_labels=str(recorded))
+    recording = make(tmp_path, describe(folder_of_teacher), teacher_labels=str(tmp_path / "store"))
+    for trainer, error in ((replaying, IndexError), (recording, InputError)):
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        for epoch in (0, 1):
+            trainer.kept_labels.start_epoch(epoch)
+            if epoch == 0:
+                trainer.kept_labels.answer(batch, trainer.teacher)
+                trainer.kept_labels.flush()
+                continue
+            with pytest.raises(error):
+                trainer.kept_labels.answer(batch, trainer.teacher)
+                trainer.kept_labels.flush()
+
+
+class KillAt(StopAt):
+    def stop(self, control: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import conftest
+import test_kept_labels as t
+t.train(Path(sys.argv[1]), t.describe(sys.argv[2]), teacher_labels=sys.argv[3], save_strategy="steps", save_steps=5,
+        callbacks=[t.KillAt(18)], dataloader_num_workers=1)
+"""
+
+
+def test_a_run_that_is_killed_while_it_records_goes_on_and_loses_nothing(tmp_path, folder_of_teacher):
+    store, run = tmp_path / "store", tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, run, folder_of_teacher, store]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    opened = TeacherLabelStore.open(store, readonly=True)
+    assert (opened.complete_epochs, opened.partial_epochs) == ([0], [1])
+    assert opened.epoch(1).absent().tolist() == [*range(3 * 8, VIEWS)]  # 15 steps were saved, 12 are an epoch
+
+    teacher = describe(folder_of_teacher)
+    live, _ = train(tmp_path / "live", teacher, save_strategy="steps", save_steps=5)
+    settings = {"teacher_labels": str(store), "save_strategy": "steps", "save_steps": 5}
+    resumed, report = train(run, teacher, checkpoint=True, **settings)
+    assert (report.replayed, report.asked) == (0, VIEWS - 3 * 8)
+    assert_same(resumed, live)
+    assert TeacherLabelStore.open(store, readonly=True).complete_epochs == [0, 1]
+    _, report = train(tmp_path / "replay", None, teacher_labels=str(store))
+    assert report.replayed == 2 * VIEWS
+
+
+def test_an_epoch_whose_last_views_were_not_labelled_is_completed_later(tmp_path, folder_of_teacher, monkeypatch):
+    """As after a kill between an epoch's last checkpoint and its end."""
+    teacher, store, label = (
+        describe(folder_of_teacher),
+        str(tmp_path / "store"),
+        "hf_deit.training.kept_labels.KeptLabels.label",
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(label, lambda *args, **kwargs: None)
+        train(tmp_path / "one", teacher, batch_size=40, num_train_epochs=1, teacher_labels=store)
+    assert TeacherLabelStore.open(store, readonly=True).partial_epochs == [0]
+    _, report = train(tmp_path / "two", teacher, batch_size=40, teacher_labels=store)
+    assert (report.replayed, report.asked) == (80, 96 + 16)
+    assert TeacherLabelStore.open(store, readonly=True).complete_epochs == [0, 1]
+
+
+def test_a_set_that_is_smaller_than_a_step_is_kept_as_that_step_repeats_it(tmp_path, folder_of_teacher):
+    settings = {"train_dataset": tiny.digits(20)[0], "teacher_labels": str(tmp_path / "store"), "batch_size": 32}
+    live, _ = train(tmp_path / "live", describe(folder_of_teacher), **{**settings, "teacher_labels": None})
+    for asked, replayed in ((64, 0), (0, 64)):
+        result, report = train(tmp_path / "run", describe(folder_of_teacher), **settings)
+        assert (report.asked, report.replayed) == (asked, replayed)
+        assert_same(result, live)
+    with pytest.raises(InputError, match="views_per_epoch is 32 there, 64 here"):
+        make(tmp_path, describe(folder_of_teacher), **{**settings, "batch_size": 64})
+
+
+def test_a_sample_says_its_slot_and_the_crc_of_its_bytes(tmp_path, recorded):
+    views = make(tmp_path, None, teacher_labels=str(recorded)).train_dataset
+    keys = [ViewKey(epoch, slot, slot, 0) for epoch in (0, 1) for slot in range(VIEWS)]
+    samples = views.__getitems__(keys)
+    crcs = np.array([sample["pixel_crcs"] for sample in samples])
+    wanted = np.concatenate([views.wants_crc(epoch, np.arange(VIEWS)) for epoch in (0, 1)])
+    assert ((crcs >= 0) == wanted).all() and 8 < wanted.sum() < VIEWS
+    for sample, key, crc in zip(samples, keys, crcs, strict=True):
+        assert sample["slots"] == (key.epoch << 32) + key.slot
+        assert crc == -1 or crc == zlib.crc32(sample["pixel_values"].numpy().tobytes())
+
+
+# Refusals
+
+OTHERS = {
+    "seed": {"data_seed": 4},
+    "augmentation.auto_augment": {"auto_augment": "rand-m5-mstd0.5-inc1"},
+    "augmentation.horizontal_flip": {"horizontal_flip": 0.0},
+    "augmentation.crop_scale_min": {"crop_scale_min": 0.2},
+    "augmentation.random_erasing": {"random_erasing": 0.0},
+    "augmentation.random_erasing.probability": {"random_erasing": 0.5},
+    "augmentation.mixing.mixup_alpha": {"mixup": 0.5},
+    "augmentation.mixing.switch_probability": {"mixup_switch_probability": 0.3},
+    "augmentation.mixing": {"mixup": 0.0, "cutmix": 0.0, "mixup_group_size": None},
+    "group_size": {"mixup_group_size": 8},
+    "repeated_augmentation": {"repeated_augmentation": 1},
+    "augmentation.image_mean": {"processing_class": tiny.processor(image_mean=[0.5] * 3)},
+    "augmentation.image_size": {
+        "processing_class": tiny.processor(crop_size=32),
+        "student": tiny.student(image_size=32),
+    },
+    "top_k": {"teacher_labels_top_k": 2},
+    "data.rows": {"train_dataset": tiny.digits(100)[0]},
+    "data.fingerprint": {"train_dataset": tiny.digits(96)[0].select([1, 0, *range(2, 96)])},
+}
+
+
+@pytest.mark.parametrize("field", OTHERS)
+@pytest.mark.parametrize("readonly", [False, True])
+def test_labels_of_other_views_are_refused_by_the_field_that_differs(
+    tmp_path, recorded, folder_of_teacher, field, readonly
+):
+    settings = {"teacher_labels": str(recorded), "teacher_labels_readonly": readonly, **OTHERS[field]}
+    processor = settings.get("processing_class", tiny.processor())
+    teacher = describe_teacher(folder_of_teacher, student_processor=processor)
+    with pytest.raises(InputError, match=rf"[ :]{field}(\.\w+)* is .* there, .* here"):
+        make(tmp_path, teacher, **settings)
+
+
+def test_another_teacher_is_refused(tmp_path, recorded, folder_of_teacher):
+    other = tiny.fair_teacher_folder(tmp_path / "other", seed=2)
+    processor = tmp_path / "processor"
+    tiny.teacher_folder(processor)
+    tiny.processor(image_mean=[0.4] * 3, image_std=[0.5] * 3).save_pretrained(processor)
+    for field, teacher in (
+        ("teacher.revision", describe(other)),
+        ("teacher.dtype", describe(folder_of_teacher, dtype="bfloat16")),
+        ("teacher.preprocessing.shift", describe(str(processor))),
+    ):
+        with pytest.raises(InputError, match=f" {field} is .*--teacher_model_name_or_path names the teacher"):
+            make(tmp_path, teacher, teacher_labels=str(recorded))
+    copy = tiny.fair_teacher_folder(tmp_path / "copy")  # the same weights elsewhere
+    make(tmp_path, describe(copy), teacher_labels=str(recorded))
+
+
+def test_a_student_with_another_number_of_labels_is_refused(tmp_path, recorded):
+    names = datasets.ClassLabel(names=[str(index) for index in range(11)])
+    more = tiny.digits(96)[0].cast_column("label", datasets.Value("int64")).cast_column("label", names)
+    student = tiny.student(id2label={index: str(index) for index in range(11)})
+    with pytest.raises(InputError, match="num_labels is 10 there, 11 here"):
+        make(tmp_path, None, teacher_labels=str(recorded), train_dataset=more, eval_dataset=None, student=student)
+
+
+def test_a_store_that_ends_before_the_training_is_refused_where_it_must_do(tmp_path, recorded, unloadable):
+    for teacher, readonly in ((unloadable, True), (None, True), (None, False)):
+        settings = {"teacher_labels": str(recorded), "teacher_labels_readonly": readonly, "num_train_epochs": 4}
+        with pytest.raises(
+            InputError, match=r"needs the epochs 0 to 3, but .* lacks views of 2 of them, the first one 2"
+        ):
+            make(tmp_path, teacher, **settings)
+    with pytest.raises(InputError, match="verify_teacher_labels needs a teacher"):
+        make(tmp_path, None, teacher_labels=str(recorded), verify_teacher_labels=0.5)
+    with pytest.raises(InputError, match=r"no label store in .*and no teacher"):
+        make(tmp_path, None, teacher_labels=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="there is no label store"):
+        make(tmp_path, unloadable, teacher_labels=str(tmp_path / "none"), teacher_labels_readonly=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_views_that_no_slot_names_are_refused(tmp_path, folder_of_teacher):
+    stream = ImageStream(tiny.digits()[0].to_iterable_dataset(), images_per_epoch=96)
+    for dataset, words in ((stream, "of a stream cannot be kept"), ([{}], "are of a datasets.Dataset, got list")):
+        with pytest.raises(InputError, match=words):
+            make(tmp_path, describe(folder_of_teacher), train_dataset=dataset, teacher_labels=str(tmp_path / "store"))
+
+
+def test_one_run_writes_and_many_read(tmp_path, recorded, folder_of_teacher):
+    teacher, store = describe(folder_of_teacher), str(tmp_path / "store")
+    first = make(tmp_path, teacher, teacher_labels=store)
+    with pytest.raises(InputError, match="another run writes to the label store"):
+        make(tmp_path, teacher, teacher_labels=store)
+    first.train()
+    first.train()  # again, with what it has recorded itself
+    assert first.label_report.replayed == 2 * VIEWS
+    longer = make(tmp_path, teacher, teacher_labels=store, num_train_epochs=3)  # the first one has let go of it
+    longer.train()
+    assert (longer.label_report.replayed, longer.label_report.asked) == (2 * VIEWS, VIEWS)
+    readers = [make(tmp_path, None, teacher_labels=store) for _ in range(2)]
+    for reader in readers:
+        reader.train()
+        assert reader.label_report.replayed == 2 * VIEWS
+
+
+class Raise(StopAt):
+    def stop(self, control: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_fails_lets_others_write(tmp_path, folder_of_teacher, monkeypatch):
+    teacher, store = describe(folder_of_teacher), str(tmp_path / "store")
+    failing = make(tmp_path, teacher, teacher_labels=store, callbacks=[Raise(2)])
+    with pytest.raises(KeyboardInterrupt):
+        failing.train()
+    with monkeypatch.context() as patched:
+
+        def load(self: TeacherDescription, device: Any = None) -> None:
+            raise InputError("no weights")
+
+        patched.setattr(TeacherDescription, "load", load)
+        with pytest.raises(InputError, match="no weights") as caught:
+            make(tmp_path, teacher, teacher_labels=store)
+    trainer = make(tmp_path, teacher, teacher_labels=store)
+    assert caught.value  # which, in a notebook, stays where it is
+    trainer.train()
+    assert trainer.label_report.asked == 2 * VIEWS
+
+
+def test_a_store_without_labels_is_anybodys(tmp_path, folder_of_teacher):
+    store = str(tmp_path / "store")
+    make(tmp_path, describe(folder_of_teacher), teacher_labels=store).kept_labels.close()
+    assert [path.name for path in Path(store).iterdir() if path.is_file() and path.name[0] != "."] == ["store.json"]
+    _, report = train(tmp_path, describe(folder_of_teacher), data_seed=7, teacher_labels=store)
+    assert report.asked == 2 * VIEWS
+    with pytest.raises(InputError, match="seed is 7 there, 3 here"):
+        make(tmp_path, describe(folder_of_teacher), teacher_labels=store)
+
+
+def test_ready_made_views_are_identified_by_what_they_are(tmp_path, folder_of_teacher):
+    def views(**settings: Any) -> ViewDataset:
+        transform = make(tmp_path, describe(folder_of_teacher)).train_dataset.transform
+        return ViewDataset(tiny.digits()[0], transform, **{"seed": 3, **settings})
+
+    teacher, store = describe(folder_of_teacher), str(tmp_path / "store")
+    train(tmp_path / "run", teacher, teacher_labels=store, train_dataset=views())
+    for settings, field in (
+        ({"erasing": RandomErasing(1.0)}, "random_erasing"),
+        ({"mixing": Mixing(group_size=1)}, "mixing"),
+    ):
+        with pytest.raises(InputError, match=f"{field}.* there, .* here"):
+            make(tmp_path, teacher, teacher_labels=store, train_dataset=views(**settings))
+    with pytest.raises(InputError, match="one seed in a run with teacher_labels, got 4 and 3: give --data_seed 4"):
+        make(tmp_path, teacher, teacher_labels=store, train_dataset=views(seed=4))
+
+
+def test_fewer_views_are_replayed_from_more(tmp_path, folder_of_teacher):
+    """Of a set that is smaller than a step, which a larger step has repeated more often."""
+    store, data = str(tmp_path / "store"), tiny.digits(20)[0]
+    train(tmp_path / "a", describe(folder_of_teacher), batch_size=48, train_dataset=data, teacher_labels=store)
+    live, _ = train(tmp_path / "live", describe(folder_of_teacher), batch_size=32, train_dataset=data)
+    settings = {"batch_size": 32, "train_dataset": data, "teacher_labels": store, "teacher_labels_readonly": True}
+    replayed, report = train(tmp_path / "b", None, **settings)
+    assert report.replayed == 64 and report.pixels > 0
+    assert_same(replayed, live)
+
+
+def test_a_stand_in_for_a_broken_image_is_replayed_as_it_was(tmp_path, folder_of_teacher):
+    encoded = tiny.digits()[0].cast_column("image", datasets.Image(decode=False))
+    rows = {"image": [*encoded["image"][:19], {"bytes": b"broken", "path": None}]}
+    features = datasets.Features({"image": datasets.Image()})
+    images = {
+        "train_dataset": tiny.digits(20)[0],
+        # Its last image is followed by a labelled one.
+        "unlabeled_dataset": datasets.Dataset.from_dict(rows, features=features),
+        "on_bad_image": "skip",
+        "num_train_epochs": 4,
+    }
+    store, labels = str(tmp_path / "store"), []
+    for teacher in (describe(folder_of_teacher), None):
+        result, report = train(tmp_path / "run", teacher, teacher_labels=store, **images)
+        labels.append(result)
+        assert report.replayed == (0 if teacher else 4 * 40)
+    assert_same(*labels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"teacher_labels_readonly": True}, "teacher_labels_readonly is about"),
+        ({"verify_teacher_labels": 0.1}, "verify_teacher_labels is about"),
+        ({"teacher_labels": "x", "distillation_type": "none"}, "drop one of them"),
+        ({"teacher_labels": "x", "distillation_type": "soft"}, "--teacher_labels_top_k 10"),
+        ({"teacher_labels": "x", "verify_teacher_labels": 1.5}, r"\[0, 1\]"),
+        ({"teacher_labels": "x", "verify_teacher_labels": 0.1, "teacher_labels_readonly": True}, "needs the teacher"),
+    ],
+)
+def test_arguments_that_do_not_fit_together_are_refused(tmp_path, settings, words):
+    with pytest.raises(InputError, match=words):
+        tiny.arguments(tmp_path, **settings)
+
+
+# Checks
+
+
+def test_a_sample_is_labelled_again_and_reported(tmp_path, recorded, folder_of_teacher):
+    live, _ = train(tmp_path / "live", describe(folder_of_teacher), batch_size=16)
+    settings = {"teacher_labels": str(recorded), "verify_teacher_labels": 0.3, "batch_size": 16}
+    trainer = make(tmp_path, describe(folder_of_teacher), **settings)
+    trainer.train()
+    assert_same(result_of(trainer), live)  # to look changes nothing
+    report = trainer.label_report
+    assert report.replayed == 2 * VIEWS and report.asked == 0
+    # The first of 12 batches, and those where 0.3 · n passes a whole number: 4, 7, 10.
+    assert report.verified == report.agreeing == 4 * 16
+    assert report.pixels >= 4
+    logs = [entry for entry in trainer.state.log_history if "kept_labels_agreement" in entry]
+    assert [entry["kept_labels_verified"] for entry in logs] == [32, 64]
+    assert logs[-1]["kept_labels_agreement"] == 1.0
+    assert logs[-1]["kept_labels_pixels_compared"] == report.pixels
+
+
+def other_labels(folder: Path, recorded: Path) -> str:
+    """A copy of a store in which every label is the next one."""
+    there = TeacherLabelStore.open(recorded, readonly=True)
+    with TeacherLabelStore.open(folder, there.identity) as store:
+        for epoch in there.complete_epochs:
+            columns = there.epoch(epoch).columns
+            wrong = (there.labels(epoch, np.full(VIEWS, 9)) + 1) % 10
+            store.record(epoch, np.arange(VIEWS), wrong, np.full(VIEWS, -100), crcs=columns["pixel_crc"])
+            store.flush()
+            assert store.finish_epoch(epoch)
+    return str(folder)
+
+
+def test_labels_that_the_teacher_does_not_give_show(tmp_path, recorded, folder_of_teacher):
+    store = other_labels(tmp_path / "store", recorded)
+    _, report = train(tmp_path / "run", describe(folder_of_teacher), teacher_labels=store, verify_teacher_labels=1.0)
+    assert report.verified == 2 * VIEWS
+    assert report.agreeing < VIEWS / 2
+
+
+def test_pixels_that_have_changed_are_refused_at_the_start(tmp_path, recorded, folder_of_teacher, monkeypatch):
+    from hf_deit.training import datasets as checks
+
+    build = checks.build_train_transform
+    monkeypatch.setattr(checks, "build_train_transform", lambda *a, **k: lambda image: build(*a, **k)(image) ^ 1)
+    with pytest.raises(InputError, match=r"not of the views that are made here: \d+ of \d+ CRCs"):
+        make(tmp_path, describe(folder_of_teacher), teacher_labels=str(recorded))
+
+
+def test_pixels_that_change_during_the_run_stop_it_at_the_epochs_end(tmp_path, recorded, folder_of_teacher):
+    trainer = make(tmp_path, describe(folder_of_teacher), teacher_labels=str(recorded), logging_steps=100)
+    transform = trainer.train_dataset.transform
+    trainer.train_dataset.transform = lambda image: transform(image) ^ 1
+    with pytest.raises(InputError, match="not of the views that are made here"):
+        trainer.train()
+    assert trainer.state.global_step == VIEWS // 8
+
+
+def test_other_versions_with_the_same_pixels_are_warned_of_once(
+    tmp_path, recorded, folder_of_teacher, monkeypatch, caplog
+):
+    from hf_deit.training import label_source as label_access
+
+    monkeypatch.setattr(label_access, "version", lambda name: "9.9" if name == "timm" else "0")
+    trainer = make(tmp_path, describe(folder_of_teacher), teacher_labels=str(recorded))
+    trainer.train()
+    warnings = [entry.message for entry in caplog.records if "recorded with other versions" in entry.message]
+    assert len(warnings) == 1 and "→ 9.9" in warnings[0]
+    assert trainer.label_report.replayed == 2 * VIEWS
+
+
+def test_how_often_kept_labels_are_true_is_told_at_the_start(tmp_path, recorded):
+    trainer = make(tmp_path, None, teacher_labels=str(recorded))
+    keys = trainer._get_train_sampler().keys(0, range(VIEWS))
+    true_labels = trainer.train_dataset.labels[[key.index for key in keys]]
+    labels = TeacherLabelStore.open(recorded, readonly=True).labels(0, true_labels)
+    assert trainer.check_teacher() == {"kept_labels_that_are_true": pytest.approx((labels == true_labels).mean())}

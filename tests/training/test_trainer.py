@@ -1,0 +1,609 @@
+"""The Trainer computes the paper's objective, and nothing about a run depends on how it is cut into pieces.
+
+Accumulation, processes, stopping and resuming leave the parameters as they would have been; the teacher is outside
+everything that is trained, wrapped or saved; what goes wrong stops the run with a message.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from support import tiny
+from support.main_of import launch
+from transformers import (
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+    DeiTConfig,
+    TrainerCallback,
+    ViTConfig,
+    ViTImageProcessor,
+)
+from transformers import DeiTForImageClassificationWithTeacher as NativeDistilled
+from transformers import ViTForImageClassification as NativePlain
+
+from hf_deit import InputError, TrainingDivergedError, load_teacher
+from hf_deit.data.load import load_data
+from hf_deit.training.datasets import make_sampler
+
+
+@pytest.fixture(scope="module")
+def folder_of_teacher(tmp_path_factory) -> str:
+    return tiny.teacher_folder(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def teacher(folder_of_teacher):
+    return load_teacher(folder_of_teacher, student_processor=tiny.processor())
+
+
+def parameters(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def native(kind: str):
+    torch.manual_seed(0)
+    sizes = {**tiny.SIZES, "layer_norm_eps": 1e-6}
+    config = {"deit": DeiTConfig, "vit": ViTConfig}[kind](**sizes, id2label={i: str(i) for i in range(10)})
+    return {"deit": NativeDistilled, "vit": NativePlain}[kind](config)
+
+
+STUDENTS = {
+    "distilled": tiny.student,
+    "plain": lambda: tiny.student(distilled=False),
+    "native deit": lambda: native("deit"),
+    "native vit": lambda: native("vit"),
+    "resnet": tiny.resnet,
+}
+
+# The objective
+
+
+def batch_of(trainer) -> dict[str, torch.Tensor]:
+    return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_loss_is_the_papers(tmp_path, teacher, distilled, kind):
+    args = tiny.arguments(
+        tmp_path,
+        distillation_type=kind,
+        distillation_alpha=0.3,
+        distillation_temperature=2.0,
+        label_smoothing_factor=0.1,
+    )
+    trainer = tiny.trainer(tiny.student(distilled=distilled), args, teacher)
+    model = trainer.model.train()
+    batch = batch_of(trainer)
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+
+    class_logits = (outputs.cls_logits if distilled else outputs.logits).double()
+    other_logits = (outputs.distillation_logits if distilled else outputs.logits).double()
+    log_p = class_logits.log_softmax(-1)
+    smoothed = torch.full_like(log_p, 0.1 / 10).scatter(1, batch["labels"][:, None], 1 - 0.1 + 0.1 / 10)
+    class_loss = -(smoothed * log_p).sum(-1).mean()
+    teacher_logits = teacher(batch["pixel_values"]).double()
+    if kind == "hard":
+        decisions = teacher_logits.argmax(-1)
+        teacher_loss = -other_logits.log_softmax(-1)[torch.arange(8), decisions].mean()
+    else:
+        target = (teacher_logits / 2).softmax(-1)
+        teacher_loss = 4 * (target * (target.log() - (other_logits / 2).log_softmax(-1))).sum(-1).mean()
+    assert loss.item() == pytest.approx((0.7 * class_loss + 0.3 * teacher_loss).item(), abs=1e-5)
+
+
+def test_teacher_sees_exactly_the_students_pixels(tmp_path, teacher):
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path), teacher)
+    seen = {}
+    trainer.model.register_forward_pre_hook(lambda m, a, k: seen.update(student=k["pixel_values"]), with_kwargs=True)
+    teacher.register_forward_pre_hook(lambda m, a: seen.update(teacher=a[0]))
+    trainer.compute_loss(trainer.model.train(), batch_of(trainer))
+    assert torch.equal(seen["student"], seen["teacher"])
+    raw = trainer.train_dataset[next(iter(trainer._get_train_sampler()))]["pixel_values"].double() / 255
+    mean, std = (
+        torch.tensor(s).double().view(3, 1, 1) for s in (tiny.processor().image_mean, tiny.processor().image_std)
+    )
+    torch.testing.assert_close(seen["student"][0].double(), (raw - mean) / std, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["hard", "none"])
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_parameter_learns(tmp_path, folder_of_teacher, name, kind):
+    teacher = load_teacher(folder_of_teacher, student_processor=tiny.processor()) if kind == "hard" else None
+    model = STUDENTS[name]()
+    before = parameters(model)
+    tiny.trainer(model, tiny.arguments(tmp_path, distillation_type=kind, max_steps=2), teacher).train()
+    assert [key for key, value in parameters(model).items() if torch.equal(value, before[key])] == []
+
+
+def test_bf16_trains(tmp_path, teacher):
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, bf16=True, max_steps=30), teacher)
+    dtypes = set()
+    trainer.model.deit.layers[0].mlp.fc1.register_forward_hook(lambda m, a, output: dtypes.add(output.dtype))
+    trainer.train()
+    assert dtypes == {torch.bfloat16}
+    losses = [entry["class_loss"] for entry in trainer.state.log_history if "class_loss" in entry]
+    assert losses[-1] < losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+
+
+# Nothing depends on how the run is cut
+
+
+def assert_equivalent(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], optim: str) -> None:
+    if optim != "sgd":
+        # Attention does not depend on the keys' bias. Its gradient is rounding noise, which Adam scales up to steps.
+        noise = [name for name in one if name.endswith("k_proj.bias")]
+        one, other = ({k: v for k, v in model.items() if k not in noise} for model in (one, other))
+    assert largest_difference(one, other) < 1e-6
+
+
+@pytest.mark.parametrize(("optim", "learning_rate"), [("adamw_torch_fused", 1e-3), ("sgd", 0.05)])
+def test_accumulation_is_equivalent(tmp_path, folder_of_teacher, optim, learning_rate):
+    results = []
+    for batch_size, accumulation in ((8, 1), (2, 4)):
+        args = tiny.arguments(
+            tmp_path,
+            max_steps=20,
+            optim=optim,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+        )
+        model = tiny.student(drop_path_rate=0.2)
+        tiny.trainer(model, args, load_teacher(folder_of_teacher, student_processor=tiny.processor())).train()
+        results.append(parameters(model))
+    assert_equivalent(*results, optim)
+    assert largest_difference(results[0], parameters(tiny.student())) > 1e-3  # it did learn
+
+
+TWO_PROCESSES = """
+import sys
+import conftest, torch
+from support import tiny
+from hf_deit import load_teacher
+from hf_deit.training.processes import exit_script
+teacher = load_teacher(sys.argv[1], student_processor=tiny.processor())
+model = tiny.student(drop_path_rate=0.2)
+args = tiny.arguments(sys.argv[2], max_steps=20, per_device_train_batch_size=int(sys.argv[3]),
+                      save_strategy="steps", save_steps=15)
+trainer = tiny.trainer(model, args, teacher)
+assert args.world_size == int(sys.argv[4])
+trainer.train(resume_from_checkpoint=sys.argv[5] or None)
+metrics = trainer.evaluate()
+if args.should_save:
+    torch.save(({k: v.detach() for k, v in model.named_parameters()}, metrics), sys.argv[2] + "/result.pt")
+exit_script(0)
+"""
+
+
+def test_two_processes_are_equivalent_to_one_and_resume(tmp_path, folder_of_teacher):
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+
+    def run(name: str, world_size: int, batch_size: int, checkpoint: str = "") -> tuple:
+        folder = tmp_path / name
+        folder.mkdir()
+        launch(script, folder_of_teacher, folder, batch_size, world_size, checkpoint, processes=world_size)
+        return torch.load(folder / "result.pt", weights_only=True)
+
+    one, one_metrics = run("one", 1, 8)
+    two, two_metrics = run("two", 2, 4)
+    assert_equivalent(one, two, "adamw_torch_fused")
+    assert one_metrics["eval_top1"] == two_metrics["eval_top1"]
+    assert one_metrics["eval_class_top5"] == two_metrics["eval_class_top5"]
+    # Step 15 is in the middle of the second epoch of 12 steps.
+    resumed, _ = run("resumed", 2, 4, str(tmp_path / "two" / "checkpoint-15"))
+    assert largest_difference(two, resumed) == 0
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_a_run_that_has_ended_is_not_trained_on(tmp_path, teacher):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 6}  # in mid-epoch
+    first = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, **settings), teacher)
+    first.train()
+    again = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, **settings), teacher)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+    assert largest_difference(parameters(first.model), parameters(again.model)) == 0
+
+
+@pytest.mark.parametrize("name", ["distilled", "native vit", "resnet"])
+@pytest.mark.parametrize("stop_at", [5, 12, 15])  # in mid-epoch, at an epoch's end, in the middle of a later one
+def test_resumed_run_ends_with_the_same_bits(tmp_path, teacher, name, stop_at):
+    def make(folder):
+        args = tiny.arguments(folder, max_steps=18, save_strategy="steps", save_steps=stop_at, save_total_limit=3)
+        model = STUDENTS[name]()
+        if name == "distilled":
+            model = tiny.student(drop_path_rate=0.3, hidden_dropout_prob=0.1)
+        return tiny.trainer(model, args, teacher)
+
+    whole = make(tmp_path / "whole")
+    whole.train()
+    stopped = make(tmp_path / "parts")
+    stopped.add_callback(StopAt(stop_at))
+    stopped.train()
+    assert stopped.state.global_step == stop_at
+    torch.manual_seed(99)  # whatever was drawn in between must not matter
+    resumed = make(tmp_path / "parts")
+    with torch.no_grad():
+        for parameter in resumed.model.parameters():
+            parameter.add_(1)  # a resume that restores nothing would show
+    resumed.train(resume_from_checkpoint=True)
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+def test_load_best_model_at_end_restores_it(tmp_path, teacher):
+    settings = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    args = tiny.arguments(
+        tmp_path,
+        max_steps=8,
+        load_best_model_at_end=True,
+        metric_for_best_model="top1",
+        learning_rate=0.05,
+        **settings,
+    )
+    trainer = tiny.trainer(tiny.student(), args, teacher)
+    snapshots = {}
+
+    class Snapshot(TrainerCallback):
+        def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+            snapshots[state.global_step] = (metrics["eval_top1"], parameters(model))
+
+    trainer.add_callback(Snapshot())
+    trainer.train()
+    best = min(step for step in snapshots if snapshots[step][0] == max(top1 for top1, _ in snapshots.values()))
+    assert best < 8, "the last step is the best: the test would show nothing"
+    assert largest_difference(parameters(trainer.model), snapshots[best][1]) == 0
+
+
+def test_resuming_another_model_is_refused(tmp_path, teacher):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    tiny.trainer(tiny.student(distilled=False), tiny.arguments(tmp_path, **settings), teacher).train()
+    with pytest.raises(InputError, match="vit"):
+        tiny.trainer(tiny.student(), tiny.arguments(tmp_path, **settings), teacher).train(resume_from_checkpoint=True)
+    with pytest.raises(InputError, match="no checkpoint"):
+        tiny.trainer(tiny.student(), tiny.arguments(tmp_path / "new"), teacher).train(resume_from_checkpoint=True)
+
+
+# The teacher is outside
+
+
+def test_teacher_is_outside_of_everything_trained_and_saved(tmp_path, teacher):
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    args = tiny.arguments(tmp_path, max_steps=3, save_strategy="steps", save_steps=3)
+    trainer = tiny.trainer(tiny.student(), args, teacher)
+    modes = set()
+    teacher.register_forward_hook(lambda *_: modes.update(module.training for module in teacher.modules()))
+    trainer.train()
+    trainer.save_model()
+    assert modes == {False}
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    students = {id(parameter) for parameter in trainer.model.parameters()}
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert optimized == students
+    assert [type(model) for model in trainer.accelerator._models] == [type(trainer.model)]
+    expected = tiny.student()
+    expected.save_pretrained(tmp_path / "expected")
+    for saved in (tmp_path, tmp_path / "checkpoint-3"):
+        with (
+            safe_open(saved / "model.safetensors", "pt") as file,
+            safe_open(tmp_path / "expected" / "model.safetensors", "pt") as reference,
+        ):
+            assert set(file.keys()) == set(reference.keys())
+
+
+def test_evaluation_does_not_run_the_teacher(tmp_path, teacher):
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path), teacher)
+    teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
+    trainer.evaluate()
+
+
+def test_bf16_holds_in_an_evaluation_before_training(tmp_path, teacher):
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, bf16=True), teacher)
+    dtypes = set()
+    trainer.model.deit.layers[0].mlp.fc1.register_forward_hook(lambda m, a, output: dtypes.add(output.dtype))
+    trainer.evaluate()
+    assert dtypes == {torch.bfloat16}
+
+
+# What it reports
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_evaluation_counts_right(tmp_path, name):
+    trainer = tiny.trainer(STUDENTS[name](), tiny.arguments(tmp_path, distillation_type="none"))
+    metrics = trainer.evaluate()
+    _, validation = tiny.digits()
+    pixels = tiny.processor()(list(validation["image"]), return_tensors="pt")["pixel_values"]
+    labels = torch.tensor(validation["label"])
+    model = trainer.model.eval()
+    with torch.no_grad():
+        outputs = model(pixel_values=pixels)
+    heads = {"": outputs.logits}
+    if "cls_logits" in outputs:
+        heads.update({"class_": outputs.cls_logits, "distillation_": outputs.distillation_logits})
+    for head, logits in heads.items():
+        best = logits.topk(5).indices
+        assert metrics[f"eval_{head}top1"] == pytest.approx((best[:, 0] == labels).float().mean().item())
+        assert metrics[f"eval_{head}top5"] == pytest.approx((best == labels[:, None]).any(1).float().mean().item())
+    assert ("eval_class_top1" in metrics) == ("cls_logits" in outputs)
+
+
+def test_logs_name_both_terms_agreement_and_speed(tmp_path, teacher):
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, max_steps=4, logging_steps=2), teacher)
+    trainer.train()
+    lines = [entry for entry in trainer.state.log_history if "class_loss" in entry]
+    assert [line["step"] for line in lines] == [2, 4]
+    for line in lines:
+        assert line["loss"] == pytest.approx((line["class_loss"] + line["distillation_loss"]) / 2, abs=1e-4)
+        assert 0 <= line["teacher_agreement"] <= 1
+        assert line["images_per_second"] > 0
+    report = next(entry for entry in trainer.state.log_history if "teacher_top1" in entry)
+    assert {"teacher_top1", "teacher_agreement_with_labels", "majority_class"} <= report.keys()
+
+
+def test_teacher_report_is_measured(tmp_path, teacher, caplog):
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path), teacher)
+    report = trainer.check_teacher()
+    _, validation = tiny.digits()
+    pixels = tiny.processor()(list(validation["image"]), return_tensors="pt")["pixel_values"]
+    right = teacher(pixels).argmax(-1) == torch.tensor(validation["label"])
+    assert report["teacher_top1"] == pytest.approx(right.float().mean().item())
+    assert "no better than" in caplog.text  # it is random
+
+
+def test_a_good_teacher_gives_no_warning(tmp_path, caplog):
+    settings = {"distillation_type": "none", "max_steps": 60, "per_device_train_batch_size": 32, "learning_rate": 0.02}
+    oracle = tiny.trainer(tiny.resnet(), tiny.arguments(tmp_path / "t", **settings))
+    oracle.train()
+    oracle.save_model(str(tmp_path / "teacher"))
+    teacher = load_teacher(str(tmp_path / "teacher"), student_processor=tiny.processor())
+    report = tiny.trainer(tiny.student(), tiny.arguments(tmp_path), teacher).check_teacher()
+    assert report["teacher_top1"] > 0.3
+    assert "no better than" not in caplog.text
+
+
+# Optimizer
+
+
+def test_weight_decay_spares_biases_norms_tokens_and_positions(tmp_path, teacher):
+    model = tiny.student()
+    trainer = tiny.trainer(model, tiny.arguments(tmp_path), teacher)
+    block = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2")
+    assert set(trainer.get_decay_parameter_names(model)) == {
+        "deit.embeddings.patch_embeddings.projection.weight",
+        *(f"deit.layers.{layer}.{name}.weight" for layer in range(2) for name in block),
+        "cls_classifier.weight",
+        "distillation_classifier.weight",
+    }
+    trainer.create_optimizer()
+    decayed, spared = trainer.optimizer.param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+
+
+# What goes wrong
+
+
+class Poison(TrainerCallback):
+    """Makes the loss infinite from a step on, as a learning rate that is too high would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 == self.step:
+            with torch.no_grad():
+                model.cls_classifier.bias.fill_(math.inf)
+
+
+@pytest.mark.parametrize("logging_steps", [1, 3])
+def test_divergence_stops_with_step_checkpoint_and_advice(tmp_path, teacher, logging_steps):
+    args = tiny.arguments(
+        tmp_path, max_steps=12, logging_steps=logging_steps, save_strategy="steps", save_steps=2, save_total_limit=2
+    )
+    trainer = tiny.trainer(tiny.student(), args, teacher)
+    trainer.add_callback(Poison(5))
+    with pytest.raises(TrainingDivergedError, match=r"at step 5.*checkpoint-4.*--learning_rate") as error:
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"], error
+    with safe_open(tmp_path / "checkpoint-4" / "model.safetensors", "pt") as file:
+        assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
+
+
+class PoisonGradient(TrainerCallback):
+    """Makes the update of a step spoil the weights, after a loss that was still finite."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 == self.step:
+            model.cls_classifier.bias.grad.fill_(math.nan)
+
+
+def test_spoilt_weights_are_never_saved_over_the_last_good_checkpoint(tmp_path, teacher):
+    args = tiny.arguments(tmp_path, max_steps=12, save_strategy="steps", save_steps=2, save_total_limit=1)
+    trainer = tiny.trainer(tiny.student(), args, teacher)
+    trainer.add_callback(PoisonGradient(4))
+    with pytest.raises(TrainingDivergedError, match=r"step 4.*checkpoint-2"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_divergence_at_the_last_step_is_not_missed(tmp_path, teacher):
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, max_steps=3, logging_steps=50), teacher)
+    trainer.add_callback(Poison(3))
+    with pytest.raises(TrainingDivergedError, match=r"step 3.*no checkpoint"):
+        trainer.train()
+
+
+@pytest.fixture
+def folder_with_a_broken_image(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+        for index in range(2):
+            pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / str(label) / f"{index}.png")
+    broken = folder / "7" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:600])  # the header is whole, so that it shows only when decoded
+    return folder
+
+
+def test_a_broken_image_stops_the_run_or_is_skipped_and_counted(tmp_path, teacher, folder_with_a_broken_image):
+    images = load_data(train_dir=str(folder_with_a_broken_image), validation_dir=str(folder_with_a_broken_image)).train
+    stopping = tiny.trainer(tiny.student(), tiny.arguments(tmp_path / "a"), teacher, train_dataset=images)
+    with pytest.raises(InputError, match=r"7/1\.png"):
+        stopping.train()
+    args = tiny.arguments(tmp_path / "b", on_bad_image="skip", max_steps=4, logging_steps=2)
+    skipping = tiny.trainer(tiny.student(), args, teacher, train_dataset=images, eval_dataset=images)
+    skipping.train()
+    # 2 steps of 8 are an epoch of 20 images: the broken one is met at most once in each.
+    assert 1 <= sum(entry.get("skipped_images", 0) for entry in skipping.state.log_history) <= 2
+    predictions = skipping.predict(skipping.eval_dataset)
+    assert (predictions.label_ids == -100).sum() == 1
+    assert math.isfinite(skipping.evaluate()["eval_loss"])
+
+
+def test_teacher_student_and_data_must_fit(tmp_path, teacher):
+    with pytest.raises(InputError, match="no teacher"):
+        tiny.trainer(tiny.student(), tiny.arguments(tmp_path))
+    with pytest.raises(InputError, match="got a teacher"):
+        tiny.trainer(tiny.student(), tiny.arguments(tmp_path, distillation_type="none"), teacher)
+    with pytest.raises(InputError, match="teacher has 10 labels, the student 7"):
+        tiny.trainer(tiny.student(id2label={i: str(i) for i in range(7)}), tiny.arguments(tmp_path), teacher)
+    with pytest.raises(InputError, match="data set has 10 labels"):
+        args = tiny.arguments(tmp_path, distillation_type="none")
+        tiny.trainer(tiny.student(id2label={i: str(i) for i in range(7)}), args)
+
+
+def set_weights(model: torch.nn.Module) -> None:
+    """Weights that are the same in every version of torch, whose initialisers are not."""
+    generator = np.random.RandomState(0)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            values = torch.from_numpy(generator.normal(0, 0.1, parameter.shape)).float()
+            parameter.copy_(values + (parameter.ndim == 1 and name.endswith("weight")))
+
+
+def test_golden_trajectory(tmp_path, teacher):
+    """Ten steps give the recorded losses: what changes them must be meant to."""
+    model = tiny.student(drop_path_rate=0.1)
+    set_weights(model)
+    set_weights(teacher.model)
+    args = tiny.arguments(tmp_path, max_steps=10, logging_steps=1, min_learning_rate=0.0)
+    trainer = tiny.trainer(model, args, teacher)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "class_loss" in entry]
+    golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
+    assert losses == pytest.approx(golden, abs=2e-4)
+
+
+def test_labels_are_those_of_the_data_in_its_order(tmp_path, folder_of_teacher):
+    names = {index: str(index) for index in range(10)}
+    swapped = {**names, 3: "4", 4: "3"}
+    args = tiny.arguments(tmp_path)
+    teacher_in_another_order = load_teacher(folder_of_teacher, student_processor=tiny.processor(), id2label=swapped)
+    with pytest.raises(InputError, match="the teacher has the data's labels in another order"):
+        tiny.trainer(tiny.student(), args, teacher_in_another_order)
+    with pytest.raises(InputError, match="the student has the data's labels in another order"):
+        tiny.trainer(tiny.student(id2label=swapped), tiny.arguments(tmp_path, distillation_type="none"))
+    with pytest.raises(InputError, match="the student has 10 labels as expected, but not the same"):
+        tiny.trainer(tiny.student(id2label={**names, 0: "zero"}), tiny.arguments(tmp_path, distillation_type="none"))
+    nameless = tiny.student(id2label={index: f"LABEL_{index}" for index in range(10)})
+    tiny.trainer(nameless, tiny.arguments(tmp_path, distillation_type="none"))
+    assert nameless.config.id2label == names
+
+
+def test_labels_out_of_range_are_refused(tmp_path):
+    train, _ = tiny.digits()
+    labels = [-1, *train["label"][1:]]
+    broken = train.remove_columns("label").add_column("label", labels, feature=train.features["label"])
+    with pytest.raises(InputError, match=r"\[0, 10\).*row 0.*-1"):
+        args = tiny.arguments(tmp_path, distillation_type="none")
+        tiny.trainer(tiny.student(), args, train_dataset=broken)
+
+
+@pytest.mark.parametrize("settings", [{"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_a_processor_that_does_not_do_what_training_does_is_refused(tmp_path, settings):
+    with pytest.raises(InputError, match="the image processor has"):
+        args = tiny.arguments(tmp_path, distillation_type="none")
+        tiny.trainer(tiny.student(), args, processing_class=tiny.processor(**settings))
+    with pytest.raises(InputError, match="got ViTImageProcessor"):
+        tiny.trainer(tiny.student(), args, processing_class=ViTImageProcessor())
+
+
+def test_the_best_models_metric_must_be_one_that_the_student_has(tmp_path):
+    args = tiny.arguments(tmp_path, distillation_type="none", metric_for_best_model="class_top1")
+    tiny.trainer(tiny.student(), args)
+    with pytest.raises(InputError, match="must be one of loss, top1, top5"):
+        tiny.trainer(tiny.resnet(), args)
+
+
+def test_own_metrics_get_the_logits(tmp_path):
+    args = tiny.arguments(tmp_path, distillation_type="none", metric_for_best_model="mine")
+    shapes = []
+
+    def compute_metrics(prediction):
+        shapes.append(prediction.predictions.shape)
+        return {"mine": 1.0}
+
+    metrics = tiny.trainer(tiny.resnet(), args, compute_metrics=compute_metrics).evaluate()
+    assert shapes == [(40, 10)]
+    assert metrics["eval_mine"] == 1.0
+
+
+def test_evaluation_keeps_to_the_heads(tmp_path):
+    model = tiny.student(output_hidden_states=True)
+    metrics = tiny.trainer(model, tiny.arguments(tmp_path, distillation_type="none")).evaluate()
+    assert 0 <= metrics["eval_distillation_top1"] <= 1
+
+
+def test_weight_decay_keeps_to_transformers_rule_for_other_students(tmp_path):
+    sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+    model = ConvNextV2ForImageClassification(ConvNextV2Config(**sizes, num_labels=10))
+    names = tiny.trainer(model, tiny.arguments(tmp_path, distillation_type="none")).get_decay_parameter_names(model)
+    assert "convnextv2.encoder.stages.0.layers.0.dwconv.weight" in names
+    assert [name for name in names if "bias" in name or "norm" in name] == []
+
+
+def test_skipped_images_are_counted_to_the_last(tmp_path, folder_with_a_broken_image):
+    images = load_data(train_dir=str(folder_with_a_broken_image), validation_dir=str(folder_with_a_broken_image)).train
+    settings = {"distillation_type": "none", "on_bad_image": "skip", "max_steps": 5, "logging_steps": 50}
+    trainer = tiny.trainer(
+        tiny.student(), tiny.arguments(tmp_path / "run", **settings), train_dataset=images, eval_dataset=images
+    )
+    met = sum(key.index == 15 for epoch in range(3) for key in keys_of(trainer, epoch)[: 8 * (2 if epoch < 2 else 1)])
+    trainer.train()
+    assert trainer.skipped_images == met > 0
+    assert trainer.images_per_second > 0
+    # 17 images in batches of 16: the last batch is the broken one alone.
+    assert math.isfinite(trainer.evaluate(images.select([*range(15), 16, 15]))["eval_loss"])
+
+
+def keys_of(trainer, epoch: int) -> list:
+    sampler = make_sampler(trainer.train_dataset, trainer.args)
+    sampler.set_epoch(epoch)
+    return list(sampler)
