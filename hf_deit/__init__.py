@@ -1,59 +1,71 @@
 """Distil any image classifier on the Hugging Face Hub into a DeiT (Touvron et al. 2021)."""
 
-from importlib.metadata import version
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, TrainingDivergedError
-from .export.write import convert_checkpoint
-from .labels.store import TeacherLabelStore
-from .models.configuration_cait import CaiTConfig
-from .models.configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
-from .models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
-from .models.modeling_cait import CaiTForImageClassification, CaiTModel
-from .models.modeling_deit import (
-    DistilledDeiTForImageClassification,
-    DistilledDeiTModel,
-    PlainDeiTForImageClassification,
-    PlainDeiTModel,
-)
-from .models.student import load_student
-from .models.teacher import Teacher, describe_teacher, load_teacher
-from .models.zoo import create_model, list_models
-from .recipes import list_recipes, load_recipe
-from .training.arguments import DistillationTrainingArguments
-from .training.losses import hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
-from .training.metrics import TopKAccuracy
-from .training.trainer import DistillationTrainer
+if TYPE_CHECKING:
+    from .errors import InputError, TrainingDivergedError
+    from .export.write import convert_checkpoint
+    from .labels.store import TeacherLabelStore
+    from .models.configuration_cait import CaiTConfig
+    from .models.configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
+    from .models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
+    from .models.modeling_cait import CaiTForImageClassification, CaiTModel
+    from .models.modeling_deit import (
+        DistilledDeiTForImageClassification,
+        DistilledDeiTModel,
+        PlainDeiTForImageClassification,
+        PlainDeiTModel,
+    )
+    from .models.student import load_student
+    from .models.teacher import Teacher, describe_teacher, load_teacher
+    from .models.zoo import create_model, list_models
+    from .recipes import list_recipes, load_recipe
+    from .training.arguments import DistillationTrainingArguments
+    from .training.losses import hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
+    from .training.top_k_accuracy import TopKAccuracy
+    from .training.trainer import DistillationTrainer
 
-__version__ = version("hf_deit")
+# Where each public name is defined: it is loaded when it is first asked for.
+_HOMES = {
+    "errors": ("InputError", "TrainingDivergedError"),
+    "export.write": ("convert_checkpoint",),
+    "labels.store": ("TeacherLabelStore",),
+    "models.configuration_cait": ("CaiTConfig",),
+    "models.configuration_deit": ("DistilledDeiTConfig", "PlainDeiTConfig"),
+    "models.image_processing_deit": ("DistilledDeiTImageProcessor", "DistilledDeiTImageProcessorPil"),
+    "models.modeling_cait": ("CaiTForImageClassification", "CaiTModel"),
+    "models.modeling_deit": (
+        "DistilledDeiTForImageClassification",
+        "DistilledDeiTModel",
+        "PlainDeiTForImageClassification",
+        "PlainDeiTModel",
+    ),
+    "models.student": ("load_student",),
+    "models.teacher": ("Teacher", "describe_teacher", "load_teacher"),
+    "models.zoo": ("create_model", "list_models"),
+    "recipes": ("list_recipes", "load_recipe"),
+    "training.arguments": ("DistillationTrainingArguments",),
+    "training.losses": ("hard_distillation_loss", "soft_distillation_loss", "soft_target_cross_entropy"),
+    "training.top_k_accuracy": ("TopKAccuracy",),
+    "training.trainer": ("DistillationTrainer",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "CaiTConfig",
-    "CaiTForImageClassification",
-    "CaiTModel",
-    "DistillationTrainer",
-    "DistillationTrainingArguments",
-    "DistilledDeiTConfig",
-    "DistilledDeiTForImageClassification",
-    "DistilledDeiTImageProcessor",
-    "DistilledDeiTImageProcessorPil",
-    "DistilledDeiTModel",
-    "InputError",
-    "PlainDeiTConfig",
-    "PlainDeiTForImageClassification",
-    "PlainDeiTModel",
-    "Teacher",
-    "TeacherLabelStore",
-    "TopKAccuracy",
-    "TrainingDivergedError",
-    "convert_checkpoint",
-    "create_model",
-    "describe_teacher",
-    "hard_distillation_loss",
-    "list_models",
-    "list_recipes",
-    "load_recipe",
-    "load_student",
-    "load_teacher",
-    "soft_distillation_loss",
-    "soft_target_cross_entropy",
-]
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("hf_deit")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value  # from now on found without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -1,4 +1,7 @@
-"""The exceptions that scripts show as a message, without a traceback."""
+"""What commands show without a traceback, and how their messages are worded."""
+
+import shlex
+import shutil
 
 
 class InputError(ValueError):
@@ -35,3 +38,9 @@ class PublishError(RuntimeError):
 def first_line(error: BaseException) -> str:
     """An exception's message without the rest of what libraries put into it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def command(name: str, *arguments: str) -> str:
+    """The line that runs a command of this package here: by its script if that is on the PATH, else by its module."""
+    program = "hf-deit" if shutil.which("hf-deit") else "python -m hf_deit"
+    return f"{program} {shlex.join([name, *arguments])}"

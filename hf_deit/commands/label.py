@@ -1,4 +1,4 @@
-"""Filling a label store without a student: the teacher labels the views of whole epochs."""
+"""`hf-deit label`: lets a teacher label training views without training a student; later runs then need no teacher."""
 
 import os
 import time
@@ -11,13 +11,14 @@ from tqdm.auto import tqdm
 from ..data.batch_augment import augment_batch
 from ..errors import InputError
 from ..labels.files import DATA
+from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.teacher import Teacher
-from ..recipes.resolve import Arguments
+from ..recipes.resolve import Arguments, resolve_arguments
 from ..training.arguments import DistillationTrainingArguments
-from ..training.datasets import as_views, check_arguments, make_sampler
 from ..training.kept_labels import Batch, KeptLabels
-from ..training.label_source import views_needed, views_per_epoch
-from .prepare import as_range, learnt_images, load_images, make_student, named_teacher
+from ..training.label_source import LabelSource
+from .command_line import CommandParser, run_command
+from .prepare import as_range, prepare
 from .sources import describe_sources, resolve_sources
 
 _FLUSH_SECONDS = 60.0
@@ -65,36 +66,23 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
         InputError: the input cannot be used, or the store holds labels of other views.
     """
     start = time.perf_counter()
-    arguments = resolve_sources(arguments)
-    model_args, data_args, args = arguments
+    args = arguments.training
     if args.teacher_labels is None or args.teacher_labels_readonly:
         raise InputError("give --teacher_labels, the folder that the labels go to, and no --teacher_labels_readonly")
-    if model_args.teacher_model_name_or_path is None:
+    if arguments.model.teacher_model_name_or_path is None:
         raise InputError("there is no teacher: give --teacher_model_name_or_path, a Hub id or a folder")
-    data = load_images(model_args, data_args, args)
-    learnt = learnt_images(data, arguments)
-    student, processor = make_student(model_args, data, args.seed)
-    check_arguments(args, student, processor)
-    teacher = named_teacher(model_args, data, processor)
-    views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=teacher)
-    if epochs is None:
-        wanted = range(len(views_needed(args, make_sampler(views, args))))
-    else:
-        wanted = as_range("epochs", epochs, "0:300")
-    kept = KeptLabels.open(
-        views,
-        args,
-        processor,
-        teacher=teacher,
-        num_labels=student.config.num_labels,
-        sources=describe_sources(arguments, data, None, teacher_recipe=None, start=start),
-        needed=dict.fromkeys(wanted, views_per_epoch(views, args)),
-    )
+    source = LabelSource(args)
+    run = prepare(resolve_sources(arguments, source), source)
+    teacher = run.describe_teacher()
+    sources = describe_sources(run.arguments, run.images, start=start)
+    labels = source.of_run(run.views, run.processor, num_labels=run.student.config.num_labels, sources=sources)
+    wanted = range(len(labels.needed)) if epochs is None else as_range("epochs", epochs, "0:300")
+    kept = KeptLabels(labels, teacher, needed=dict.fromkeys(wanted, labels.views_per_epoch))
     try:
         if kept.store.source is not None:
             raise InputError(f"{args.teacher_labels!r} takes no labels, as it is on the Hub: give a folder")
         if kept.needs_teacher:
-            _label(kept, teacher.load(args.device), wanted, args, (processor.image_mean, processor.image_std))
+            _label(kept, teacher.load(args.device), wanted, args, run.processor)
         data_folder = os.path.join(args.teacher_labels, DATA)
         return LabellingResult(
             folder=args.teacher_labels,
@@ -113,14 +101,14 @@ def _label(
     teacher: Teacher,
     epochs: range,
     args: DistillationTrainingArguments,
-    statistics: tuple[Sequence[float], Sequence[float]],
+    processor: DistilledDeiTImageProcessor,
 ) -> None:
     is_quiet = args.disable_tqdm or not PartialState().is_main_process
     last_flush = time.monotonic()
 
     def prepare(batch: Batch) -> Batch:
         on_device = {name: tensor.to(args.device, non_blocking=True) for name, tensor in batch.items()}
-        return augment_batch(on_device, *statistics)
+        return augment_batch(on_device, processor.image_mean, processor.image_std)
 
     for epoch in epochs:
         kept.start_epoch(epoch)
@@ -138,3 +126,18 @@ def _label(
                 epoch, slots, teacher, prepare, num_workers=args.dataloader_num_workers, after_batch=after_batch
             )
         kept.finish_epoch(teacher, prepare)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; see `run_command` for the exit status."""
+    return run_command(_label_command, arguments, if_interrupted="stopped: the same command goes on")
+
+
+def _label_command(arguments: Sequence[str]) -> int:
+    parser = CommandParser(__doc__)
+    parser.add_argument("--epochs", help="FIRST:LAST, LAST exclusive; by default all that a run needs")
+    options, rest = parser.parse_known_args(arguments)
+    result = label_epochs(resolve_arguments(rest), epochs=options.epochs)
+    if PartialState().is_main_process:
+        print(f"\n{result}")
+    return 0

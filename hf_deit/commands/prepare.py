@@ -1,39 +1,80 @@
-"""The inputs of a run: its images, those that the student learns from, the student itself and its teacher."""
+"""What train, label and preview share: from arguments to images, student and views that fit together."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, set_seed
 
-from ..data.load import DataArguments, ImageData, load_data
+from ..data.load import ImageData, load_data
+from ..data.view_dataset import KeyedViews
 from ..errors import InputError
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.student import load_student
 from ..models.teacher import TeacherDescription, describe_teacher, load_labels
 from ..recipes.resolve import Arguments
-from ..training.arguments import DistillationTrainingArguments, ModelArguments
-from ..training.datasets import data_seed
-from ..training.label_source import NOT_OF_STREAMS, identity_there
-from ..training.processes import on_main_process
+from ..training.arguments import ModelArguments
+from ..training.datasets import as_views, check_arguments, data_seed
+from ..training.label_source import NOT_OF_STREAMS, LabelSource
 
 
-def as_range(name: str, text: str, example: str) -> range:
-    """Reads "FIRST:LAST", LAST exclusive.
+@dataclass
+class PreparedRun:
+    """The images, the student and the views of a run.
+
+    Attributes:
+        arguments: with commits as revisions.
+        images: all that were loaded. Without a teacher a run learns from those alone that keep their labels.
+        student: in training mode, made or loaded.
+        processor: of the student.
+        views: that it trains on.
+    """
+
+    arguments: Arguments
+    images: ImageData
+    student: PreTrainedModel
+    processor: DistilledDeiTImageProcessor
+    views: KeyedViews
+
+    def describe_teacher(self) -> TeacherDescription:
+        """The teacher that the arguments name, for a student with the labels of the images.
+
+        Raises:
+            InputError: see `hf_deit.models.teacher.describe_teacher`.
+        """
+        model_args = self.arguments.model
+        return describe_teacher(
+            model_args.teacher_model_name_or_path,
+            student_processor=self.processor,
+            id2label=self.images.id2label,
+            revision=model_args.teacher_revision,
+            dtype=model_args.teacher_dtype,
+        )
+
+
+def prepare(arguments: Arguments, labels: LabelSource | None = None) -> PreparedRun:
+    """Loads the images and makes the student of a run, and checks that they fit together and to the arguments.
+
+    Args:
+        arguments: with commits as revisions, if the names shall stand for them.
+        labels: the label store that they name, or None.
 
     Raises:
-        InputError: it is something else, or empty; with the argument's name, and the example.
+        InputError: the input cannot be used.
     """
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise InputError(f"{name} must be FIRST:LAST, say {example}, got {text!r}")
-    return range(int(match[1]), int(match[2]))
+    images = _load_images(arguments, labels)
+    learnt = _learnt_images(images, arguments)
+    student, processor = make_student(arguments.model, images, arguments.training.seed)
+    check_arguments(arguments.training, student, processor)
+    views = as_views(
+        learnt.train, learnt.unlabeled, args=arguments.training, model=student, processor=processor, teacher=None
+    )
+    return PreparedRun(arguments, images, student, processor, views)
 
 
-def load_images(
-    model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
-) -> ImageData:
+def _load_images(arguments: Arguments, labels: LabelSource | None) -> ImageData:
     """The run's images. Unlabelled ones alone have the teacher's labels."""
-    if data_args.streaming and args.teacher_labels is not None:
+    model_args, data_args, args = arguments
+    if data_args.streaming and labels is not None:
         raise InputError(NOT_OF_STREAMS)
     options = vars(data_args).copy()
     del options["labels_kept"]
@@ -42,31 +83,39 @@ def load_images(
     if not is_labelled and args.distillation_type != "none":
         if model_args.teacher_model_name_or_path is not None:
             label_names = load_labels(model_args.teacher_model_name_or_path, model_args.teacher_revision)
-        elif args.teacher_labels is not None and (there := on_main_process(lambda: identity_there(args))) is not None:
-            label_names = there.teacher.get("labels")
+        elif labels is not None:
+            label_names = labels.label_names
     return load_data(**options, label_names=label_names, on_bad_image=args.on_bad_image)
 
 
-def learnt_images(data: ImageData, arguments: Arguments) -> ImageData:
+def _learnt_images(images: ImageData, arguments: Arguments) -> ImageData:
     """What of the images the student learns from: without a teacher only those that keep their labels."""
     model_args, data_args, args = arguments
-    learnt = data.with_labels_kept(data_args.labels_kept, data_seed(args))
+    learnt = images.with_labels_kept(data_args.labels_kept, data_seed(args))
     if args.distillation_type != "none":
         return learnt
     if model_args.teacher_model_name_or_path is not None:
         raise InputError('a teacher is given but distillation_type is "none": drop one of them')
-    if data.unlabeled is not None:
+    if images.unlabeled is not None:
         raise InputError('unlabelled images are given but distillation_type is "none": no teacher labels them')
     return replace(learnt, unlabeled=None)
 
 
 def make_student(
-    model_args: ModelArguments, data: ImageData, seed: int
+    model_args: ModelArguments, images: ImageData, seed: int
 ) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
-    set_seed(seed)  # for the weights that are made anew
+    """The student that arguments name, for the labels of the images.
+
+    Args:
+        seed: for the weights that are made anew.
+
+    Raises:
+        InputError: see `hf_deit.models.student.load_student`.
+    """
+    set_seed(seed)
     return load_student(
         model_args.student,
-        id2label=data.id2label,
+        id2label=images.id2label,
         revision=model_args.student_revision,
         image_size=model_args.image_size,
         crop_ratio=model_args.crop_ratio,
@@ -76,14 +125,17 @@ def make_student(
     )
 
 
-def named_teacher(
-    model_args: ModelArguments, data: ImageData, processor: DistilledDeiTImageProcessor
-) -> TeacherDescription:
-    """The teacher that the arguments name, for a student with the labels of the data."""
-    return describe_teacher(
-        model_args.teacher_model_name_or_path,
-        student_processor=processor,
-        id2label=data.id2label,
-        revision=model_args.teacher_revision,
-        dtype=model_args.teacher_dtype,
-    )
+def as_range(name: str, text: str, example: str) -> range:
+    """Reads "FIRST:LAST", LAST exclusive.
+
+    Args:
+        name: of the option, for the message.
+        example: likewise.
+
+    Raises:
+        InputError: it is something else, or empty.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise InputError(f"{name} must be FIRST:LAST, say {example}, got {text!r}")
+    return range(int(match[1]), int(match[2]))

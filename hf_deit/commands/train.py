@@ -1,38 +1,32 @@
-"""A whole run: from arguments to a distilled model on disk."""
+"""`hf-deit train`: distils a model, from arguments to a checked folder, or a repository on the Hub."""
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from PIL import Image
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data.load import DataArguments, ImageData
+from ..data.load import ImageData
 from ..errors import InputError, PublishError
 from ..hub.facts import RunSources
-from ..hub.repository import HubRepository, check_repository
-from ..hub.revisions import declared_datasets
-from ..hub.run_folder import RECIPE_FILE, last_whole_checkpoint
-from ..models.image_processing_deit import DistilledDeiTImageProcessor
-from ..models.teacher import Teacher
-from ..recipes.resolve import Arguments, check_same_run, resolve_arguments, save_recipe, take_revisions
-from ..training.arguments import DistillationTrainingArguments
-from ..training.checkpoints import check_resumable, find_checkpoint, resume_wish
-from ..training.datasets import as_views, check_arguments
+from ..hub.run_folder import RECIPE_FILE
+from ..models.teacher import TeacherDescription
+from ..recipes.resolve import Arguments, resolve_arguments, save_recipe
+from ..training.checkpoints import resume_wish
 from ..training.kept_labels import LabelReport
-from ..training.label_source import labels_suffice
-from ..training.preview import contact_sheet
+from ..training.label_source import LabelSource, RunLabels
 from ..training.processes import on_main_process
-from ..training.publishing_trainer import repository_name
+from ..training.pushes import repository_of
 from ..training.trainer import DistillationTrainer
-from .prepare import as_range, learnt_images, load_images, make_student, named_teacher
-from .sources import UNFINISHED_CHECKPOINT, adopt_checkpoint, describe_sources, fetch_checkpoint, resolve_sources
+from .command_line import STATUS_OF_PUBLISHING, run_command
+from .prepare import PreparedRun, make_student, prepare
+from .resume import UNFINISHED_CHECKPOINT, begin
+from .sources import describe_sources, with_teacher
 
 logger = logging.get_logger(__name__)
 
@@ -107,86 +101,156 @@ def run(arguments: Arguments) -> RunResult:
     Everything that can be wrong with the input is checked before the first training step.
 
     Args:
-        arguments: from `hf_deit.recipes.resolve_arguments`.
+        arguments: from `hf_deit.recipes.resolve.resolve_arguments`.
 
     Raises:
         InputError: the input cannot be used.
         TrainingDivergedError: the loss is no longer finite.
+        CheckpointError: something could not be written.
     """
     start = time.perf_counter()
-    args = arguments[-1]
-    resuming = resume_wish(args.resume_from_checkpoint) is not None
-    check_output_dir(args.output_dir, resuming=resuming, labels=args.teacher_labels)
-    repository = _check_repository(args)
-    recipe_file = os.path.join(args.output_dir, RECIPE_FILE)
-    checkpoint = None
-    if args.resume_from_hub is not None:
-        fetched, published = on_main_process(lambda: fetch_checkpoint(args.resume_from_hub))
-        arguments = resolve_sources(take_revisions(published, arguments))
-        check_same_run(published, arguments)
-    elif resuming and os.path.isfile(recipe_file):
-        arguments = resolve_sources(take_revisions(recipe_file, arguments))
-        check_same_run(recipe_file, arguments)
-        if last_whole_checkpoint(args.output_dir) is None and resume_wish(args.resume_from_checkpoint) is True:
-            logger.warning("the run in %s was stopped before its first checkpoint: it starts again", args.output_dir)
-            resuming = False
-    else:
-        arguments = resolve_sources(arguments)
-    if resuming:
-        checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    model_args, data_args, _ = arguments
-    data = load_images(model_args, data_args, args)
-    learnt = learnt_images(data, arguments)
-    if data.validation is None and args.eval_strategy != "no":
+    args = arguments.training
+    is_resuming = resume_wish(args.resume_from_checkpoint) is not None
+    check_output_dir(args.output_dir, resuming=is_resuming, labels=args.teacher_labels)
+    repository = on_main_process(lambda: repository_of(args)) if args.push_to_hub else None
+    beginning = begin(arguments)
+    prepared = prepare(beginning.arguments, beginning.labels)
+    if prepared.images.validation is None and args.eval_strategy != "no":
         raise InputError(
             f"there are no labelled images to evaluate with every {args.eval_strategy.value}: give --validation_dir, "
             "or --eval_strategy no"
         )
-    student, processor = make_student(model_args, data, args.seed)
-    check_arguments(args, student, processor)
     if repository is not None:
         on_main_process(repository.create)  # before a teacher is trained
-    teacher, teacher_recipe = None, None
-    if args.distillation_type != "none":
-        if model_args.teacher_model_name_or_path is None and not _labels_suffice(learnt, args, student, processor):
-            teacher_recipe = model_args.teacher_recipe
-            if teacher_recipe is None and args.teacher_labels is not None:
-                raise InputError(
-                    f"there are no labels in {args.teacher_labels!r} yet, and there is no teacher to fill it: give "
-                    "--teacher_model_name_or_path (a Hub id or a folder), or another --teacher_labels"
-                )
-            teacher_path = train_teacher(teacher_recipe, data, data_args, args)
-            if args.should_save:  # from here on there is something to go on with; not before, for the refusals' sake
-                save_recipe(arguments, recipe_file)
-            model_args = replace(model_args, teacher_model_name_or_path=teacher_path)
-            # Accelerate keeps one state a process: the student's Trainer would inherit the teacher's precision.
-            AcceleratorState._reset_state()
-        if model_args.teacher_model_name_or_path is not None:
-            teacher = named_teacher(model_args, data, processor)
-            model_args = replace(model_args, teacher_revision=teacher.revision)
-    arguments = (model_args, data_args, args)
+    lesson = _find_teacher(prepared, beginning.labels, start=start)
+    arguments = lesson.arguments
     trainer = DistillationTrainer(
-        student,
-        args,
-        teacher=teacher,
-        processing_class=processor,
-        train_dataset=learnt.train,
-        unlabeled_dataset=learnt.unlabeled,
-        eval_dataset=data.validation,
+        prepared.student,
+        arguments.training,
+        teacher=lesson.teacher,
+        processing_class=prepared.processor,
+        train_dataset=prepared.views,
+        eval_dataset=prepared.images.validation,
         repository=repository,
-        sources=describe_sources(arguments, data, teacher, teacher_recipe=teacher_recipe, start=start),
+        sources=lesson.sources,
+        labels=lesson.labels,
     )
-    if teacher is None and trainer.sources.teacher is not None:  # kept labels name theirs
-        named = trainer.sources.teacher
-        trainer.sources.teacher_datasets = declared_datasets(named.name, named.commit) if named.on_hub else None
     on_main_process(trainer.check_card)
-    if args.resume_from_hub is not None:
-        on_main_process(lambda: check_resumable(fetched, trainer.steps_per_epoch))
-        checkpoint = on_main_process(lambda: adopt_checkpoint(fetched, args.output_dir))
+    checkpoint = beginning.take_checkpoint(trainer)
     if args.should_save:
-        save_recipe(arguments, recipe_file)
+        save_recipe(arguments, os.path.join(args.output_dir, RECIPE_FILE))
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = {} if data.validation is None else trainer.evaluate()
+    return _finish(trainer, start=start)
+
+
+@dataclass
+class _Lesson:
+    """Who teaches a run, and under which arguments; see `_find_teacher`."""
+
+    arguments: Arguments
+    sources: RunSources
+    teacher: TeacherDescription | None = None
+    labels: RunLabels | None = None
+
+
+def _find_teacher(prepared: PreparedRun, source: LabelSource | None, *, start: float) -> _Lesson:
+    """The teacher that the arguments name, or one that is trained now, or none where kept labels take its place.
+
+    Args:
+        source: the label store that the arguments name, or None.
+        start: of the run, as `time.perf_counter()`.
+
+    Raises:
+        InputError: there is none, or it does not fit.
+    """
+    arguments, args = prepared.arguments, prepared.arguments.training
+    lesson = _Lesson(arguments, describe_sources(arguments, prepared.images, start=start))
+    if args.distillation_type == "none":
+        return lesson
+    if source is not None:
+        lesson.labels = source.of_run(
+            prepared.views, prepared.processor, num_labels=prepared.student.config.num_labels, sources=lesson.sources
+        )
+    trained_by = None
+    if arguments.model.teacher_model_name_or_path is None:
+        if lesson.labels is not None and _labels_suffice(lesson.labels):
+            return lesson
+        trained_by = arguments.model.teacher_recipe
+        if trained_by is None and source is not None:
+            raise InputError(
+                f"there are no labels in {source.name!r} yet, and there is no teacher to fill it: give "
+                "--teacher_model_name_or_path (a Hub id or a folder), or another --teacher_labels"
+            )
+        folder = train_teacher(trained_by, prepared.images, arguments)
+        if args.should_save:  # from here on there is something to go on with; not before, for the refusals' sake
+            save_recipe(arguments, os.path.join(args.output_dir, RECIPE_FILE))
+        arguments = arguments._replace(model=replace(arguments.model, teacher_model_name_or_path=folder))
+        # Accelerate keeps one state a process: the student's Trainer would inherit the teacher's precision.
+        AcceleratorState._reset_state()
+    lesson.teacher = replace(prepared, arguments=arguments).describe_teacher()
+    model_args = replace(arguments.model, teacher_revision=lesson.teacher.revision)
+    lesson.arguments = arguments._replace(model=model_args)
+    lesson.sources = with_teacher(lesson.sources, lesson.arguments, lesson.teacher, trained_by=trained_by)
+    return lesson
+
+
+def _labels_suffice(labels: RunLabels) -> bool:
+    """Whether kept labels take the teacher's place, where none is named.
+
+    Raises:
+        InputError: they are of other views, or must do and do not.
+    """
+    has_trained_teacher = os.path.isdir(os.path.join(labels.args.output_dir, _TEACHER_FOLDER))
+    suffice = on_main_process(lambda: labels.suffice(has_trained_teacher=has_trained_teacher))
+    # What a store that must do lacks, the Trainer says.
+    return suffice or labels.args.teacher_labels_readonly
+
+
+def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> str:
+    """Trains a teacher on the same data, into the folder "teacher" of the student's output folder.
+
+    Args:
+        recipe: of the teacher; its arguments but for the data.
+        images: the student's.
+        student: the student's arguments, of which the seed and the device are taken over.
+
+    Returns:
+        The folder, in the Hub's format. One that is complete from an earlier start of the run is taken as it is.
+
+    Raises:
+        InputError: there is no recipe.
+    """
+    if recipe is None:
+        raise InputError(
+            "there is no teacher: give --teacher_model_name_or_path (a Hub id or a folder), or --teacher_recipe to "
+            "train one on this data first, or --distillation_type none"
+        )
+    folder = os.path.join(student.training.output_dir, _TEACHER_FOLDER)
+    if os.path.isdir(folder):
+        return folder
+    unfinished = os.path.join(student.training.output_dir, _UNFINISHED_TEACHER)
+    command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student.training.seed)]
+    for name in ("use_cpu", "disable_tqdm", "on_bad_image"):
+        command += [f"--{name}", str(getattr(student.training, name))]
+    arguments = resolve_arguments(command)
+    args = arguments.training
+    teacher, processor = make_student(arguments.model, images, args.seed)
+    trainer = DistillationTrainer(
+        teacher, args, processing_class=processor, train_dataset=images.train, eval_dataset=images.validation
+    )
+    trainer.train()
+    trainer.save_model()
+    if args.should_save:
+        save_recipe(arguments._replace(data=student.data), os.path.join(unfinished, RECIPE_FILE))
+        os.replace(unfinished, folder)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
+    """Evaluates and saves what was trained, and pushes it; a push that fails loses nothing."""
+    args, validation = trainer.args, trainer.eval_dataset
+    metrics = {} if validation is None else trainer.evaluate()
     accuracies = _accuracies(trainer, metrics)
     trainer.save_state()
     trainer.save_metrics("eval", metrics)
@@ -200,60 +264,20 @@ def run(arguments: Arguments) -> RunResult:
             trainer.create_model_card()
         except Exception as error:  # the result is worth more than its card
             logger.warning("the model is saved, but its card could not be written: %r", error)
+    kept = trainer.kept_labels
     return RunResult(
         output_dir=args.output_dir,
         accuracies=accuracies,
-        num_validation_images=len(data.validation or ()),
-        images_per_second=trainer.images_per_second,
-        skipped_images=trainer.skipped_images,
+        num_validation_images=len(validation or ()),
+        images_per_second=trainer.step_record.images_per_second,
+        skipped_images=trainer.step_record.skipped_images,
         minutes=(time.perf_counter() - start) / 60,
         weights=args.publish_weights,
         label_report=trainer.label_report,
-        kept_in=None if trainer.kept_labels is None or trainer.kept_labels.store.readonly else args.teacher_labels,
-        repository=None if repository is None else repository.url,
-        push_failures=tuple(trainer.push_failures),
+        kept_in=None if kept is None or kept.store.readonly else args.teacher_labels,
+        repository=None if trainer.repository is None else trainer.repository.url,
+        push_failures=() if trainer.pushes is None else tuple(trainer.pushes.failures),
         publish_error=publish_error,
-    )
-
-
-def _labels_suffice(
-    learnt: ImageData,
-    args: DistillationTrainingArguments,
-    student: PreTrainedModel,
-    processor: DistilledDeiTImageProcessor,
-) -> bool:
-    """Whether kept labels take the teacher's place, where none is named.
-
-    Raises:
-        InputError: they are of other views, or must do and do not.
-    """
-    if args.teacher_labels is None:
-        return False
-    views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=None)
-    num_labels, sources = student.config.num_labels, RunSources.of(student, None)
-    has_trained_teacher = os.path.isdir(os.path.join(args.output_dir, _TEACHER_FOLDER))
-    suffice = on_main_process(
-        lambda: labels_suffice(
-            views,
-            args,
-            processor,
-            num_labels=num_labels,
-            sources=sources,
-            has_trained_teacher=has_trained_teacher,
-        )
-    )
-    # What a store that must do lacks, the Trainer says.
-    return suffice or args.teacher_labels_readonly
-
-
-def _check_repository(args: DistillationTrainingArguments) -> HubRepository | None:
-    """The repository to push to, checked, before anything else takes its time."""
-    if not args.push_to_hub:
-        return None
-    return on_main_process(
-        lambda: check_repository(
-            repository_name(args), token=args.hub_token, private=args.hub_private_repo, revision=args.hub_revision
-        )
     )
 
 
@@ -263,8 +287,7 @@ def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict
         return {}
     accuracies = {}
     if trainer.teacher is not None:
-        accuracies["teacher"] = _teacher_accuracy(trainer, trainer.teacher)
-        trainer.teacher_report.update(teacher_top1=accuracies["teacher"], teacher_images=len(trainer.eval_dataset))
+        accuracies["teacher"] = trainer.evaluate_teacher()
     for average, suffix in (("", ""), ("ema_", ", averaged")):
         for head, name in (("class_", "class head"), ("distillation_", "distillation head")):
             if f"eval_{average}{head}top1" in metrics:
@@ -273,60 +296,6 @@ def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict
             whole = "fused" if "class head" in accuracies else "student"
             accuracies[f"{whole}{suffix}"] = metrics[f"eval_{average}top1"]
     return accuracies
-
-
-def train_teacher(
-    recipe: str | None, data: ImageData, data_args: DataArguments, student_args: DistillationTrainingArguments
-) -> str:
-    """Trains a teacher on the same data, into the folder "teacher" of the student's output folder.
-
-    Args:
-        recipe: of the teacher.
-        data: the student's.
-        data_args, student_args: the student's arguments; the seed and the device are taken over.
-
-    Returns:
-        The folder, in the Hub's format. One that is complete from an earlier start of the run is taken as it is.
-
-    Raises:
-        InputError: there is no recipe.
-    """
-    if recipe is None:
-        raise InputError(
-            "there is no teacher: give --teacher_model_name_or_path (a Hub id or a folder), or --teacher_recipe to "
-            "train one on this data first, or --distillation_type none"
-        )
-    folder = os.path.join(student_args.output_dir, _TEACHER_FOLDER)
-    if os.path.isdir(folder):
-        return folder
-    unfinished = os.path.join(student_args.output_dir, _UNFINISHED_TEACHER)
-    command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student_args.seed)]
-    for name in ("use_cpu", "disable_tqdm", "on_bad_image"):
-        command += [f"--{name}", str(getattr(student_args, name))]
-    model_args, _, args = resolve_arguments(command)
-    teacher, processor = make_student(model_args, data, args.seed)
-    trainer = DistillationTrainer(
-        teacher, args, processing_class=processor, train_dataset=data.train, eval_dataset=data.validation
-    )
-    trainer.train()
-    trainer.save_model()
-    if args.should_save:
-        save_recipe((model_args, data_args, args), os.path.join(unfinished, RECIPE_FILE))
-        os.replace(unfinished, folder)
-    trainer.accelerator.wait_for_everyone()
-    return folder
-
-
-@torch.no_grad()
-def _teacher_accuracy(trainer: DistillationTrainer, teacher: Teacher) -> float:
-    """The teacher's top-1 on the whole validation set, every process counting its part."""
-    counts = torch.zeros(2, device=trainer.args.device)
-    for batch in trainer.get_eval_dataloader():
-        batch = trainer._prepare_inputs(batch)
-        predictions = teacher(batch["pixel_values"]).argmax(dim=-1)
-        predictions, labels = trainer.accelerator.gather_for_metrics((predictions, batch["labels"]))
-        counts += torch.stack([((predictions == labels) & (labels >= 0)).sum(), (labels >= 0).sum()])
-    return float(counts[0] / counts[1])
 
 
 def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = None) -> None:
@@ -362,26 +331,27 @@ def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = No
     state.wait_for_everyone()  # no process may write before all have looked
 
 
-def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Image:
-    """A contact sheet of the views that a run trains on; see `hf_deit.preview`.
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and prints what came of it; see `run_command` for the exit status."""
+    again = "stopped: the same command with --resume_from_checkpoint true goes on"
+    return run_command(_train, arguments, if_interrupted=again)
 
-    Args:
-        command: the run's command line.
-        epoch: from 0.
-        slots: "FIRST:LAST" of the epoch's order, LAST exclusive.
 
-    Raises:
-        InputError: the run's input cannot be used, or there are no such slots.
-    """
-    wanted = as_range("slots", slots, "0:16")
-    with tempfile.TemporaryDirectory() as folder:
-        # A view depends neither on the device, nor on the teacher, nor on where the run writes.
-        neutral = ["--use_cpu", "true", "--tf32", "false", "--deepspeed=", "--output_dir", folder]
-        arguments = resolve_arguments([*command, *neutral])
-        model_args, data_args, args = arguments
-        data = load_images(model_args, data_args, args)
-        learnt = learnt_images(data, arguments)
-        student, processor = make_student(model_args, data, args.seed)
-        check_arguments(args, student, processor)
-        views = as_views(learnt.train, learnt.unlabeled, args=args, model=student, processor=processor, teacher=None)
-        return contact_sheet(views, args, processor, student.config.id2label, epoch=epoch, slots=wanted)
+def _train(arguments: Sequence[str]) -> int:
+    result = run(resolve_arguments(arguments))
+    if PartialState().is_main_process:
+        _print_result(result)
+    return 0 if result.publish_error is None else STATUS_OF_PUBLISHING
+
+
+def _print_result(result: RunResult) -> None:
+    for failure in result.push_failures:
+        print(f"push failed: {failure}", file=sys.stderr)
+    model = "The model with averaged weights" if result.weights == "ema" else "The model"
+    print(f"\n{result}\n\n{model} lies in {result.output_dir}. To use it:\n\n{result.usage}")
+    if result.kept_in is not None:
+        print(f"\nThe teacher's labels lie in {result.kept_in}: --teacher_labels {result.kept_in} replays them.")
+    if result.publish_error is not None:
+        print(f"\nerror: {result.publish_error}", file=sys.stderr, flush=True)
+    elif result.repository is not None:
+        print(f"\nIt is published at {result.repository}.")

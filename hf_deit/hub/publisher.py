@@ -2,13 +2,12 @@
 
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Callable
 
 from transformers.utils import logging
 
-from ..errors import PublishError
+from ..errors import PublishError, command
 from .card import merge_cards, update_card
 from .client import Attempt, keep_trying, why
 from .files import link, read_text, write_whole
@@ -135,10 +134,11 @@ class Publisher:
         self.wait()
         if len(self.failures) > count:
             reason = self.failures[-1].removeprefix(f"{message}: ")
-            command = ["python", "scripts/publish.py", self._output_dir, "--repo_id", self.repository.repo_id]
-            command += ["--private"] if self.repository.private else []
-            command += ["--revision", self.repository.revision] if self.repository.revision else []
+            options = ["--hub_model_id", self.repository.repo_id]
+            options += ["--hub_private_repo"] if self.repository.private else []
+            options += ["--hub_revision", self.repository.revision] if self.repository.revision else []
+            later = command("publish", self._output_dir, *options)
             raise PublishError(
                 f"the model lies whole in {self._output_dir!r}, but could not be pushed to {self.repository.url} "
-                f"({reason}). Publish it later with:\n\n    {shlex.join(command)}\n"
+                f"({reason}). Publish it later with:\n\n    {command('publish', self._output_dir, *options)}\n"
             )

@@ -105,7 +105,7 @@ class HubRepository:
             return file.read()
 
 
-_PUBLISH_LATER = "or train without --push_to_hub and publish later, with scripts/publish.py"
+_PUBLISH_LATER = "or train without --push_to_hub and publish later, with hf-deit publish"
 
 
 def check_repository(

@@ -118,10 +118,7 @@ class TeacherLabelStore:
             store = cls._open_folder(source, identity, readonly, is_main_process)
         try:
             if identity is not None:
-                store.identity.check_same(identity, source, fewer_views=store.readonly)
-                then, now = store.identity.versions, identity.versions
-                names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
-                store.changed_versions = {name: (then.get(name), now.get(name)) for name in names}
+                store.check_identity(identity)
             if store._lock is not None:
                 store._recover()
         except BaseException:
@@ -155,6 +152,20 @@ class TeacherLabelStore:
             raise
         store._lock = lock
         return store
+
+    def check_identity(self, identity: StoreIdentity) -> None:
+        """Refuses labels of other views than a run's, and notes whose versions of libraries are others.
+
+        Args:
+            identity: of the run's labels.
+
+        Raises:
+            InputError: with each field that differs.
+        """
+        self.identity.check_same(identity, self.name, fewer_views=self.readonly)
+        then, now = self.identity.versions, identity.versions
+        names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+        self.changed_versions = {name: (then.get(name), now.get(name)) for name in names}
 
     def _recover(self) -> None:
         """Removes what a killed run left half-written, and ends what it had not: called with the lock."""
@@ -306,8 +317,13 @@ class TeacherLabelStore:
         return None if self._hub is None else (self._hub.repo_id, self._hub.commit)
 
     @property
+    def name(self) -> str:
+        """Its folder, or the data set on the Hub that it is."""
+        return self._hub.repo_id if self._hub else self.folder
+
+    @property
     def _name(self) -> str:
-        return repr(self._hub.repo_id if self._hub else self.folder)
+        return repr(self.name)
 
     def epoch(self, epoch: int) -> EpochLabels:
         """What is kept of an epoch.

@@ -1,12 +1,13 @@
 """From a recipe and a command line to arguments, and back; whether two runs are the same."""
 
+import copy
 import dataclasses
 import enum
 import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
 
@@ -18,7 +19,23 @@ from ..training.arguments import DistillationTrainingArguments, ModelArguments
 from . import ARGUMENT_CLASSES, check_known, list_recipes, load_recipe
 
 DEFAULT_RECIPE = "digits"
-Arguments = tuple[ModelArguments, DataArguments, DistillationTrainingArguments]
+
+
+class Arguments(NamedTuple):
+    """All that a run is told: which models, which images, and how to train."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: DistillationTrainingArguments
+
+    def with_training(self, **fields: Any) -> "Arguments":
+        """The same with other fields of the training; those that are given away before stay as they are."""
+        training = copy.copy(self.training)  # dataclasses.replace would set up the devices again
+        for name, value in fields.items():
+            setattr(training, name, value)
+        return self._replace(training=training)
+
+
 # Where a run writes and how it was started, secrets, and what transformers derives from the rest and the machine.
 _NOT_IN_A_RESOLVED_RECIPE = (
     *(
@@ -77,7 +94,7 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
             check_known(argument[2:].split("=")[0].replace("-", "_"), "there is")
     if unknown:
         raise InputError(f"cannot read {' '.join(unknown)!r} on the command line: arguments are --name value")
-    return tuple(parsed)
+    return Arguments(*parsed)
 
 
 def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> None:
@@ -93,7 +110,7 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> Non
     if isinstance(recipe, str):
         before, now, run, way = load_recipe(recipe), resolved_recipe(arguments), os.path.dirname(recipe), recipe
     else:
-        before, now, run = recipe, published_recipe(arguments), arguments[-1].resume_from_hub
+        before, now, run = recipe, published_recipe(arguments), arguments.training.resume_from_hub
         way = "its recipe.yaml"
     teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
     if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
@@ -120,15 +137,17 @@ def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arg
         arguments: those that it shall go on with.
     """
     before = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    taken = []
-    for part in arguments[:2]:
+
+    def with_commits(part: Any) -> Any:
         names = [field.name for field in dataclasses.fields(part) if field.name.endswith("_revision")]
         commits = {name: before[name] for name in names if getattr(part, name) is None and name in before}
-        taken.append(dataclasses.replace(part, **commits))
-    args = arguments[-1]
+        return dataclasses.replace(part, **commits)
+
+    taken = arguments._replace(model=with_commits(arguments.model), data=with_commits(arguments.data))
+    args = arguments.training
     if args.teacher_labels_revision is None and args.teacher_labels == before.get("teacher_labels"):
-        args.teacher_labels_revision = before.get("teacher_labels_revision")
-    return *taken, args
+        taken = taken.with_training(teacher_labels_revision=before.get("teacher_labels_revision"))
+    return taken
 
 
 def resolved_recipe(arguments: Arguments) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerState
 from transformers.utils import logging
 
-from ..errors import InputError, first_line
+from ..errors import CheckpointError, InputError, PublishError, first_line
 from ..hub.run_folder import STATE_FILE, is_whole, last_whole_checkpoint, list_checkpoints
 from ..models.pretrained import LOADING_ERRORS
 
@@ -61,17 +65,60 @@ def check_resumable(checkpoint: str, steps_per_epoch: int) -> None:
         )
 
 
-def unmark_checkpoint(output_dir: str, step: int) -> None:
-    """Lets an old checkpoint of a step no longer look whole, before it is written anew."""
-    with suppress(FileNotFoundError):
-        os.remove(os.path.join(output_dir, f"checkpoint-{step}", STATE_FILE))
-
-
 def remove_torn_checkpoints(output_dir: str) -> None:
     """Removes what a killed run left of its last checkpoint, which the rotation would take for a good one."""
     for path in list_checkpoints(output_dir):
         if not is_whole(path):
             shutil.rmtree(path, ignore_errors=True)
+
+
+class RunFolder:
+    """The output folder of a run: which checkpoint to go on from, and how one is written so that it is whole or torn.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def find(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """See `find_checkpoint`."""
+        return find_checkpoint(resume_from_checkpoint, self.path)
+
+    def way_back(self) -> str:
+        """In words, which checkpoint is the last good one, and how to go on from it."""
+        checkpoint = last_whole_checkpoint(self.path)
+        if checkpoint is None:
+            return "no checkpoint was written before"
+        return f"the last good checkpoint is {checkpoint}; go on from it with --resume_from_checkpoint {checkpoint}"
+
+    def unmark(self, step: int) -> None:
+        """Lets an old checkpoint of a step no longer look whole, before it is written anew."""
+        with suppress(FileNotFoundError):
+            os.remove(os.path.join(self.path, f"checkpoint-{step}", STATE_FILE))
+
+    @contextmanager
+    def writing(self, what: str, step: int) -> Iterator[None]:
+        """Says what could not be written, and what is whole, where writing fails.
+
+        Args:
+            what: is written, "model" or "checkpoint".
+            step: of the run.
+
+        Raises:
+            CheckpointError: the disk, or what stands between, refuses.
+        """
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            others = HfHubHTTPError | PublishError | torch.OutOfMemoryError | torch.distributed.DistError
+            if isinstance(error, others):
+                raise  # no matter of the disk; torch's writer raises a plain RuntimeError
+            raise CheckpointError(
+                f"could not write the {what} of step {step} ({first_line(error)}): {self.way_back()}. Mend what is "
+                "wrong with the disk first"
+            ) from error
 
 
 def restore_weights(model: PreTrainedModel, checkpoint: str) -> None:

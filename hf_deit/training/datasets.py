@@ -16,7 +16,7 @@ from ..data.views import ViewSampler
 from ..errors import InputError
 from ..models.class_names import match_labels
 from ..models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
-from ..models.teacher import Teacher
+from ..models.teacher import Teacher, TeacherDescription
 from .arguments import DistillationTrainingArguments
 from .metrics import HEADS
 
@@ -51,6 +51,38 @@ def check_arguments(
             f"{' and '.join(off) or f'rescale_factor {processor.rescale_factor}'}{' off' if off else ''}"
         )
     train_transform(args, processor)
+
+
+def check_teaching(
+    args: DistillationTrainingArguments,
+    model: PreTrainedModel,
+    teacher: Teacher | TeacherDescription | None,
+    *,
+    has_unlabeled: bool,
+) -> None:
+    """Refuses a teacher, or the lack of one, that does not fit the arguments and the student.
+
+    Args:
+        has_unlabeled: whether there are images without labels beside the others.
+
+    Raises:
+        InputError: with what to do.
+    """
+    may_lack_teacher = args.distillation_type == "none" or args.teacher_labels is not None
+    if teacher is None and not may_lack_teacher:
+        raise InputError(
+            f'distillation_type is "{args.distillation_type}" but there is no teacher: load one with load_teacher, or '
+            'take distillation_type="none"'
+        )
+    if teacher is not None and args.distillation_type == "none":
+        raise InputError('distillation_type is "none" but got a teacher: take "hard" or "soft"')
+    if teacher is not None and len(teacher.id2label) != model.config.num_labels:
+        raise InputError(
+            f"the teacher has {len(teacher.id2label)} labels, the student {model.config.num_labels}: pass the "
+            "student's id2label to load_teacher"
+        )
+    if has_unlabeled and args.distillation_type == "none":
+        raise InputError("unlabelled images need a teacher, which labels them")
 
 
 def train_transform(args: DistillationTrainingArguments, processor: DistilledDeiTImageProcessor) -> Any:

@@ -3,8 +3,8 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,14 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch.utils.data import DataLoader
 
-from ..data.view_dataset import ViewDataset, collate
-from ..data.views import ViewSampler
+from ..data.view_dataset import collate
 from ..errors import InputError
 from ..hub.facts import LOCAL_TEACHER, RunSources, Source
 from ..labels.epoch import EpochLabels
 from ..labels.files import ABSENT, TRUE_LABEL, wants_crc
-from ..labels.identity import StoreIdentity
-from ..labels.store import TeacherLabelStore
 from ..labels.top_k import rebuilt_logits, top_logits
-from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.teacher import Teacher, TeacherDescription
-from .arguments import DistillationTrainingArguments
-from .datasets import make_sampler
-from .label_source import check_keyed_by_slot, open_store, resolve_identity, views_needed
+from .label_source import RunLabels
 from .processes import on_every_process, on_main_process
 
 _VIEWS_CHECKED_AT_START = 16
@@ -55,84 +49,55 @@ class LabelReport:
 
 
 class KeptLabels:
-    """The labels of a run's views: kept ones, and the teacher's where there are none. Made by `open`.
+    """The labels of a run's views: kept ones, and the teacher's where there are none.
 
     The Trainer says when an epoch begins and ends, and when a checkpoint is saved; in between each batch gets its
     `answer`. Nothing of it makes the host wait for the device, but for epochs of which a part is there.
 
+    Args:
+        labels: of the run's views, in the store that it names.
+        teacher: None takes the store's word for who it was.
+        needed: how many of an epoch's first views are wanted, by epoch; by default those that the run trains on.
+
     Attributes:
         store: that is read, and written unless it is `readonly`.
         needs_teacher: whether there are views to label or to verify.
+
+    Raises:
+        InputError: labels of other views; a store that ends before the training does, without a teacher; a broken
+            file; or other pixels than those that the labels are of.
+        CheckpointError: the store must be written, and cannot be.
     """
 
     def __init__(
         self,
-        store: TeacherLabelStore,
-        identity: StoreIdentity,
-        views: ViewDataset,
-        sampler: ViewSampler,
-        args: DistillationTrainingArguments,
-        needed: dict[int, int],
+        labels: RunLabels,
+        teacher: TeacherDescription | None,
+        *,
+        needed: Mapping[int, int] | None = None,
     ) -> None:
-        self.store = store
-        self._identity, self._views, self._sampler, self._args, self._needed = identity, views, sampler, args, needed
-        self.needs_teacher = on_main_process(lambda: bool(store.missing(needed))) or args.verify_teacher_labels > 0
+        self._labels, self._args, self._views, self._sampler = labels, labels.args, labels.views, labels.sampler
+        self._needed = labels.needed if needed is None else dict(needed)
+        self.store, self._identity = labels.open(teacher, self._needed)
+        # Of the store's identity, as it may have more views an epoch, of which then fewer have their CRC kept.
+        self._views.wants_crc = functools.partial(wants_crc, self.store.identity)
+        try:
+            on_main_process(self._check_files)
+            on_main_process(self._check_pixels)
+            is_missing = on_main_process(lambda: bool(self.store.missing(self._needed)))
+        except BaseException:
+            self.store.close()
+            raise
+        self.needs_teacher = is_missing or self._args.verify_teacher_labels > 0
         self._is_open = True
         self._known: EpochLabels | None = None
         self._covers = False
         self.restart()
 
-    @classmethod
-    def open(
-        cls,
-        views: Any,
-        args: DistillationTrainingArguments,
-        processor: DistilledDeiTImageProcessor,
-        *,
-        teacher: TeacherDescription | None,
-        num_labels: int,
-        sources: RunSources,
-        needed: dict[int, int] | None = None,
-    ) -> "KeptLabels":
-        """Opens the store that the arguments name, or creates it, and checks that its labels are of these views.
-
-        Args:
-            views: of the run.
-            args: of the run.
-            processor: of the student.
-            teacher: None takes the store's word for who it was.
-            num_labels: of the student.
-            sources: how data set is named.
-            needed: by epoch, how many of its first views are wanted; by default those that the run trains on.
-
-        Raises:
-            InputError: labels of other views; a store that ends before the training does, without a teacher; or views
-                that are not keyed by their slot alone.
-        """
-        check_keyed_by_slot(views, args)
-        if teacher is None and args.verify_teacher_labels:
-            raise InputError("verify_teacher_labels needs a teacher: name one, or leave it out")
-        sampler = make_sampler(views, args)
-        needed = views_needed(args, sampler) if needed is None else needed
-        identity = on_main_process(
-            lambda: resolve_identity(views, args, processor, teacher=teacher, num_labels=num_labels, sources=sources)
-        )
-        store = open_store(args, identity, needed, has_teacher=teacher is not None)
-        # Of the store's identity, as it may have more views an epoch, of which then fewer have their CRC kept.
-        views.wants_crc = functools.partial(wants_crc, store.identity)
-        try:
-            kept = cls(store, identity, views, sampler, args, needed)
-            on_main_process(kept._check_files)
-            on_main_process(kept._check_pixels)
-        except BaseException:
-            store.close()
-            raise
-        return kept
-
     def restart(self) -> None:
         """Begins another training, of which nothing is counted yet."""
         if not self._is_open:
-            self.store = open_store(self._args, self._identity, self._needed, has_teacher=self.needs_teacher)
+            self.store = self._labels.open_again(self._identity, self._needed, has_teacher=self.needs_teacher)
             self._is_open = True
         self._epoch = -1
         self._replayed = self._asked = self._verified = self._batches = self._pixels = 0
@@ -145,13 +110,16 @@ class KeptLabels:
         self.store.close()
         self._is_open = False
 
-    @property
-    def teacher_source(self) -> Source:
-        """The teacher, as the store names it."""
-        teacher = self.store.identity.teacher
-        if str(teacher["revision"]).startswith("sha256:"):
-            return LOCAL_TEACHER
-        return Source(teacher["name"], teacher["revision"], on_hub=True)
+    def named_in(self, sources: RunSources) -> RunSources:
+        """What a run is made from, with what the store knows of its teacher and, on the Hub, the store."""
+        if sources.teacher is None:
+            teacher = self.store.identity.teacher
+            is_local = str(teacher["revision"]).startswith("sha256:")
+            named = LOCAL_TEACHER if is_local else Source(teacher["name"], teacher["revision"], on_hub=True)
+            sources = replace(sources, teacher=named)
+        if (on_hub := self.store.source) is not None:
+            sources = replace(sources, teacher_labels=Source(*on_hub, on_hub=True, is_dataset=True))
+        return sources
 
     def _epochs_there(self) -> list[int]:
         """Those that the run needs and of which something is kept."""
@@ -394,6 +362,16 @@ class KeptLabels:
         if PartialState().num_processes > 1:
             counts = reduce(torch.tensor(counts, device=self._args.device), reduction="sum").tolist()
         return LabelReport(*counts)
+
+    def verification_logs(self) -> dict[str, float]:
+        """What to log of the labels that the teacher was asked for again; empty if it was not asked."""
+        if not self._args.verify_teacher_labels or not (report := self.report()).verified:
+            return {}
+        return {
+            "kept_labels_verified": report.verified,
+            "kept_labels_agreement": report.agreeing / report.verified,
+            "kept_labels_pixels_compared": report.pixels,
+        }
 
     def agreement_with_labels(self, num_views: int) -> float | None:
         """How often the kept labels of the run's first views are the true ones; None if none are known."""

@@ -1,6 +1,8 @@
-"""Which label store belongs to a run: what its labels depend on, how far they reach, and how it is opened."""
+"""The label store of a run: found, read and checked once, and handed on to whoever learns from it or fills it."""
 
+import functools
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -35,7 +37,7 @@ _LIBRARIES = ("hf_deit", "numpy", "pillow", "timm", "torch", "torchvision")
 
 
 def views_needed(args: DistillationTrainingArguments, sampler: ViewSampler) -> dict[int, int]:
-    """By epoch, how many of its first views a run trains on."""
+    """How many of an epoch's first views a run trains on, by epoch."""
     steps_per_epoch = len(sampler) // args.total_train_batch_size
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     return {
@@ -44,17 +46,279 @@ def views_needed(args: DistillationTrainingArguments, sampler: ViewSampler) -> d
     }
 
 
-def views_per_epoch(views: ViewDataset, args: DistillationTrainingArguments) -> int:
-    """The slots of an epoch of which labels are kept.
+class LabelSource:
+    """The label store that a run's arguments name.
 
-    As many as whole groups of views fit into the data set, whatever the batch is; where a single step takes more than
-    the data set has, as many as the step.
+    It is asked for the identity and the commit of what is there before there are images; `of_run` then says which
+    views the labels shall be of.
+
+    Args:
+        args: with `teacher_labels`.
+
+    Attributes:
+        revision: branch, tag or commit of a store on the Hub; to be set before anything is read of it.
     """
-    group_size = 1 if views.mixing is None else views.mixing.group_size
-    return max(len(views) // group_size * group_size, args.total_train_batch_size)
+
+    def __init__(self, args: DistillationTrainingArguments) -> None:
+        self.args = args
+        self.name: str = args.teacher_labels
+        self.revision = args.teacher_labels_revision
+        self.is_folder = hub_id(self.name, bare=args.teacher_labels_readonly) is None
+
+    @classmethod
+    def of(cls, args: DistillationTrainingArguments) -> "LabelSource | None":
+        """The source that arguments name, or None."""
+        return None if args.teacher_labels is None else cls(args)
+
+    @functools.cached_property
+    def identity(self) -> StoreIdentity | None:
+        """Of the store, or None if there is none yet, or none with labels. To be asked for by all processes.
+
+        Raises:
+            InputError: there must be one and there is none, or it cannot be read.
+        """
+        return on_main_process(lambda: self.reader.identity if self.is_there() else None)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """The labels of the store's teacher by index, or None if there is no store."""
+        return None if self.identity is None else self.identity.teacher.get("labels")
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a store on the Hub, or None for a folder; for one process to ask.
+
+        Raises:
+            InputError: there is no such data set, or it cannot be read.
+        """
+        return None if self.is_folder else self.reader.source[1]
+
+    def is_there(self) -> bool:
+        """Whether there is a store with labels, or must be one."""
+        return not self.is_folder or self.args.teacher_labels_readonly or has_labels(self.name)
+
+    @functools.cached_property
+    def reader(self) -> TeacherLabelStore:
+        """The store, only to be read; of this process.
+
+        Raises:
+            InputError: there is none, or it is broken.
+        """
+        return TeacherLabelStore.open(self.name, readonly=True, revision=self.revision, token=self.args.hub_token)
+
+    def of_run(
+        self,
+        views: Any,
+        processor: DistilledDeiTImageProcessor,
+        *,
+        num_labels: int,
+        sources: RunSources,
+    ) -> "RunLabels":
+        """The labels of a run's views in this store; see `RunLabels`."""
+        return RunLabels(self, views, processor, num_labels=num_labels, sources=sources)
 
 
-def check_keyed_by_slot(views: Any, args: DistillationTrainingArguments) -> None:
+class RunLabels:
+    """The labels of a run's views in the store that the run names.
+
+    Args:
+        source: the store.
+        views: of the run.
+        processor: of the student, whose size and statistics the views have.
+        num_labels: of the teacher and the student.
+        sources: the names of the data set and its commit.
+
+    Raises:
+        InputError: what a slot of these views holds does not follow from (seed, epoch, slot) alone.
+    """
+
+    def __init__(
+        self,
+        source: LabelSource,
+        views: Any,
+        processor: DistilledDeiTImageProcessor,
+        *,
+        num_labels: int,
+        sources: RunSources,
+    ) -> None:
+        _check_keyed_by_slot(views, source.args)
+        self.source, self.args, self.views = source, source.args, views
+        self.sampler = make_sampler(views, source.args)
+        self._there = source.identity  # asked for by all processes, before one of them needs it
+        self._processor, self._num_labels, self._sources = processor, num_labels, sources
+
+    @functools.cached_property
+    def needed(self) -> dict[int, int]:
+        """See `views_needed`."""
+        return views_needed(self.args, self.sampler)
+
+    @property
+    def views_per_epoch(self) -> int:
+        """The slots of an epoch of which labels are kept.
+
+        As many as whole groups of views fit into the data set, whatever the batch is; where a single step takes more
+        than the data set has, as many as the step.
+        """
+        group_size = 1 if self.views.mixing is None else self.views.mixing.group_size
+        return max(len(self.views) // group_size * group_size, self.args.total_train_batch_size)
+
+    def identity(self, teacher: Mapping[str, Any] | None) -> StoreIdentity:
+        """What the labels depend on.
+
+        Args:
+            teacher: from `TeacherDescription.identity`; None takes the store's word for who it was.
+
+        Raises:
+            InputError: there is neither a teacher nor a store.
+        """
+        there = self._there
+        if there is None and teacher is None:
+            raise InputError(
+                f"there is no label store in {self.source.name!r} and no teacher: give a teacher, which fills it, or "
+                "another store"
+            )
+        args, views, mixing = self.args, self.views, self.views.mixing
+        top_k = args.teacher_labels_top_k
+        if top_k is None:
+            top_k = 0 if there is None else there.top_k
+        return StoreIdentity(
+            teacher=there.teacher if teacher is None else teacher,
+            data=self._data,
+            augmentation={
+                "views_version": _VIEWS_VERSION,
+                "image_size": [self._processor.crop_size.height, self._processor.crop_size.width],
+                "image_mean": list(self._processor.image_mean),
+                "image_std": list(self._processor.image_std),
+                "interpolation": "bicubic",
+                "crop_scale_min": args.crop_scale_min,
+                "horizontal_flip": args.horizontal_flip,
+                "auto_augment": args.auto_augment,
+                "random_erasing": None if views.erasing is None else asdict(views.erasing),
+                "mixing": None if mixing is None else {k: v for k, v in asdict(mixing).items() if k != "group_size"},
+            },
+            versions={name: version(name) for name in _LIBRARIES},
+            seed=views.seed,
+            group_size=1 if mixing is None else mixing.group_size,
+            repeated_augmentation=args.repeated_augmentation,
+            views_per_epoch=self.views_per_epoch,
+            num_labels=self._num_labels,
+            top_k=top_k,
+        )
+
+    @functools.cached_property
+    def _data(self) -> dict[str, Any]:
+        views = self.views
+        return {
+            "name": self._sources.dataset.name,
+            "config": self._sources.dataset_config,
+            "revision": self._sources.dataset.commit,
+            "rows": len(views),
+            "fingerprint": data_fingerprint(
+                views.dataset, image_column=views.image_column, label_column=views.label_column
+            ),
+        }
+
+    def suffice(self, *, has_trained_teacher: bool) -> bool:
+        """Whether the store has labels for all that the run trains on, so that it needs no teacher; none is named.
+
+        If it needs one, which must be trained first, all else that can be wrong with the store is found out now.
+
+        Args:
+            has_trained_teacher: whether the run has trained its teacher before.
+
+        Raises:
+            InputError: labels of other views, or of a teacher that is not the one to be trained; or no store can be
+                made.
+            CheckpointError: nothing can be written there.
+        """
+        args, there = self.args, self._there
+        identity = self.identity({"revision": "of one that is to be trained"} if there is None else there.teacher)
+        if there is not None:
+            self.source.reader.check_identity(identity)
+            missing = self.source.reader.missing(self.needed)
+            if not missing and not args.verify_teacher_labels:
+                return True
+            if not has_trained_teacher and not args.teacher_labels_readonly:
+                why = f"lacks views of {len(missing)} epochs that the run needs" if missing else "is to be verified"
+                raise InputError(
+                    f"the label store {self.source.name!r} {why}, and has the labels of the teacher "
+                    f"{there.teacher['name']!r} ({there.teacher['revision']}): name that one with "
+                    "--teacher_model_name_or_path"
+                )
+        if not args.teacher_labels_readonly and self.source.is_folder:
+            probe_store(self.source.name)
+        return False
+
+    def open(
+        self, teacher: TeacherDescription | None, needed: Mapping[int, int] | None = None
+    ) -> tuple[TeacherLabelStore, StoreIdentity]:
+        """Opens the store to be read if it has all that is needed or cannot be written, else to be written.
+
+        Args:
+            teacher: None takes the store's word for who it was.
+            needed: how many of an epoch's first views are wanted, by epoch; by default those that the run trains on.
+
+        Returns:
+            The store, and the identity of the run's labels: its own may have more views an epoch.
+
+        Raises:
+            InputError: labels of other views; or a store that ends before the training does, without a teacher.
+            CheckpointError: it must be written, and cannot be.
+        """
+        if teacher is None and self.args.verify_teacher_labels:
+            raise InputError("verify_teacher_labels needs a teacher: name one, or leave it out")
+        identity = on_main_process(lambda: self.identity(None if teacher is None else teacher.identity()))
+        return self.open_again(identity, needed, has_teacher=teacher is not None), identity
+
+    def open_again(
+        self, identity: StoreIdentity, needed: Mapping[int, int] | None = None, *, has_teacher: bool
+    ) -> TeacherLabelStore:
+        """See `open`; the identity is known."""
+        needed = self.needed if needed is None else needed
+        name, opened = self.source.name, []
+
+        def decide() -> bool:
+            """In the main process: whether it is only read."""
+            if self.source.is_there() and self._is_to_be_read(identity, needed, has_teacher):
+                return True
+            opened.append(TeacherLabelStore.open(name, identity))
+            return False
+
+        readonly = on_main_process(decide)
+
+        def follow() -> TeacherLabelStore:
+            if opened:
+                return opened[0]
+            if readonly:
+                self.source.reader.check_identity(identity)
+                return self.source.reader
+            return TeacherLabelStore.open(name, identity, is_main_process=False)
+
+        return on_every_process(follow)
+
+    def _is_to_be_read(self, identity: StoreIdentity, needed: Mapping[int, int], has_teacher: bool) -> bool:
+        """Whether the store that is there is only read."""
+        source, reader = self.source, self.source.reader
+        reader.check_identity(identity)
+        missing = reader.missing(needed)
+        if missing and (self.args.teacher_labels_readonly or not has_teacher):
+            way = ", without --teacher_labels_readonly" if self.args.teacher_labels_readonly else ""
+            raise InputError(
+                f"the run needs the epochs {min(needed)} to {max(needed)}, but the label store {source.name!r} lacks "
+                f"views of {len(missing)} of them, the first one {missing[0]}: train for fewer epochs, or let a "
+                f"teacher label the others, in a folder{way}"
+            )
+        if missing and not source.is_folder:
+            logger.warning(
+                "the label store %s lacks views of %d epochs, which the teacher labels; they are not kept, as the "
+                "store is on the Hub: to keep them, download it into a folder",
+                source.name,
+                len(missing),
+            )
+        return not missing or not source.is_folder
+
+
+def _check_keyed_by_slot(views: Any, args: DistillationTrainingArguments) -> None:
     """Refuses views whose labels cannot be kept.
 
     Raises:
@@ -69,204 +333,3 @@ def check_keyed_by_slot(views: Any, args: DistillationTrainingArguments) -> None
             f"views and their order have one seed in a run with teacher_labels, got {views.seed} and "
             f"{data_seed(args)}: give --data_seed {views.seed}"
         )
-
-
-def resolve_identity(
-    views: ViewDataset,
-    args: DistillationTrainingArguments,
-    processor: DistilledDeiTImageProcessor,
-    *,
-    teacher: TeacherDescription | None,
-    num_labels: int,
-    sources: RunSources,
-) -> StoreIdentity:
-    """`run_identity`, with what is not given taken from the store that the arguments name.
-
-    Args:
-        teacher: None takes the store's word for who it was.
-        views, args, processor, num_labels, sources: see `run_identity`.
-
-    Raises:
-        InputError: there is neither a teacher nor a store.
-    """
-    there = identity_there(args)
-    if there is None and teacher is None:
-        raise InputError(
-            f"there is no label store in {args.teacher_labels!r} and no teacher: give a teacher, which fills it, or "
-            "another store"
-        )
-    said_by = there.teacher if teacher is None else teacher.identity()
-    return run_identity(views, args, processor, teacher=said_by, there=there, num_labels=num_labels, sources=sources)
-
-
-def run_identity(
-    views: ViewDataset,
-    args: DistillationTrainingArguments,
-    processor: DistilledDeiTImageProcessor,
-    *,
-    teacher: dict[str, Any],
-    there: StoreIdentity | None,
-    num_labels: int,
-    sources: RunSources,
-) -> StoreIdentity:
-    """What the labels of a run depend on.
-
-    Args:
-        views: of the run.
-        args: of the run.
-        processor: of the student, whose size and statistics the views have.
-        teacher: from `TeacherDescription.identity`, or of another store.
-        there: of the store that is there, or None: it says how many logits are kept, unless the arguments do.
-        num_labels: of the teacher and the student.
-        sources: how data set is named.
-    """
-    mixing, top_k = views.mixing, args.teacher_labels_top_k
-    if top_k is None:
-        top_k = 0 if there is None else there.top_k
-    return StoreIdentity(
-        teacher=teacher,
-        data={
-            "name": sources.dataset.name,
-            "config": sources.dataset_config,
-            "revision": sources.dataset.commit,
-            "rows": len(views),
-            "fingerprint": data_fingerprint(
-                views.dataset, image_column=views.image_column, label_column=views.label_column
-            ),
-        },
-        augmentation={
-            "views_version": _VIEWS_VERSION,
-            "image_size": [processor.crop_size.height, processor.crop_size.width],
-            "image_mean": list(processor.image_mean),
-            "image_std": list(processor.image_std),
-            "interpolation": "bicubic",
-            "crop_scale_min": args.crop_scale_min,
-            "horizontal_flip": args.horizontal_flip,
-            "auto_augment": args.auto_augment,
-            "random_erasing": None if views.erasing is None else asdict(views.erasing),
-            "mixing": None if mixing is None else {k: v for k, v in asdict(mixing).items() if k != "group_size"},
-        },
-        versions={name: version(name) for name in _LIBRARIES},
-        seed=views.seed,
-        group_size=1 if mixing is None else mixing.group_size,
-        repeated_augmentation=args.repeated_augmentation,
-        views_per_epoch=views_per_epoch(views, args),
-        num_labels=num_labels,
-        top_k=top_k,
-    )
-
-
-def labels_suffice(
-    views: ViewDataset,
-    args: DistillationTrainingArguments,
-    processor: DistilledDeiTImageProcessor,
-    *,
-    num_labels: int,
-    sources: RunSources,
-    has_trained_teacher: bool,
-) -> bool:
-    """Whether the store has labels for all that a run trains on, so that it needs no teacher where none is named.
-
-    If it needs one, which must be trained first, all else that can be wrong with the store is found out now.
-
-    Args:
-        views, args, processor, num_labels, sources: see `run_identity`.
-        has_trained_teacher: whether the run has trained its teacher before.
-
-    Raises:
-        InputError: labels of other views, or of a teacher that is not the one to be trained; or no store can be made.
-        CheckpointError: nothing can be written there.
-    """
-    check_keyed_by_slot(views, args)
-    there = identity_there(args)
-    said_by = {"revision": "of one that is to be trained"} if there is None else there.teacher
-    identity = run_identity(
-        views, args, processor, teacher=said_by, there=there, num_labels=num_labels, sources=sources
-    )
-    if there is not None:
-        missing = _open_to_read(args, identity).missing(views_needed(args, make_sampler(views, args)))
-        if not missing and not args.verify_teacher_labels:
-            return True
-        if not has_trained_teacher and not args.teacher_labels_readonly:
-            why = f"lacks views of {len(missing)} epochs that the run needs" if missing else "is to be verified"
-            raise InputError(
-                f"the label store {args.teacher_labels!r} {why}, and has the labels of the teacher "
-                f"{there.teacher['name']!r} ({there.teacher['revision']}): name that one with "
-                "--teacher_model_name_or_path"
-            )
-    if not args.teacher_labels_readonly and _is_folder(args):
-        probe_store(args.teacher_labels)
-    return False
-
-
-def labels_commit(args: DistillationTrainingArguments) -> str | None:
-    """The commit of kept labels on the Hub, or None if there are none on the Hub.
-
-    Raises:
-        InputError: there is no such data set, or it cannot be read.
-    """
-    return None if args.teacher_labels is None or _is_folder(args) else _open_to_read(args).source[1]
-
-
-def _is_folder(args: DistillationTrainingArguments) -> bool:
-    """Whether the labels are in a folder, not on the Hub."""
-    return hub_id(args.teacher_labels, bare=args.teacher_labels_readonly) is None
-
-
-def _open_to_read(args: DistillationTrainingArguments, identity: StoreIdentity | None = None) -> TeacherLabelStore:
-    return TeacherLabelStore.open(
-        args.teacher_labels, identity, readonly=True, revision=args.teacher_labels_revision, token=args.hub_token
-    )
-
-
-def _is_there(args: DistillationTrainingArguments) -> bool:
-    """Whether there is a store with labels, or must be one."""
-    return not _is_folder(args) or args.teacher_labels_readonly or has_labels(args.teacher_labels)
-
-
-def identity_there(args: DistillationTrainingArguments) -> StoreIdentity | None:
-    """Of the store that the arguments name, or None if there is none yet, or none with labels."""
-    return _open_to_read(args).identity if _is_there(args) else None
-
-
-def open_store(
-    args: DistillationTrainingArguments, identity: StoreIdentity, needed: dict[int, int], *, has_teacher: bool
-) -> TeacherLabelStore:
-    """Opens a store to be read if it has all that is needed or cannot be written, else to be written."""
-    source, opened = args.teacher_labels, []
-
-    def decide() -> bool:
-        """In the main process: whether it is only read."""
-        if _is_there(args):
-            store = _open_to_read(args, identity)
-            missing = store.missing(needed)
-            if missing and (args.teacher_labels_readonly or not has_teacher):
-                way = ", without --teacher_labels_readonly" if args.teacher_labels_readonly else ""
-                raise InputError(
-                    f"the run needs the epochs {min(needed)} to {max(needed)}, but the label store {source!r} lacks "
-                    f"views of {len(missing)} of them, the first one {missing[0]}: train for fewer epochs, or let a "
-                    f"teacher label the others, in a folder{way}"
-                )
-            if missing and not _is_folder(args):
-                logger.warning(
-                    "the label store %s lacks views of %d epochs, which the teacher labels; they are not kept, as the "
-                    "store is on the Hub: to keep them, download it into a folder",
-                    source,
-                    len(missing),
-                )
-            if not missing or not _is_folder(args):
-                opened.append(store)
-                return True
-        opened.append(TeacherLabelStore.open(source, identity))
-        return False
-
-    readonly = on_main_process(decide)
-
-    def follow() -> TeacherLabelStore:
-        if opened:
-            return opened[0]
-        if readonly:
-            return _open_to_read(args, identity)
-        return TeacherLabelStore.open(source, identity, is_main_process=False)
-
-    return on_every_process(follow)

@@ -1,10 +1,8 @@
-"""Accuracy as an `evaluate.Metric` that needs no download."""
+"""What is measured of a model's answers: hits are counted in one place, for students and teachers alike."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import NamedTuple
 
-import datasets
-import evaluate
 import numpy as np
 import torch
 from transformers import EvalPrediction
@@ -16,46 +14,45 @@ logger = logging.get_logger(__name__)
 
 # Heads by the name of their logits in a model's output; "logits" is what the published model answers.
 HEADS = {"logits": "", "cls_logits": "class_", "distillation_logits": "distillation_"}
-_IGNORED_LABEL = -100  # as torch's cross-entropy
-
-_DESCRIPTION = "Fraction of the samples whose label is the first (top1), or among the first five (top5), predictions."
-_INPUTS = """
-Args:
-    predictions: per sample the k most probable labels, most probable first.
-    references: per sample the true label; samples with -100 are left out.
-Returns:
-    top1, and top5 if there are at least five predictions per sample, in [0, 1].
-"""
 
 
-class TopKAccuracy(evaluate.Metric):
-    """Top-1 and top-5 accuracy of ranked predictions.
+class Hits(NamedTuple):
+    """How many of some labelled images are classified correctly.
 
-    Example:
-        >>> TopKAccuracy().compute(predictions=[[2, 0], [1, 2]], references=[2, 2])
-        {'top1': 0.5}
+    Attributes:
+        top1, top5: images whose label is the first, or among the first five, answers; () int64. `top5` is None if
+            there were fewer than five answers.
+        counted: labelled images, () int64.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Sequence(datasets.Value("int64")), "references": datasets.Value("int64")}
-            ),
-        )
+    top1: torch.Tensor
+    top5: torch.Tensor | None
+    counted: torch.Tensor
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        predictions, references = np.asarray(predictions), np.asarray(references)
-        counted = references != _IGNORED_LABEL
-        if not counted.any():
+    def accuracies(self) -> dict[str, float]:
+        """`top1`, and `top5` if it is known, in [0, 1].
+
+        Raises:
+            ValueError: no image was labelled.
+        """
+        counted = int(self.counted)
+        if not counted:
             raise ValueError("there is no labelled sample to measure the accuracy on")
-        hits = predictions[counted] == references[counted, None]
-        result = {"top1": float(hits[:, 0].mean())}
-        if hits.shape[1] >= 5:
-            result["top5"] = float(hits[:, :5].any(axis=1).mean())
-        return result
+        hits = {"top1": self.top1} | ({} if self.top5 is None else {"top5": self.top5})
+        return {name: int(value) / counted for name, value in hits.items()}
+
+
+def count_hits(ranked: torch.Tensor, labels: torch.Tensor) -> Hits:
+    """Counts the images whose label is among a model's best answers.
+
+    Args:
+        ranked: (B, k) integers: the k best labels of each image, best first.
+        labels: (B,) integers, negative where an image has none: it is left out.
+    """
+    counted = labels >= 0
+    hits = (ranked == labels.unsqueeze(1)) & counted.unsqueeze(1)
+    top5 = hits[:, :5].any(dim=1).sum() if ranked.shape[1] >= 5 else None
+    return Hits(hits[:, 0].sum(), top5, counted.sum())
 
 
 def rank_labels(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
@@ -66,17 +63,13 @@ def rank_labels(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.T
 
 def head_accuracies(prediction: EvalPrediction) -> dict[str, float]:
     """Top-1 and top-5 of each head, of predictions (N, heads, k) from `rank_labels`."""
-    rankings = prediction.predictions
+    rankings = torch.from_numpy(np.asarray(prediction.predictions))
+    labels = torch.from_numpy(np.asarray(prediction.label_ids))
     metrics = {}
     for index, head in enumerate(list(HEADS.values())[: rankings.shape[1]]):
-        result = TopKAccuracy(keep_in_memory=True).compute(
-            predictions=rankings[:, index], references=prediction.label_ids
-        )
-        metrics.update({f"{head}{name}": value for name, value in result.items()})
+        accuracies = count_hits(rankings[:, index], labels).accuracies()
+        metrics.update({f"{head}{name}": value for name, value in accuracies.items()})
     return metrics
-
-
-TEACHER_CHECK_IMAGES = 512
 
 
 @torch.no_grad()
@@ -89,31 +82,31 @@ def measure_teacher(
     """Measures how good a teacher is on a run's own pixels, and warns if it is no better than guessing.
 
     Args:
-        teacher: the teacher.
         views: batches of training views, with `pixel_values` (B, 3, H, W) normalised for the student and `labels`
             (B,), negative where there is none.
         validation: batches of validation images; may be empty.
 
     Returns:
         `teacher_agreement_with_labels`: how often it gives the true label on the views; `teacher_top1`, its accuracy
-        on the validation images; and `majority_class`, the largest part of a label among the views, or, if they have
-        none, among the validation images. What has no labels is not measured.
+        on the validation images, and `teacher_images`, how many those are; and `majority_class`, the largest part of
+        a label among the views, or, if they have none, among the validation images. What has no labels is not
+        measured.
     """
-
-    def decide(batches: Iterable[Mapping[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = [(teacher(batch["pixel_values"]).argmax(dim=-1), batch["labels"]) for batch in batches]
-        if not pairs:
-            return torch.tensor([]), torch.tensor([])
-        decisions, labels = (torch.cat(column).cpu() for column in zip(*pairs, strict=True))
-        return decisions[labels >= 0], labels[labels >= 0]
-
-    report, accuracy, majority = {}, None, None
+    report: dict[str, float] = {}
+    accuracy = majority = None
     for batches, name in ((views, "teacher_agreement_with_labels"), (validation, "teacher_top1")):
-        decisions, labels = decide(batches)
+        hits, seen = 0, []
+        for batch in batches:
+            labels = batch["labels"]
+            hits += int(count_hits(teacher(batch["pixel_values"]).argmax(dim=-1, keepdim=True), labels).top1)
+            seen.append(labels[labels >= 0])
+        labels = torch.cat(seen).cpu() if seen else torch.tensor([])
         if len(labels):
-            report[name] = accuracy = (decisions == labels).float().mean().item()
+            report[name] = accuracy = hits / len(labels)
             majority = labels.bincount().max().item() / len(labels)
             report.setdefault("majority_class", majority)
+            if name == "teacher_top1":
+                report["teacher_images"] = len(labels)
     if accuracy is not None and accuracy <= max(majority, 1 / len(teacher.id2label)):
         logger.warning(
             "the teacher %s has an accuracy of %.3f, no better than chance or than always saying the most frequent "

@@ -1,11 +1,13 @@
 """What the training steps add up to between two log lines, kept on the device so that the host does not wait."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+
+from ..errors import TrainingDivergedError
 
 
 class StepRecord:
@@ -23,6 +25,11 @@ class StepRecord:
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self.reset()
+
+    @property
+    def images_per_second(self) -> float:
+        """Of training, over all processes."""
+        return self.images / max(self.seconds, 1e-9)
 
     def reset(self) -> None:
         """Begins another run."""
@@ -63,6 +70,29 @@ class StepRecord:
         steps = self._accelerator.gather(self._first_bad_step)
         steps = steps[steps >= 0]
         return int(steps.min()) if len(steps) else None
+
+    def stop_if_diverged(
+        self, step: int, parameters: Iterable[torch.Tensor] | None, *, way_back: Callable[[], str]
+    ) -> None:
+        """Raises if a loss, or a weight, was not finite in any step so far.
+
+        Args:
+            step: the present one.
+            parameters: to look at, too, as the loss of a step is computed before the update that may spoil them; or
+                None.
+            way_back: says how to go on.
+
+        Raises:
+            TrainingDivergedError: with the first such step, and what to try.
+        """
+        if parameters is not None:
+            self.note_if_bad(step, torch.nn.utils.get_total_norm(list(parameters)))
+        bad_step = self.first_bad_step()
+        if bad_step is not None:
+            raise TrainingDivergedError(
+                f"loss or weights were not finite at step {bad_step}: {way_back()}. Try a lower --learning_rate, more "
+                "--warmup_steps, --max_grad_norm 1.0, or --bf16 instead of --fp16"
+            )
 
     def flush(self) -> dict[str, float]:
         """What to log of the steps since the last call; empty if there were none."""

@@ -1,56 +1,59 @@
-"""The Trainer that distils."""
+"""The Trainer that distils: transformers' loop, with parts of its own where that has hooks."""
 
+import copy
 import inspect
-import itertools
-from collections.abc import Iterable, Iterator
+import os
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedModel, SchedulerType
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import PreTrainedModel, SchedulerType, Trainer
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from ..data.batch_augment import augment_batch
 from ..data.streams import ImageStream
-from ..data.view_dataset import EvaluationDataset, KeyedViews, ViewDataset, collate
+from ..data.view_dataset import EvaluationDataset, KeyedViews, collate
 from ..data.views import preserve_global_random_state
 from ..errors import InputError
-from ..hub.facts import RunFacts, RunSources, Source
+from ..hub.facts import RunFacts, RunSources
+from ..hub.record import read_facts, write_record
+from ..hub.repository import HubRepository
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.modeling_common import ImageClassifierBase
 from ..models.teacher import Teacher, TeacherDescription
 from .arguments import DistillationTrainingArguments
 from .averaging import AVERAGE_FOLDER, WeightAverage
-from .callbacks import StepEndCallback, TeacherCheckCallback
-from .datasets import as_evaluation, as_views, check_arguments, make_sampler
+from .callbacks import StepEndCallback, TeacherCheckCallback, teacher_report
+from .checkpoints import RunFolder, check_resumable, remove_torn_checkpoints, restore_weights
+from .datasets import as_evaluation, as_views, check_arguments, check_teaching, make_sampler
 from .kept_labels import KeptLabels, LabelReport
-from .losses import class_targets, hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
-from .metrics import HEADS, TEACHER_CHECK_IMAGES, head_accuracies, measure_teacher, rank_labels
+from .label_source import LabelSource, RunLabels
+from .metrics import HEADS, count_hits, head_accuracies, rank_labels
+from .objective import DistillationObjective, evaluation_loss
 from .optimization import deit_schedule, without_tokens_and_positions
 from .processes import on_every_process
-from .safe_trainer import SafeTrainer
+from .pushes import RunPushes, check_future_card, repository_of
+from .run_record import RunRecord
 from .step_record import StepRecord
 
 
-class DistillationTrainer(SafeTrainer):
+class DistillationTrainer(Trainer):
     """transformers' Trainer with a teacher and with training views that are keyed by (seed, epoch, slot).
 
-    The class head learns the true label with label smoothing, the distillation head the teacher's answer on exactly
-    the pixels that the student sees (paper, section 4): loss = (1 - α) · class + α · teacher. A student without
-    distillation head takes both terms on its logits. Without a teacher (`distillation_type="none"`) both heads learn
-    the true label.
+    What a student learns is said by `DistillationObjective`. The teacher sees exactly the pixels that the student
+    sees; it stays outside of the student, the optimizer, the average and the checkpoints.
 
     Evaluation runs the student alone and reports `eval_top1` and `eval_top5` of what the model answers (the fused
-    heads), and the same per head as `eval_class_…` and `eval_distillation_…`; top-5 from five labels on.
+    heads), the same per head as `eval_class_…` and `eval_distillation_…`, and for the moving average as `eval_ema_…`;
+    top-5 from five labels on.
 
     Args:
         model: any image classifier of transformers, or of this package.
-        args: the arguments.
+        args: see `DistillationTrainingArguments`.
         teacher: from `load_teacher`; required unless `distillation_type` is "none", or `args.teacher_labels` has all
             that is needed. One from `describe_teacher` is loaded only if there are views that it must label.
         processing_class: the student's image processor; its statistics and crop size prepare all pixels.
@@ -59,11 +62,20 @@ class DistillationTrainer(SafeTrainer):
             does not, unless there are no others: then it also learns what the teacher says.
         eval_dataset: a `datasets.Dataset` likewise, or an `EvaluationDataset`.
         sources: what the card of the model says that it was made from.
-        **kwargs: the other arguments of `transformers.Trainer`, and `repository` of `PublishingTrainer`.
+        repository: to push to, if it has been checked before; by default as the arguments say.
+        labels: of the training views in the store that `args.teacher_labels` names, if that has been read before.
+        **kwargs: the other arguments of `transformers.Trainer`.
 
     Attributes:
+        teacher: that is loaded, or None.
+        objective: what the student learns.
+        run_folder: the output folder, with its checkpoints.
+        record: what the card of the model says of the run.
+        step_record: means and speed of the training steps.
+        weight_average: the moving average of the weights, or None.
         kept_labels: of the store that `args.teacher_labels` names, or None.
         label_report: what became of the labels of the last call of `train`, if there is a store.
+        pushes: to the Hub, or None.
 
     Raises:
         InputError: teacher, student and data do not fit together.
@@ -84,59 +96,66 @@ class DistillationTrainer(SafeTrainer):
         unlabeled_dataset: datasets.Dataset | None = None,
         eval_dataset: datasets.Dataset | EvaluationDataset | None = None,
         sources: RunSources | None = None,
+        repository: HubRepository | None = None,
+        labels: RunLabels | None = None,
         **kwargs: Any,
     ) -> None:
-        may_lack_teacher = args.distillation_type == "none" or args.teacher_labels is not None
-        if (teacher is None and not may_lack_teacher) or (teacher is not None and args.distillation_type == "none"):
-            raise InputError(
-                f'distillation_type is "{args.distillation_type}" but '
-                + ("there is no teacher: load one with load_teacher, or take" if teacher is None else "got a teacher:")
-                + (' distillation_type="none"' if teacher is None else ' take "hard" or "soft"')
-            )
-        if teacher is not None and len(teacher.id2label) != model.config.num_labels:
-            raise InputError(
-                f"the teacher has {len(teacher.id2label)} labels, the student {model.config.num_labels}: pass the "
-                "student's id2label to load_teacher"
-            )
-        if unlabeled_dataset is not None and args.distillation_type == "none":
-            raise InputError("unlabelled images need a teacher, which labels them")
+        check_teaching(args, model, teacher, has_unlabeled=unlabeled_dataset is not None)
         is_custom = kwargs.get("compute_metrics") is not None or isinstance(eval_dataset, dict)
         check_arguments(args, model, processing_class, check_metric=not is_custom)
         if args.ddp_find_unused_parameters is None and isinstance(model, ImageClassifierBase):
+            args = copy.copy(args)
             args.ddp_find_unused_parameters = False  # all of ours are used; others may have a mask token, say
-        self._pixel_statistics = (processing_class.image_mean, processing_class.image_std)
-        kwargs.setdefault("data_collator", collate)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = head_accuracies
             kwargs.setdefault("preprocess_logits_for_metrics", rank_labels)
-        parts = {"args": args, "model": model, "processor": processing_class, "teacher": teacher}
-        self.teacher = teacher if isinstance(teacher, Teacher) else None
-        self.sources = sources or RunSources.of(model, teacher)
-        self.teacher_report: dict[str, float] = {}
+        kwargs.setdefault("data_collator", collate)
+        self._fitted = {"args": args, "model": model, "processor": processing_class, "teacher": teacher}
+        views = as_views(train_dataset, unlabeled_dataset, **self._fitted)
+        self.record = RunRecord(sources or RunSources.of(model, teacher))
+        self.run_folder = RunFolder(args.output_dir)
+        self.repository, self.pushes = repository, None
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
-            train_dataset=as_views(train_dataset, unlabeled_dataset, **parts),
-            eval_dataset=as_evaluation(eval_dataset, **parts),
+            train_dataset=views,
+            eval_dataset=as_evaluation(eval_dataset, **self._fitted),
             **kwargs,
         )
+        has_labels = views.has_labels if isinstance(views, KeyedViews) else True
+        self.objective = DistillationObjective.of(args, has_labels=has_labels)
+        self.step_record = StepRecord(self.accelerator)
         self._takes_view_seeds = "view_seeds" in inspect.signature(model.forward).parameters
-        self._record = StepRecord(self.accelerator)
-        self.weight_average = None
-        if args.publish_weights == "ema":
-            self._checkpoint_weights = AVERAGE_FOLDER
-        if args.ema_decay:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise InputError(
-                    "ema_decay needs the weights whole and in float32, which FSDP shards and DeepSpeed keeps in the "
-                    "optimizer: pass --ema_decay 0"
-                )
-            self.weight_average = WeightAverage(self.model, args.ema_decay)
-            self.add_callback(StepEndCallback(self.weight_average.update))
-        keeps_labels = args.teacher_labels is not None and self.train_dataset is not None
-        self.kept_labels = self._open_labels(teacher) if keeps_labels else None
+        self.weight_average = self._make_average()
+        self.kept_labels: KeptLabels | None = None
         self.label_report: LabelReport | None = None
+        self._take_teacher(teacher, labels)
+
+    def _make_average(self) -> WeightAverage | None:
+        if not self.args.ema_decay:
+            return None
+        if self._shards_weights:
+            raise InputError(
+                "ema_decay needs the weights whole and in float32, which FSDP shards and DeepSpeed keeps in the "
+                "optimizer: pass --ema_decay 0"
+            )
+        average = WeightAverage(self.model, self.args.ema_decay)
+        self.add_callback(StepEndCallback(average.update))
+        return average
+
+    def _take_teacher(self, teacher: Teacher | TeacherDescription | None, labels: RunLabels | None) -> None:
+        """Opens kept labels, and loads the teacher if there is anything for it to say."""
+        self.teacher = teacher if isinstance(teacher, Teacher) else None
+        if self.args.teacher_labels is not None and self.train_dataset is not None:
+            labels = labels or LabelSource(self.args).of_run(
+                self.train_dataset,
+                self.processing_class,
+                num_labels=self.model.config.num_labels,
+                sources=self.record.sources,
+            )
+            self.kept_labels = KeptLabels(labels, teacher.description if isinstance(teacher, Teacher) else teacher)
+            self.record.sources = self.kept_labels.named_in(self.record.sources)
         if isinstance(teacher, TeacherDescription) and (self.kept_labels is None or self.kept_labels.needs_teacher):
             try:
                 self.teacher = teacher.load()
@@ -146,34 +165,32 @@ class DistillationTrainer(SafeTrainer):
                 raise
         if self.teacher is not None:
             self.teacher.to(self.args.device)
-        if args.distillation_type != "none":
-            self.add_callback(TeacherCheckCallback(self.check_teacher))
+        if self.args.distillation_type != "none":
+            self.add_callback(TeacherCheckCallback(self))
 
-    def _open_labels(self, teacher: Teacher | TeacherDescription | None) -> KeptLabels:
-        kept = KeptLabels.open(
-            self.train_dataset,
-            self.args,
-            self.processing_class,
-            teacher=teacher.description if isinstance(teacher, Teacher) else teacher,
-            num_labels=self.model.config.num_labels,
-            sources=self.sources,
-        )
-        if self.sources.teacher is None:
-            self.sources.teacher = kept.teacher_source
-        if (on_hub := kept.store.source) is not None:
-            self.sources.teacher_labels = Source(*on_hub, on_hub=True, is_dataset=True)
-        return kept
+    @property
+    def _shards_weights(self) -> bool:
+        """Whether no process has the weights whole: transformers' own loaders and savers deal with them then."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    @property
+    def sources(self) -> RunSources:
+        """What the run is made from."""
+        return self.record.sources
 
     # Data
 
     def _as_evaluation(self, dataset: Any) -> Any:
-        return as_evaluation(
-            dataset, args=self.args, model=self.model, processor=self.processing_class, teacher=self.teacher
-        )
+        return as_evaluation(dataset, **{**self._fitted, "teacher": self.teacher})
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         self._sampler = make_sampler(self.train_dataset if train_dataset is None else train_dataset, self.args)
         return self._sampler
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(make_sampler(self.train_dataset, self.args)) // self.args.total_train_batch_size
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed after its end: one more step would be made
@@ -186,8 +203,9 @@ class DistillationTrainer(SafeTrainer):
             self.kept_labels.start_epoch(epoch)
         super()._run_epoch(*args, epoch=epoch, **kwargs)
         if self.kept_labels is not None:
-            self._record.elsewhere(self.kept_labels.finish_epoch, self.teacher, self._prepare_inputs)
-            self._log_verified()
+            self.step_record.elsewhere(self.kept_labels.finish_epoch, self.teacher, self.prepare_batch)
+            if logs := self.kept_labels.verification_logs():
+                self.log(logs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
@@ -195,11 +213,14 @@ class DistillationTrainer(SafeTrainer):
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return super().get_test_dataloader(self._as_evaluation(test_dataset))
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        if inputs["pixel_values"].dtype == torch.uint8:
-            inputs = augment_batch(inputs, *self._pixel_statistics)
-        return inputs
+    def prepare_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What student and teacher see of a loader's batch: on the device, normalised, erased and mixed."""
+        batch = super()._prepare_inputs(batch)
+        if batch["pixel_values"].dtype == torch.uint8:
+            batch = augment_batch(batch, self.processing_class.image_mean, self.processing_class.image_std)
+        return batch
+
+    _prepare_inputs = prepare_batch
 
     # Loss
 
@@ -210,40 +231,22 @@ class DistillationTrainer(SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The distillation loss in training; in evaluation the cross-entropy of `logits`, without the teacher.
+        """The objective's loss in training; in evaluation the cross-entropy of `logits`, without the teacher.
 
         Args:
             model: the student, wrapped or not.
             inputs: `pixel_values` (B, 3, H, W) normalised, `labels` (B,) and, in training, `view_seeds` (B,) and, if
                 views are mixed, `partner_labels` (B,) and `label_weights` (B,).
         """
-        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
         if not model.training:
-            outputs = model(pixel_values=pixel_values)
+            outputs = model(pixel_values=inputs["pixel_values"])
             heads = {name: outputs[name] for name in HEADS if outputs.get(name) is not None}
-            # A batch may be all of images that were skipped.
-            loss = F.cross_entropy(heads["logits"].float(), labels, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+            loss = evaluation_loss(heads["logits"], inputs["labels"])
             return (loss, heads) if return_outputs else loss
-
         seeds = {"view_seeds": inputs["view_seeds"]} if self._takes_view_seeds and "view_seeds" in inputs else {}
-        outputs = model(pixel_values=pixel_values, **seeds)
-        class_logits = outputs.get("cls_logits", outputs.logits)
-        distillation_logits = outputs.get("distillation_logits", outputs.logits)
-        answer = self._teacher_answer(inputs)
-        class_loss = self._class_loss(class_logits, inputs, answer)
-        means = {"class_loss": class_loss}
-        if answer is not None:
-            teacher_loss = self._teacher_loss(distillation_logits, answer)
-            alpha = self.args.distillation_alpha
-            loss = (1 - alpha) * class_loss + alpha * teacher_loss
-            decisions = answer.argmax(dim=-1) if answer.is_floating_point() else answer
-            agreement = (distillation_logits.argmax(dim=-1) == decisions).float().mean()
-            means.update(distillation_loss=teacher_loss, teacher_agreement=agreement)
-        elif distillation_logits is class_logits:
-            loss = class_loss
-        else:  # both heads must learn, else one stays random (and DDP waits for its gradient)
-            loss = (class_loss + self._class_loss(distillation_logits, inputs, None)) / 2
-        self._record.add(self.state.global_step + 1, loss, means, inputs)
+        outputs = model(pixel_values=inputs["pixel_values"], **seeds)
+        loss, parts = self.objective(outputs, inputs, self._teacher_answer(inputs))
+        self.step_record.add(self.state.global_step + 1, loss, parts, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def _teacher_answer(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
@@ -254,84 +257,64 @@ class DistillationTrainer(SafeTrainer):
             return self.kept_labels.answer(inputs, self.teacher)
         return self.teacher(inputs["pixel_values"])
 
-    def _class_loss(
-        self, logits: torch.Tensor, inputs: dict[str, torch.Tensor], teacher_answer: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Cross-entropy to the (mixed, smoothed) labels; where no image has one, the teacher's term."""
-        if isinstance(self.train_dataset, KeyedViews) and not self.train_dataset.has_labels:
-            return self._teacher_loss(logits, teacher_answer)
-        targets = class_targets(
-            inputs["labels"],
-            logits.shape[-1],
-            smoothing=self.args.label_smoothing_factor,
-            partner_labels=inputs.get("partner_labels"),
-            label_weights=inputs.get("label_weights"),
-        )
-        # The mean over all views, also those without label: so each view's loss is its own, and does not depend on how
-        # many labels happen to be in its batch.
-        return soft_target_cross_entropy(logits, targets)
+    # Training
 
-    def _teacher_loss(self, logits: torch.Tensor, teacher_answer: torch.Tensor) -> torch.Tensor:
-        if self.args.distillation_type == "hard":
-            return hard_distillation_loss(logits, teacher_answer)
-        return soft_distillation_loss(
-            logits,
-            teacher_answer,
-            temperature=self.args.distillation_temperature,
-            reduction=self.args.distillation_reduction,
-        )
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Trains; arguments and return value of `transformers.Trainer.train`.
 
-    # Kept labels
+        Afterwards `label_report` says what became of kept labels.
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains; see `SafeTrainer.train`. Afterwards `label_report` says what became of kept labels."""
+        Raises:
+            InputError: there is no checkpoint to resume from.
+            TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
+            CheckpointError: a checkpoint could not be written; those from before are whole.
+        """
         if self.kept_labels is None:
-            return super().train(*args, **kwargs)
+            return self._train(resume_from_checkpoint, **kwargs)
         self.kept_labels.restart()
         try:
-            output = super().train(*args, **kwargs)
+            output = self._train(resume_from_checkpoint, **kwargs)
             self.label_report = self.kept_labels.report()
+            self.record.num_replayed = self.label_report.replayed
         finally:
             self.kept_labels.close()
         return output
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        if self.kept_labels is not None:  # a run that goes on from here finds the labels of all that was before
-            self._record.elsewhere(on_every_process, self.kept_labels.flush)
-        super()._save_checkpoint(*args, **kwargs)
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
+        checkpoint = self.run_folder.find(resume_from_checkpoint)
+        if checkpoint is not None and isinstance(self.train_dataset, KeyedViews):
+            check_resumable(checkpoint, self.steps_per_epoch)
+        self.accelerator.wait_for_everyone()  # all have looked
+        if checkpoint is not None and self.args.should_save:
+            remove_torn_checkpoints(self.args.output_dir)
+        self.step_record.reset()
+        self.record.restart()
+        if self.weight_average is not None:
+            self.weight_average.restart()
+        output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self._stop_if_diverged(check_weights=True)
+        self.record.has_ended = True
+        return output
 
-    def _log_verified(self) -> None:
-        if self.args.verify_teacher_labels:
-            report = self.kept_labels.report()
-            if report.verified:
-                self.log(
-                    {
-                        "kept_labels_verified": report.verified,
-                        "kept_labels_agreement": report.agreeing / report.verified,
-                        "kept_labels_pixels_compared": report.pixels,
-                    }
-                )
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._stop_if_diverged(check_weights=self.control.should_save)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    # Logs
-
-    @property
-    def images_per_second(self) -> float:
-        """Of the last call of `train`, over all processes, without evaluation and saving."""
-        return self._record.images / max(self._record.seconds, 1e-9)
-
-    @property
-    def skipped_images(self) -> int:
-        """How many of the last call of `train` could not be decoded."""
-        return self._record.skipped_images
+    def _stop_if_diverged(self, *, check_weights: bool) -> None:
+        weights = self.model.parameters() if check_weights and not self._shards_weights else None
+        self.step_record.stop_if_diverged(self.state.global_step, weights, way_back=self.run_folder.way_back)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training log lines: class_loss, distillation_loss, teacher_agreement, images_per_second."""
         if self.is_in_train and {"loss", "train_loss"} & set(logs):
-            logs.update(self._record.flush())
+            logs = {**logs, **self.step_record.flush()}
         super().log(logs, start_time)
 
+    # Evaluation
+
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        return self._record.elsewhere(super()._evaluate, *args, **kwargs)
+        return self.step_record.elsewhere(super()._evaluate, *args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -351,64 +334,162 @@ class DistillationTrainer(SafeTrainer):
             output.metrics.update(average.metrics)  # here, so that callbacks hear of both at once
         return output
 
-    def run_facts(self) -> RunFacts:
-        train, validation = self.train_dataset, self.eval_dataset
-        return RunFacts.of(
-            self.accelerator.unwrap_model(self.model),
-            self.args,
-            self.state,
-            self.sources,
-            image_size=self.processing_class.crop_size.height,
-            metrics=self._published_metrics(),
-            is_finished=self._has_ended,
-            best_step=None if self._best_since is None else self.state.best_global_step,
-            num_train=len(train) if isinstance(train, ViewDataset) else None,
-            num_validation=len(validation) if isinstance(validation, EvaluationDataset) else None,
-            teacher_report=self.teacher_report,
-            images_per_second=self.images_per_second,
-            num_replayed=None if self.label_report is None else self.label_report.replayed,
-        )
-
-    # Teacher
-
     def check_teacher(self) -> dict[str, float]:
         """Measures and logs how good the teacher is on this data, and warns if it is no better than guessing.
 
         Returns:
-            See `hf_deit.teacher.measure_teacher`. Without teacher only `kept_labels_that_are_true`: how often a kept
-            label is that of the view's own image, which others may be mixed into.
+            See `hf_deit.training.callbacks.teacher_report`.
         """
-        if self.teacher is None:
-            agreement = self.kept_labels.agreement_with_labels(TEACHER_CHECK_IMAGES)
-            self.teacher_report = {} if agreement is None else {"kept_labels_that_are_true": agreement}
-            self.log(dict(self.teacher_report))
-            self._record.restart_timer()
-            return self.teacher_report
-        keys = filter(None, make_sampler(self.train_dataset, self.args))  # None is another process's, of a stream
-        keys = itertools.islice(keys, TEACHER_CHECK_IMAGES)
-        self.teacher_report = measure_teacher(
-            self.teacher,
-            views=self._batches(self.train_dataset[key] for key in keys),
-            validation=self._batches(self._validation_samples()),
+        self.record.teacher_report = teacher_report(self)
+        self.log(dict(self.record.teacher_report))
+        self.step_record.restart_timer()
+        return self.record.teacher_report
+
+    @torch.no_grad()
+    def evaluate_teacher(self) -> float:
+        """The teacher's top-1 accuracy in [0, 1] on the whole validation set, every process measuring its part."""
+        hits = counted = 0
+        for batch in self.get_eval_dataloader():
+            batch = self.prepare_batch(batch)
+            decisions = self.teacher(batch["pixel_values"]).argmax(dim=-1, keepdim=True)
+            found = count_hits(*self.accelerator.gather_for_metrics((decisions, batch["labels"])))
+            hits, counted = hits + found.top1, counted + found.counted
+        top1 = float(hits / counted)
+        self.record.note_teacher_accuracy(top1, num_images=len(self.eval_dataset))
+        return top1
+
+    # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the weights, or, if `publish_weights` is "ema", their moving average."""
+        if _internal_call and output_dir is not None:  # a checkpoint has both
+            super().save_model(output_dir, _internal_call)
+            if self.weight_average is not None and self.args.should_save:
+                self.weight_average.save(output_dir)
+            return
+        publishes_average = self.weight_average is not None and self.args.publish_weights == "ema"
+        in_place = self.weight_average.in_place() if publishes_average else nullcontext()
+        with self.run_folder.writing("model", self.state.global_step), in_place:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.kept_labels is not None:  # a run that goes on from here finds the labels of all that was before
+            self.step_record.elsewhere(on_every_process, self.kept_labels.flush)
+        with self.run_folder.writing("checkpoint", self.state.global_step):
+            if self.args.should_save:
+                self.run_folder.unmark(self.state.global_step)
+            self.step_record.elsewhere(super()._save_checkpoint, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Rank 0 marks the checkpoint as whole next: by then every process must have written its part.
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._shards_weights:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._restore(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.record.note_best_weights(self.state)
+        if self._shards_weights:
+            super()._load_best_model()
+        self._restore(self.state.best_model_checkpoint)
+
+    def _restore(self, checkpoint: str) -> None:
+        if not self._shards_weights:
+            restore_weights(self.accelerator.unwrap_model(self.model), checkpoint)
+        if self.weight_average is not None:
+            self.weight_average.restore(checkpoint)
+
+    # The Hub
+
+    def run_facts(self, metrics: dict[str, float] | None = None) -> RunFacts:
+        """What the card of the model says, as far as it is known now.
+
+        Args:
+            metrics: instead of those that were measured.
+        """
+        return self.record.facts(
+            self.accelerator.unwrap_model(self.model),
+            self.args,
+            self.state,
+            image_size=self.processing_class.crop_size.height,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            images_per_second=self.step_record.images_per_second,
+            metrics=metrics,
         )
-        self.log(dict(self.teacher_report))
-        if "teacher_top1" in self.teacher_report:
-            self.teacher_report["teacher_images"] = min(len(self.eval_dataset), TEACHER_CHECK_IMAGES)
-        self._record.restart_timer()
-        return self.teacher_report
 
-    def _validation_samples(self) -> Iterator[dict[str, Any]]:
-        dataset = self.eval_dataset
-        dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
-        if isinstance(dataset, EvaluationDataset):
-            count = min(len(dataset), TEACHER_CHECK_IMAGES)
-            for index in np.linspace(0, len(dataset) - 1, num=count, dtype=int).tolist():
-                yield dataset[index]
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Checks that the model can be pushed, and creates the repository.
 
-    def _batches(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor]]:
-        samples = iter(samples)
-        while chunk := list(itertools.islice(samples, self.args.eval_batch_size)):
-            yield self._prepare_inputs(self.data_collator(chunk))
+        Raises:
+            InputError: it cannot.
+        """
+        if self.is_world_process_zero():
+            self.repository = self.repository or repository_of(self.args, token=token, private=private)
+            self.pushes = RunPushes(self.repository, self.args)
+            self.hub_model_id, self.push_in_progress = self.repository.repo_id, None
+
+    def check_card(self) -> None:
+        """Lets the Hub validate the card that will be pushed, before there is anything to push.
+
+        Raises:
+            InputError: it finds faults with the card, or is not there.
+        """
+        if self.repository is not None:
+            check_future_card(self.run_facts(metrics={"eval_top1": 0.5, "eval_ema_top1": 0.5}), self.repository)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the card and the record of the run into the output folder. It is written from the run alone."""
+        if self.is_world_process_zero():
+            facts = self.run_facts()
+            with suppress(InputError):  # a record that cannot be read is written anew
+                facts = facts.taken_up(read_facts(self.args.output_dir))
+            self._write_record(self.args.output_dir, facts)
+
+    def _write_record(self, folder: str, facts: RunFacts) -> None:
+        repo_id = self.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
+        write_record(folder, facts, self.state.log_history, repo_id, self.args.hub_revision)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> None:
+        """Saves and pushes the model, and waits until it is there.
+
+        Args:
+            commit_message: of the commit.
+            *args, **kwargs: `token` and `private` as in transformers; else ignored.
+
+        Raises:
+            InputError: it cannot be pushed.
+            PublishError: the Hub refuses, fails or is not there. Nothing in the output folder is lost.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
+        self.save_model(_internal_call=True)
+        if self.pushes is not None:
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            self.pushes.push_result(commit_message or "End of training", record=self.create_model_card)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.pushes is None or not self.pushes.are_due:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        by_step = self.args.save_strategy == SaveStrategy.STEPS
+        self.pushes.push_checkpoint(
+            checkpoint_folder,
+            os.path.join(checkpoint_folder, AVERAGE_FOLDER if self.args.publish_weights == "ema" else ""),
+            record=self._write_checkpoint_record,
+            when=f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}",
+        )
+
+    def _write_checkpoint_record(self, folder: str) -> None:
+        self.processing_class.save_pretrained(folder)
+        self._write_record(folder, self.run_facts())
+
+    def _finish_current_push(self) -> None:
+        if self.pushes is not None:
+            self.pushes.wait()
 
     # Optimizer
 
@@ -443,7 +524,3 @@ class DistillationTrainer(SafeTrainer):
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(make_sampler(self.train_dataset, self.args)) // self.args.total_train_batch_size

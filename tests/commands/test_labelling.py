@@ -349,7 +349,7 @@ def test_labels_go_to_the_hub_and_teach_from_there(tmp_path, images, hub, client
     outcome = run(client, "train", *command, *teacher, "--teacher_labels", store, "--output_dir", tmp_path / "first")
     assert outcome.status == 0, outcome.output
     teacher_commit = hub.commits(TEACHER)[0].sha
-    outcome = run(client, "publish", store, "--repo_id", LABELS)
+    outcome = run(client, "publish", store, "--hub_model_id", LABELS)
     assert outcome.status == 0 and f"{store} is published at {hub.url}/datasets/{LABELS}" in outcome.output
     assert {"store.json", "README.md", "data/epoch-00001.parquet"} <= {*hub.files(LABELS, type="dataset")}
     for content in hub.files(LABELS, type="dataset").values():
@@ -402,12 +402,12 @@ def test_a_store_that_cannot_be_published_is_refused(tmp_path, images, folder_of
     store = tmp_path / "labels"
     command = (*images, "--teacher_model_name_or_path", folder_of_teacher, "--teacher_labels", store)
     assert run(client, "train", *command, "--max_steps", 2, "--output_dir", tmp_path / "run").status == 0
-    outcome = run(client, "publish", store, "--repo_id", "ada/nothing")
+    outcome = run(client, "publish", store, "--hub_model_id", "ada/nothing")
     assert outcome.status == 2 and "has no complete epoch" in outcome.output
     assert run(client, "label", *command).status == 0
-    outcome = run(client, "publish", store, "--repo_id", "ada/nothing", "--revision", "x")
-    assert outcome.status == 2 and "leave --revision out" in outcome.output
+    outcome = run(client, "publish", store, "--hub_model_id", "ada/nothing", "--hub_revision", "x")
+    assert outcome.status == 2 and "leave --hub_revision out" in outcome.output
     hub.fail("POST", "/commit/", status=503, times=None)
-    outcome = run(client, "publish", store, "--repo_id", "ada/nothing", "--timeout", 1)
+    outcome = run(client, "publish", store, "--hub_model_id", "ada/nothing", "--hub_push_timeout", 1)
     hub.clear_faults()
     assert outcome.status == 3 and "cannot push the labels" in outcome.output and "HTTP 503" in outcome.output

@@ -14,10 +14,11 @@ from support.main_of import main_of
 
 import hf_deit.commands.prepare
 import hf_deit.commands.train
+import hf_deit.training.objective
 import hf_deit.training.preview
-import hf_deit.training.trainer
 from hf_deit import DistillationTrainer, InputError
-from hf_deit.commands.train import preview_run, run
+from hf_deit.commands.preview import preview_run
+from hf_deit.commands.train import run
 from hf_deit.data.load import ImageData, load_digits
 from hf_deit.data.streams import ImageStream
 from hf_deit.recipes.resolve import resolve_arguments
@@ -53,7 +54,7 @@ def small(monkeypatch, tmp_path):
 def training(monkeypatch) -> dict[str, list[torch.Tensor]]:
     """What the steps of training get, from now on: the student's pixels and the class head's targets."""
     seen = {"pixel_values": [], "targets": []}
-    compute_loss, class_targets = DistillationTrainer.compute_loss, hf_deit.training.trainer.class_targets
+    compute_loss, class_targets = DistillationTrainer.compute_loss, hf_deit.training.objective.class_targets
 
     def recording_loss(self, model, inputs, *args, **kwargs):
         if not model.training:
@@ -74,7 +75,7 @@ def training(monkeypatch) -> dict[str, list[torch.Tensor]]:
         return targets
 
     monkeypatch.setattr(DistillationTrainer, "compute_loss", recording_loss)
-    monkeypatch.setattr(hf_deit.training.trainer, "class_targets", recording_targets)
+    monkeypatch.setattr(hf_deit.training.objective, "class_targets", recording_targets)
     return seen
 
 
@@ -243,8 +244,8 @@ def no_teacher(monkeypatch):
     def refuse(*args, **kwargs):
         pytest.fail("there shall be no teacher")
 
-    for name in ("named_teacher", "train_teacher"):
-        monkeypatch.setattr(hf_deit.commands.train, name, refuse)
+    monkeypatch.setattr(hf_deit.commands.train, "train_teacher", refuse)
+    monkeypatch.setattr(hf_deit.commands.prepare.PreparedRun, "describe_teacher", refuse)
 
 
 @pytest.mark.parametrize("teacher", [[], ["--teacher_model_name_or_path", "nobody/nothing"]])
@@ -304,7 +305,7 @@ def test_a_file_that_is_no_picture_is_refused_before_the_work(main, monkeypatch,
     monkeypatch.setattr(hf_deit.commands.prepare, "load_data", lambda **options: pytest.fail("there shall be no data"))
     assert main(["--recipe", "debug", "--output", name]) == 2
     error = capsys.readouterr().err
-    assert re.fullmatch(rf"error: .*'{name}'.*\.png.*\n", error)
+    assert re.fullmatch(rf"\nerror: .*'{name}'.*\.png.*\n", error)
     assert not list(places[0].iterdir())
 
 

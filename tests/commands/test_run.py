@@ -202,7 +202,7 @@ def test_a_broken_image_that_the_second_process_meets_is_named(tmp_path):
     train = Path(image_folder(tmp_path / "train", {"cat": 16, "dog": 16}, size=64))
     for path in train.glob("*/1?.png"):
         path.write_bytes(path.read_bytes()[:3000])
-    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug_teacher.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "start" / "debug_teacher.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**recipe, "per_device_train_batch_size": 1, "max_steps": 30}))
     command = [sys.executable, "-m", *LAUNCHERS["torchrun"], SCRIPT, "--recipe", tmp_path / "mine.yaml"]
     command += ["--train_dir", train, "--validation_dir", train, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
@@ -233,12 +233,12 @@ def test_skipping_broken_images_holds_for_the_teacher_too(main, tmp_path, capsys
 
 def test_own_images_and_own_teacher(main, tmp_path, capsys):
     train = image_folder(tmp_path / "train", {"cat": 12, "dog": 12})
-    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug_teacher.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "start" / "debug_teacher.yaml").read_text())
     del recipe["dataset_name"], recipe["output_dir"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     teacher = ["--recipe", str(tmp_path / "mine.yaml"), "--train_dir", train, "--validation_fraction", "0.25"]
     assert main([*teacher, "--output_dir", str(tmp_path / "teacher"), "--use_cpu", "true"]) == 0
-    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "start" / "debug.yaml").read_text())
     del recipe["dataset_name"], recipe["output_dir"], recipe["teacher_recipe"]
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(recipe))
     student = ["--recipe", str(tmp_path / "student.yaml"), "--train_dir", train, "--validation_fraction", "0.25"]
@@ -309,7 +309,7 @@ def test_mistakes_are_refused_in_one_message(main, tmp_path, capsys, finished_ru
 
 def test_teacher_of_other_classes_is_refused(main, tmp_path, capsys, finished_run):
     train = image_folder(tmp_path / "train", {"cat": 12, "dog": 12})
-    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "start" / "debug.yaml").read_text())
     del recipe["dataset_name"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     command = ["--recipe", str(tmp_path / "mine.yaml"), "--train_dir", train, "--output_dir", str(tmp_path / "run")]
@@ -322,7 +322,7 @@ def test_broken_image_in_a_worker_stops_with_its_path_only(main, tmp_path, capsy
     train = image_folder(tmp_path / "train", {str(index): 4 for index in range(10)}, size=64)
     broken = tmp_path / "train" / "3" / "2.png"
     broken.write_bytes(broken.read_bytes()[:3000])
-    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "debug.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "start" / "debug.yaml").read_text())
     del recipe["dataset_name"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     command = ["--recipe", str(tmp_path / "mine.yaml"), "--train_dir", train, "--validation_dir", train]

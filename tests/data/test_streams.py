@@ -561,7 +561,7 @@ def test_a_broken_image_stops_training_or_is_counted(tmp_path, folder_of_teacher
     settings = {"on_bad_image": "skip", "max_steps": 24, "repeated_augmentation": 1}
     skipping = make_trainer(tmp_path / "b", shards, folder_of_teacher, **settings)
     skipping.train()
-    assert skipping.skipped_images == 2  # once in each epoch
+    assert skipping.step_record.skipped_images == 2  # once in each epoch
 
 
 def test_settings_that_no_stream_can_have_are_refused(tmp_path, folders):

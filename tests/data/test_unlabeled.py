@@ -496,7 +496,7 @@ def test_broken_files_stop_the_run_or_are_skipped(tmp_path, trainers, folder_of_
     for epoch in range(9):  # of one step each
         sampler.set_epoch(epoch)
         met += sum(paths[key.index]["path"] in (str(cut), str(more / "deep" / "notes.txt")) for key in sampler)
-    assert skipping.skipped_images == met > 0
+    assert skipping.step_record.skipped_images == met > 0
     (more / "deep" / "notes.txt").unlink()
     shutil.rmtree(tmp_path / "run")
     assert main([*line, "--max_steps", "9"]) == 2

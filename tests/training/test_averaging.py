@@ -261,7 +261,7 @@ def test_the_hub_gets_what_save_model_writes(tmp_path, monkeypatch, publish):
         def upload(self, folder, message, *, parent):
             uploaded.append(state_of(from_folder(folder)))
 
-    trainer._repository = Repository()
+    trainer.repository = Repository()
     trainer.push_to_hub()
     trainer.args.push_to_hub = True
     trainer.save_model()

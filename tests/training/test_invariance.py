@@ -138,11 +138,11 @@ import sys
 import conftest, torch
 from support import tiny
 import test_invariance
-from hf_deit.training.processes import exit_script
+from hf_deit.commands.command_line import exit_command
 for batch_size in (32, 128):
     seen = test_invariance.views_of_a_run(sys.argv[1], per_device_train_batch_size=batch_size)
     torch.save(seen, f"{sys.argv[1]}/seen-{batch_size}-{torch.distributed.get_rank()}.pt")
-exit_script(0)
+exit_command(0)
 """
 
 
@@ -169,7 +169,7 @@ import sys
 import conftest, torch
 from support import tiny
 from hf_deit import load_teacher
-from hf_deit.training.processes import exit_script
+from hf_deit.commands.command_line import exit_command
 for optim, learning_rate in (("adamw_torch_fused", 1e-3), ("sgd", 0.05)):
     teacher = load_teacher(sys.argv[1], student_processor=tiny.processor())
     model = tiny.student(drop_path_rate=0.2)
@@ -182,7 +182,7 @@ for optim, learning_rate in (("adamw_torch_fused", 1e-3), ("sgd", 0.05)):
     weights = {"model": dict(model.named_parameters()), "ema": dict(trainer.weight_average.module.named_parameters())}
     if args.should_save:
         torch.save((weights, metrics), f"{sys.argv[2]}/{optim}.pt")
-exit_script(0)
+exit_command(0)
 """
 
 

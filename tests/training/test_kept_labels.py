@@ -165,7 +165,7 @@ import sys
 from pathlib import Path
 import conftest, torch
 import test_kept_labels as t
-from hf_deit.training.processes import exit_script
+from hf_deit.commands.command_line import exit_command
 from hf_deit.models.teacher import TeacherDescription
 folder, teacher, recorded = Path(sys.argv[1]), t.describe(sys.argv[2]), sys.argv[3]
 results = {"live": t.train(folder, teacher)}
@@ -177,7 +177,7 @@ results["replay"] = t.train(folder, teacher, teacher_labels=recorded)
 results["replay own"] = t.train(folder, None, teacher_labels=str(folder / "store"), teacher_labels_readonly=True)
 torch.save({name: (result, vars(report) if report else None) for name, (result, report) in results.items()},
            folder / f"{rank}.pt")
-exit_script(0)
+exit_command(0)
 """
 
 

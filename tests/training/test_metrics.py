@@ -4,7 +4,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from hf_deit.training.metrics import TopKAccuracy
+from hf_deit.training.top_k_accuracy import TopKAccuracy
 
 
 def random_ranking(samples: int, labels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

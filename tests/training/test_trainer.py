@@ -172,7 +172,7 @@ import sys
 import conftest, torch
 from support import tiny
 from hf_deit import load_teacher
-from hf_deit.training.processes import exit_script
+from hf_deit.commands.command_line import exit_command
 teacher = load_teacher(sys.argv[1], student_processor=tiny.processor())
 model = tiny.student(drop_path_rate=0.2)
 args = tiny.arguments(sys.argv[2], max_steps=20, per_device_train_batch_size=int(sys.argv[3]),
@@ -183,7 +183,7 @@ trainer.train(resume_from_checkpoint=sys.argv[5] or None)
 metrics = trainer.evaluate()
 if args.should_save:
     torch.save(({k: v.detach() for k, v in model.named_parameters()}, metrics), sys.argv[2] + "/result.pt")
-exit_script(0)
+exit_command(0)
 """
 
 
@@ -597,8 +597,8 @@ def test_skipped_images_are_counted_to_the_last(tmp_path, folder_with_a_broken_i
     )
     met = sum(key.index == 15 for epoch in range(3) for key in keys_of(trainer, epoch)[: 8 * (2 if epoch < 2 else 1)])
     trainer.train()
-    assert trainer.skipped_images == met > 0
-    assert trainer.images_per_second > 0
+    assert trainer.step_record.skipped_images == met > 0
+    assert trainer.step_record.images_per_second > 0
     # 17 images in batches of 16: the last batch is the broken one alone.
     assert math.isfinite(trainer.evaluate(images.select([*range(15), 16, 15]))["eval_loss"])
 

@@ -205,7 +205,7 @@ class _Arm:
         self.batch = next(self._batches)
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
-        inputs = self.trainer._prepare_inputs(batch)
+        inputs = self.trainer.prepare_batch(batch)
         with self.trainer.compute_loss_context_manager():
             loss = self.trainer.compute_loss(self._model, inputs)
         self.trainer.accelerator.backward(loss)

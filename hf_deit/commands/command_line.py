@@ -1,0 +1,72 @@
+"""What all commands do alike: their parser, what ends them, and the exit status that says so."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from accelerate import PartialState
+
+from ..errors import BadImageError, CheckpointError, InputError, PublishError, TrainingDivergedError
+
+# Of what ends a command with a message; input that cannot be used is 2, as argparse has it.
+_STATUSES = {CheckpointError: 1, TrainingDivergedError: 1, PublishError: 3}
+STATUS_OF_INPUT = 2
+STATUS_OF_INTERRUPT = 130
+STATUS_OF_PUBLISHING = _STATUSES[PublishError]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Raises `InputError` instead of printing its usage."""
+
+    def __init__(self, description: str, **settings: object) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **settings,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def run_command(
+    function: Callable[[Sequence[str]], int], arguments: Sequence[str], *, if_interrupted: str = "stopped"
+) -> int:
+    """Runs a command; what ends it is told in one line on stderr, without a traceback.
+
+    Args:
+        function: of the arguments, giving the exit status.
+        if_interrupted: what to say after Ctrl-C.
+
+    Returns:
+        The exit status: 0 when all is done, 1 when the training diverged or a checkpoint could not be written, 2 when
+        the input cannot be used, 3 when the Hub refused or could not be reached, 130 after Ctrl-C.
+    """
+    try:
+        return function(arguments)
+    except (InputError, TrainingDivergedError, CheckpointError, PublishError) as error:
+        report_error(error)
+        kinds = (status for kind, status in _STATUSES.items() if isinstance(error, kind))
+        return next(kinds, STATUS_OF_INPUT)
+    except KeyboardInterrupt:
+        print(f"\n{if_interrupted}", file=sys.stderr, flush=True)
+        return STATUS_OF_INTERRUPT
+
+
+def report_error(error: Exception) -> None:
+    """Writes an error to stderr, once: where one process alone can know of it, there, else in the main one."""
+    if PartialState().is_main_process or isinstance(error, BadImageError | CheckpointError):
+        sys.stderr.write(f"\nerror: {error}\n")
+        sys.stderr.flush()
+
+
+def exit_command(status: int) -> NoReturn:
+    """Ends the process of a command; if all processes have come to its end, without leaving their communication open.
+
+    Threads of an open one can abort a process that leaves, after all is done and written.
+    """
+    if status in (0, STATUS_OF_PUBLISHING):
+        PartialState().destroy_process_group()
+    sys.exit(status)

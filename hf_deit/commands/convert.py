@@ -1,0 +1,39 @@
+"""`hf-deit convert`: converts a checkpoint of DeiT or CaiT to another format, bit for bit."""
+
+from collections.abc import Sequence
+
+from transformers.utils import logging
+
+from ..export.compare import largest_difference
+from ..export.write import FORMATS, convert_checkpoint
+from .command_line import CommandParser, run_command
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; see `run_command` for the exit status."""
+    return run_command(_convert, arguments)
+
+
+def _convert(arguments: Sequence[str]) -> int:
+    parser = CommandParser(__doc__)
+    parser.add_argument("source", help="a .pth or .safetensors file, or a folder; its format is found out")
+    parser.add_argument("destination", help="a .pth file for facebook, a folder for the others")
+    parser.add_argument("--to", required=True, choices=FORMATS)
+    parser.add_argument("--ema", action="store_true", help="take a facebookresearch file's moving average")
+    parser.add_argument(
+        "--check", action="store_true", help="run both on the same images, each by the library of its format"
+    )
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    checkpoint = convert_checkpoint(options.source, options.destination, to=options.to, averaged=options.ema)
+    config = checkpoint.config
+    print(
+        f"{options.source} ({checkpoint.source_format}, {config.model_type}, {config.num_hidden_layers} layers of "
+        f"{config.hidden_size}, {config.image_size} pixels, {config.num_labels} labels) → {options.destination} "
+        f"({options.to})"
+    )
+    if options.check:
+        difference = largest_difference(options.source, options.destination, averaged=options.ema, to=options.to)
+        print(f"largest difference of the logits: {difference:.2e}")
+    return 0

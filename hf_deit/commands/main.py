@@ -1,0 +1,63 @@
+"""The command `hf-deit`, and `python -m hf_deit`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+# What each command does; its module has its name. Nothing is loaded before one is chosen.
+COMMANDS = {
+    "train": "distil a model from a teacher, or train one from labels alone",
+    "label": "let a teacher label training views, so that later runs need none",
+    "preview": "show what training sees, as a picture",
+    "convert": "convert a checkpoint between facebookresearch, timm, transformers and hf_deit",
+    "publish": "check a trained model, or kept labels, and push it to the Hub",
+    "benchmark": "measure what training costs, arms in turn",
+}
+
+
+def usage() -> str:
+    """What `hf-deit --help` prints."""
+    commands = "\n".join(f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items())
+    return (
+        "Distil any image classifier on the Hugging Face Hub into a DeiT.\n\n"
+        f"usage: hf-deit COMMAND [options]\n\n{commands}\n\n"
+        "  hf-deit COMMAND --help      the options that people use\n"
+        "  hf-deit train               without options: digits, on any CPU, in minutes\n\n"
+        "On several devices: accelerate launch -m hf_deit COMMAND [options]\n"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: the command and its options.
+
+    Returns:
+        The exit status, see `hf_deit.commands.command_line.run_command`.
+    """
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage(), end="")
+        return 0
+    if name == "--version":
+        import hf_deit
+
+        print(hf_deit.__version__)
+        return 0
+    if name not in COMMANDS:
+        from ..errors import InputError
+        from .command_line import STATUS_OF_INPUT, report_error
+
+        report_error(InputError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}"))
+        return STATUS_OF_INPUT
+    return importlib.import_module(f"{__package__}.{name}").main(rest)
+
+
+def run() -> NoReturn:
+    """The entry point: runs a command and ends the process."""
+    status = main(sys.argv[1:])
+    from .command_line import exit_command  # loaded by now, unless only the usage was asked for
+
+    exit_command(status)

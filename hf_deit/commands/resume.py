@@ -1,0 +1,169 @@
+"""Going on with a run: under its own arguments, from a checkpoint on disk or one that it has pushed."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from transformers.utils import logging
+
+from ..errors import InputError
+from ..hub.client import HUB_ERRORS, ask, keep_trying, why
+from ..hub.files import write_json
+from ..hub.run_folder import RECIPE_FILE, STATE_FILE, last_whole_checkpoint
+from ..recipes import load_recipe
+from ..recipes.resolve import Arguments, check_same_run, take_revisions
+from ..training.checkpoints import check_resumable, find_checkpoint, resume_wish
+from ..training.label_source import LabelSource
+from ..training.processes import on_main_process
+from ..training.trainer import DistillationTrainer
+from .sources import resolve_sources
+
+logger = logging.get_logger(__name__)
+
+UNFINISHED_CHECKPOINT = "checkpoint.unfinished"
+_DOWNLOAD_SECONDS = 120.0
+
+
+@dataclass
+class Beginning:
+    """Where a run begins.
+
+    Attributes:
+        arguments: with commits as revisions; of a run that goes on, those that it was started with.
+        labels: the label store that they name, or None.
+        checkpoint: a folder to go on from, or None.
+        fetched: a checkpoint in the cache that shall become one of this run, or None.
+    """
+
+    arguments: Arguments
+    labels: LabelSource | None
+    checkpoint: str | None = None
+    fetched: str | None = None
+
+    def take_checkpoint(self, trainer: DistillationTrainer) -> str | None:
+        """The checkpoint to go on from, in the run's own folder, or None.
+
+        Raises:
+            InputError: the run cannot go on from it.
+        """
+        if self.fetched is None:
+            return self.checkpoint
+        on_main_process(lambda: check_resumable(self.fetched, trainer.steps_per_epoch))
+        return on_main_process(lambda: adopt_checkpoint(self.fetched, self.arguments.training.output_dir))
+
+
+def begin(arguments: Arguments) -> Beginning:
+    """Finds out whether a run is new or goes on, and from where; names on the Hub become commits.
+
+    Raises:
+        InputError: there is nothing to go on from, or the arguments are those of another run.
+    """
+    args = arguments.training
+    wish = resume_wish(args.resume_from_checkpoint)
+    recipe_file = os.path.join(args.output_dir, RECIPE_FILE)
+    if args.resume_from_hub is not None:
+        fetched, published = on_main_process(lambda: fetch_checkpoint(args.resume_from_hub))
+        return _go_on(arguments, published, fetched=fetched)
+    if wish is None:
+        return _start(arguments)
+    if not os.path.isfile(recipe_file):
+        beginning = _start(arguments)
+    else:
+        beginning = _go_on(arguments, recipe_file)
+        if wish is True and last_whole_checkpoint(args.output_dir) is None:
+            logger.warning("the run in %s was stopped before its first checkpoint: it starts again", args.output_dir)
+            return beginning
+    beginning.checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    return beginning
+
+
+def _start(arguments: Arguments) -> Beginning:
+    labels = LabelSource.of(arguments.training)
+    return Beginning(resolve_sources(arguments, labels), labels)
+
+
+def _go_on(arguments: Arguments, recipe: str | dict[str, Any], *, fetched: str | None = None) -> Beginning:
+    beginning = _start(take_revisions(recipe, arguments))
+    check_same_run(recipe, beginning.arguments)
+    beginning.fetched = fetched
+    return beginning
+
+
+def fetch_checkpoint(source: str) -> tuple[str, dict[str, Any]]:
+    """Downloads the newest checkpoint that a run has pushed, into the cache.
+
+    Args:
+        source: Hub id, or ID@REVISION.
+
+    Returns:
+        The checkpoint's folder in the cache, and the published recipe.
+
+    Raises:
+        InputError: there is none, or no right to read it.
+    """
+    repo_id, _, revision = source.partition("@")
+
+    def find() -> tuple[str, str]:
+        commit = HfApi().model_info(repo_id, revision=revision or None).sha
+        files = HfApi().list_repo_files(repo_id, revision=commit)
+        names = [name.removesuffix(f"/{STATE_FILE}") for name in files if name.endswith(f"/{STATE_FILE}")]
+        numbers = {name: _number(name) for name in names if _number(name) is not None}
+        if not numbers:
+            raise InputError(
+                f"{source!r} has no checkpoint to go on from: expected last-checkpoint or checkpoint-N, which a run "
+                "pushes with --hub_strategy checkpoint or all_checkpoints"
+            )
+        return commit, max(numbers, key=numbers.__getitem__)
+
+    what = f"downloading the checkpoint of {source}"
+    try:
+        commit, name = ask(find, what=what)
+        patterns = [f"{name}/*", RECIPE_FILE]
+        snapshot = keep_trying(
+            lambda: snapshot_download(repo_id, revision=commit, allow_patterns=patterns),
+            what=what,
+            seconds=_DOWNLOAD_SECONDS,
+        )
+    except InputError:
+        raise
+    except HUB_ERRORS as error:
+        raise InputError(f"cannot go on from {source!r} ({why(error)}): check its name and your token") from error
+    recipe = os.path.join(snapshot, RECIPE_FILE)
+    if not os.path.isfile(recipe):
+        raise InputError(f"{source!r} has a checkpoint but no {RECIPE_FILE}: it was not pushed by a run of hf_deit")
+    return os.path.join(snapshot, name), load_recipe(recipe)
+
+
+def _number(name: str) -> float | None:
+    """How new a checkpoint's folder is among others of its run; None if it is no checkpoint."""
+    if name == "last-checkpoint":
+        return float("inf")
+    match = re.fullmatch(r"checkpoint-(\d+)", name)
+    return None if match is None else int(match[1])
+
+
+def adopt_checkpoint(fetched: str, output_dir: str) -> str:
+    """Makes a checkpoint from `fetch_checkpoint` one of this run.
+
+    Returns:
+        Its folder.
+    """
+    unfinished = os.path.join(output_dir, UNFINISHED_CHECKPOINT)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(fetched, unfinished)
+    path = os.path.join(unfinished, STATE_FILE)
+    with open(path, encoding="utf-8") as file:
+        state = json.load(file)
+    checkpoint = os.path.join(output_dir, f"checkpoint-{state['global_step']}")
+    best = state.get("best_model_checkpoint")
+    if best == os.path.basename(checkpoint):
+        state["best_model_checkpoint"] = checkpoint
+    elif best:  # only the newest one was fetched: the best so far is not at hand
+        state["best_model_checkpoint"] = state["best_metric"] = state["best_global_step"] = None
+    write_json(state, path)
+    os.replace(unfinished, checkpoint)
+    return checkpoint
