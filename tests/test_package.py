@@ -1,6 +1,8 @@
 """The package keeps its shape: rooms whose imports point one way, one version in one place."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ ORDER = [
     {"commands"},
 ]
 ROOMS = sorted(set().union(*ORDER))
+INIT = (PACKAGE / "__init__.py").read_text()
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
 
 
@@ -73,6 +76,25 @@ def test_what_is_published_beside_cait_imports_siblings_alone():
                 assert node.level == 1 and node.module, (name, ast.unparse(node))
                 todo += [f"{node.module}.py"] if f"{node.module}.py" not in seen else []
     assert {"keyed.py", "modeling_common.py", "configuration_cait.py", "configuration_deit.py"} < seen
+
+
+def test_importing_loads_nothing_before_it_is_asked_for():
+    heavy = "['torch', 'transformers', 'datasets', 'evaluate', 'timm', 'matplotlib', 'sklearn', 'torchvision']"
+    script = f"import hf_deit, sys; print([name for name in {heavy} if name in sys.modules])"
+    script += f"; hf_deit.DistillationTrainer; print([name for name in {heavy}[3:7] if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]
+
+
+def test_public_names_are_found_and_others_are_not():
+    assert {"DistillationTrainer", "load_teacher", "TeacherLabelStore"} < set(hf_deit.__all__) <= set(dir(hf_deit))
+    for name in hf_deit.__all__:
+        assert getattr(hf_deit, name).__name__ == name
+    for_checkers = ast.walk(next(node for node in ast.parse(INIT).body if isinstance(node, ast.If)))
+    names = [alias.name for node in for_checkers if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(names) == hf_deit.__all__
+    with pytest.raises(AttributeError, match="no attribute 'DistilationTrainer'"):
+        hf_deit.DistilationTrainer  # noqa: B018
 
 
 def test_package_is_typed_and_versioned_in_one_place():

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from ..evaluation.benchmarks.imports import measure_imports
 from ..evaluation.benchmarks.label_store import measure_label_store
 from .command_line import CommandParser, run_command
 
@@ -16,6 +17,7 @@ def _benchmark(arguments: Sequence[str]) -> int:
     parser = CommandParser(__doc__)
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     _add_label_store(benchmarks)
+    _add_imports(benchmarks)
     options = vars(parser.parse_args(arguments))
     measure = options.pop("measure")
     del options["benchmark"]
@@ -38,3 +40,9 @@ def _add_label_store(benchmarks: argparse._SubParsersAction) -> None:
     store.add_argument("--steps", type=int, default=1, help="of an arm in a round")
     store.add_argument("--bf16", action="store_true", help="of student and teacher")
     store.add_argument("--storage_views", type=int, default=1_281_152, help="of the epoch that is stored")
+
+
+def _add_imports(benchmarks: argparse._SubParsersAction) -> None:
+    imports = benchmarks.add_parser("imports", description="Importing this package, against importing transformers.")
+    imports.set_defaults(measure=measure_imports)
+    imports.add_argument("--rounds", type=int, default=5, help="that are counted")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torchvision import transforms
 
 from ..errors import InputError
@@ -42,6 +41,8 @@ def build_train_transform(
     Raises:
         InputError: timm does not know the policy.
     """
+    from timm.data import create_transform  # all of timm's models come with it
+
     _check_policy(auto_augment)
     try:
         transform = create_transform(

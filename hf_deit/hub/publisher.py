@@ -140,5 +140,5 @@ class Publisher:
             later = command("publish", self._output_dir, *options)
             raise PublishError(
                 f"the model lies whole in {self._output_dir!r}, but could not be pushed to {self.repository.url} "
-                f"({reason}). Publish it later with:\n\n    {command('publish', self._output_dir, *options)}\n"
+                f"({reason}). Publish it later with:\n\n    {later}\n"
             )

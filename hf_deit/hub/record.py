@@ -10,7 +10,6 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..errors import InputError, first_line
 from .card import update_card
-from .curves import plot_curves
 from .facts import RunFacts
 from .files import link, read_json, read_text, write_json, write_whole
 from .recipe_file import dump_recipe
@@ -50,6 +49,8 @@ def write_record(
     Raises:
         OSError: it cannot be written.
     """
+    from .curves import plot_curves  # brings matplotlib
+
     write_json(facts.to_dict(), os.path.join(folder, RUN_FILE))
     write_json(facts.environment, os.path.join(folder, ENVIRONMENT_FILE))
     plot_curves(log_history, os.path.join(folder, CURVES_FILE))

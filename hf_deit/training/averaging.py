@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from timm.utils import ModelEmaV3
 from transformers import PreTrainedModel
 
 from .checkpoints import restore_weights
@@ -23,6 +22,8 @@ class WeightAverage:
     """
 
     def __init__(self, model: PreTrainedModel, decay: float) -> None:
+        from timm.utils import ModelEmaV3  # all of timm's models come with it
+
         self._model = model
         self._average = ModelEmaV3(model, decay=decay, use_warmup=True, foreach=True)
         self._is_in_place = False
