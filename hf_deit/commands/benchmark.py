@@ -14,8 +14,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _benchmark(arguments: Sequence[str]) -> int:
-    parser = CommandParser(__doc__)
-    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    parser = CommandParser("benchmark", "Measures with the arms in turn, so that a ratio holds on a busy machine.")
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, parser_class=argparse.ArgumentParser)
     _add_label_store(benchmarks)
     _add_imports(benchmarks)
     options = vars(parser.parse_args(arguments))

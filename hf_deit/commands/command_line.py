@@ -1,7 +1,9 @@
 """What all commands do alike: their parser, what ends them, and the exit status that says so."""
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -17,11 +19,18 @@ STATUS_OF_PUBLISHING = _STATUSES[PublishError]
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Raises `InputError` instead of printing its usage."""
+    """Raises `InputError` instead of printing its usage.
 
-    def __init__(self, description: str, **settings: object) -> None:
+    Args:
+        name: of the command.
+        description: what it does, wrapped to the width of the terminal.
+        **settings: of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, name: str, description: str, **settings: object) -> None:
         super().__init__(
-            description=description,
+            prog=f"hf-deit {name}",
+            description=textwrap.fill(description, width=shutil.get_terminal_size().columns - 2),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             **settings,

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _convert(arguments: Sequence[str]) -> int:
-    parser = CommandParser(__doc__)
+    parser = CommandParser("convert", "Converts a checkpoint of DeiT or CaiT to another format, bit for bit.")
     parser.add_argument("source", help="a .pth or .safetensors file, or a folder; its format is found out")
     parser.add_argument("destination", help="a .pth file for facebook, a folder for the others")
     parser.add_argument("--to", required=True, choices=FORMATS)

@@ -17,8 +17,9 @@ from ..recipes.resolve import Arguments, resolve_arguments
 from ..training.arguments import DistillationTrainingArguments
 from ..training.kept_labels import Batch, KeptLabels
 from ..training.label_source import LabelSource
-from .command_line import CommandParser, run_command
+from .command_line import run_command
 from .prepare import as_range, prepare
+from .run_options import RunParser
 from .sources import describe_sources, resolve_sources
 
 _FLUSH_SECONDS = 60.0
@@ -134,9 +135,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _label_command(arguments: Sequence[str]) -> int:
-    parser = CommandParser(__doc__)
+    parser = RunParser(
+        "label",
+        "Lets a teacher label training views without training a student. Takes the recipe and the options of the runs "
+        "that will replay the labels. What is there already is left as it is; several processes share the work.",
+        examples=[
+            "hf-deit label --recipe own_images --train_dir images/train --teacher_model_name_or_path NAME "
+            "--teacher_labels outputs/labels",
+        ],
+        usual=("images", "student and teacher", "training"),
+    )
     parser.add_argument("--epochs", help="FIRST:LAST, LAST exclusive; by default all that a run needs")
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_run(arguments)
     result = label_epochs(resolve_arguments(rest), epochs=options.epochs)
     if PartialState().is_main_process:
         print(f"\n{result}")

@@ -9,8 +9,9 @@ from ..errors import InputError, first_line
 from ..recipes.resolve import resolve_arguments
 from ..training.label_source import LabelSource
 from ..training.preview import check_picture_name, contact_sheet
-from .command_line import CommandParser, run_command
+from .command_line import run_command
 from .prepare import as_range, prepare
+from .run_options import RunParser
 
 
 def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Image:
@@ -40,11 +41,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _preview(arguments: Sequence[str]) -> int:
-    parser = CommandParser(__doc__)
+    parser = RunParser(
+        "preview",
+        "Shows what training sees: a contact sheet of training views with their targets. Takes the recipe and the "
+        "options of the run; needs no GPU and no teacher.",
+        examples=["hf-deit preview --recipe own_images --train_dir images/train --epoch 7 --slots 100:116"],
+        usual=("images", "training"),
+    )
     parser.add_argument("--epoch", type=int, default=0, help="from 0")
     parser.add_argument("--slots", default="0:16", help="FIRST:LAST of the epoch's order, LAST exclusive")
     parser.add_argument("--output", default="preview.png", help="picture to write")
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_run(arguments)
     check_picture_name(options.output)
     sheet = preview_run(rest, epoch=options.epoch, slots=options.slots)
     try:

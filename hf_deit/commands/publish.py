@@ -16,7 +16,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _publish(arguments: Sequence[str]) -> int:
-    parser = CommandParser(__doc__)
+    parser = CommandParser(
+        "publish",
+        "Pushes a trained model, or a teacher's labels, to the Hub, after a check that loads it as users will.",
+    )
     parser.add_argument(
         "folder",
         help="what a run has written, or any image classifier with its image processor and a model card; or "

@@ -26,6 +26,7 @@ from ..training.trainer import DistillationTrainer
 from .command_line import STATUS_OF_PUBLISHING, run_command
 from .prepare import PreparedRun, make_student, prepare
 from .resume import UNFINISHED_CHECKPOINT, begin
+from .run_options import RunParser
 from .sources import describe_sources, with_teacher
 
 logger = logging.get_logger(__name__)
@@ -338,7 +339,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    result = run(resolve_arguments(arguments))
+    parser = RunParser(
+        "train",
+        "Distils a model from a teacher, or trains one from labels alone (--distillation_type none).",
+        examples=[
+            "hf-deit train                                    (digits, on any CPU, in minutes)",
+            "hf-deit train --recipe own_images --train_dir images/train --teacher_model_name_or_path NAME",
+            "accelerate launch -m hf_deit train --recipe deit_tiny_distilled",
+        ],
+    )
+    _, rest = parser.parse_run(arguments)
+    result = run(resolve_arguments(rest))
     if PartialState().is_main_process:
         _print_result(result)
     return 0 if result.publish_error is None else STATUS_OF_PUBLISHING

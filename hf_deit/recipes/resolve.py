@@ -70,6 +70,11 @@ class _Parser(HfArgumentParser):
         raise InputError(message)
 
 
+def argument_parser() -> HfArgumentParser:
+    """Of the fields of a run's arguments, as options of a command line."""
+    return _Parser(ARGUMENT_CLASSES, allow_abbrev=False)
+
+
 def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     """Turns a command line into arguments: `--recipe` (default "digits") first, everything else on top.
 
@@ -84,7 +89,7 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     for given, replaced in (("train_dir", "dataset_name"), ("dataset_name", "train_dir")):
         if any(argument.split("=")[0].replace("-", "_") == f"__{given}" for argument in rest):
             recipe.pop(replaced, None)  # the command line's data take the place of the recipe's
-    parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False)
+    parser = argument_parser()
     from_recipe = _as_command_line(recipe, {action.dest: action.nargs for action in parser._actions})
     *parsed, unknown = parser.parse_args_into_dataclasses(
         [*from_recipe, *rest], return_remaining_strings=True, look_for_args_file=False

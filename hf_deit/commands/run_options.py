@@ -1,0 +1,69 @@
+"""The options of commands that take those of a run: `--help` shows what people use, `--help-all` every field."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..recipes import ARGUMENT_CLASSES, list_recipes
+from ..recipes.resolve import argument_parser
+from .command_line import CommandParser
+
+_STARTS = ", ".join(name for name in ("digits", "own_images", "small_data") if name in list_recipes())
+# The options that most runs need, by what they are about. Where no words are given, the field's own help is shown.
+_USUAL = {
+    "images": {"train_dir": None, "validation_dir": None, "dataset_name": None, "unlabeled_dir": None},
+    "student and teacher": {
+        "student": None,
+        "image_size": None,
+        "teacher_model_name_or_path": None,
+        "teacher_labels": None,
+    },
+    "training": {
+        "recipe": f"Arguments to start from ({_STARTS}, …), or a YAML file; the command line comes on top.",
+        "num_train_epochs": "How often the images are gone through.",
+        "per_device_train_batch_size": "Views of a step, on each device.",
+        "learning_rate": None,
+        "output_dir": "Folder of the model and its checkpoints.",
+        "resume_from_checkpoint": "true goes on with the run in output_dir, also after a kill.",
+    },
+    "publishing": {"push_to_hub": "Push the model when it is trained.", "hub_model_id": "Its name, my-name/my-deit."},
+}
+
+
+class RunParser(CommandParser):
+    """Parses a command's own options, and leaves those of the run.
+
+    Args:
+        name, description: see `CommandParser`.
+        examples: command lines, a line each.
+        usual: which groups of usual options `--help` shows.
+    """
+
+    def __init__(
+        self, name: str, description: str, *, examples: Sequence[str], usual: Sequence[str] = tuple(_USUAL)
+    ) -> None:
+        super().__init__(name, description, add_help=False, usage=f"hf-deit {name} [options]")
+        self._examples, self._usual = examples, usual
+
+    def parse_run(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The command's own options, and the rest, which are the run's. Prints the help if that is asked for."""
+        if {"-h", "--help", "--help-all", "--help_all"} & set(arguments):
+            self._print_help(is_whole="--help" not in arguments and "-h" not in arguments)
+        return self.parse_known_args(arguments)
+
+    def _print_help(self, *, is_whole: bool) -> NoReturn:
+        if is_whole:
+            print(argument_parser().format_help(), end="")
+            raise SystemExit(0)
+        fields = {field.name: field for part in ARGUMENT_CLASSES for field in dataclasses.fields(part)}
+        for title in self._usual:
+            group = self.add_argument_group(title)
+            for name, words in _USUAL[title].items():
+                group.add_argument(f"--{name}", metavar="…", help=words or fields[name].metadata["help"])
+        self.epilog = "examples:\n" + "\n".join(f"  {example}" for example in self._examples)
+        self.epilog += (
+            "\n\n--help-all shows every option: the fields of transformers.TrainingArguments are options, too."
+        )
+        print(self.format_help(), end="")
+        raise SystemExit(0)

@@ -1,0 +1,112 @@
+"""The command as it is typed: what it says of itself, which words it takes, and that it needs no clone."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from support.main_of import ROOT
+
+import hf_deit
+from hf_deit.commands.main import COMMANDS, main
+
+
+def printed_by(capsys, *arguments: str) -> tuple[int, str]:
+    try:
+        status = main(arguments)
+    except SystemExit as ended:
+        status = ended.code
+    return status, "".join(capsys.readouterr())
+
+
+def test_what_it_can_do_is_told(capsys):
+    for arguments in ((), ("--help",), ("-h",)):
+        status, printed = printed_by(capsys, *arguments)
+        assert status == 0 and all(re.search(rf"^  {name} ", printed, flags=re.MULTILINE) for name in COMMANDS)
+    assert printed_by(capsys, "--version") == (0, f"{hf_deit.__version__}\n")
+
+
+def test_a_command_that_does_not_exist_is_refused_with_those_that_do(capsys):
+    status, printed = printed_by(capsys, "trian")
+    assert status == 2 and "'trian'" in printed and ", ".join(COMMANDS) in printed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(capsys, name):
+    status, printed = printed_by(capsys, name, "--help")
+    assert status == 0 and f"hf-deit {name}" in printed and len(printed.splitlines()) < 60
+
+
+@pytest.mark.parametrize("name", ["train", "label", "preview"])
+def test_help_shows_what_people_use_and_help_all_everything(capsys, name):
+    _, usual = printed_by(capsys, name, "--help")
+    _, everything = printed_by(capsys, name, "--help-all")
+    for option in ("--train_dir", "--recipe", "--output_dir"):
+        assert option in usual
+    assert "examples:" in usual and "--help-all" in usual
+    assert "--adam_beta2" not in usual and "--adam_beta2" in everything and "--mixup_probability" in everything
+
+
+def test_options_of_the_same_meaning_have_one_name(capsys):
+    _, publish = printed_by(capsys, "publish", "--help")
+    _, train = printed_by(capsys, "train", "--help-all")
+    options = re.findall(r"^  (--\w+)", publish, flags=re.MULTILINE)
+    assert {"--hub_model_id", "--hub_push_timeout", "--hub_revision", "--hub_private_repo"} <= set(options)
+    assert [option for option in options if option not in train] == []
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder of the programs of an environment that has a wheel of this package, and no clone."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheel = [*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    subprocess.run(wheel, check=True, capture_output=True)
+    venv.create(folder / "environment", symlinks=True)
+    python = folder / "environment" / "bin" / "python"
+    site = subprocess.run(
+        [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True
+    )
+    # Not a site folder of its own, so that what stands there for an editable installation is not followed.
+    Path(site.stdout.strip(), "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (path,) = folder.glob("*.whl")
+    install = [
+        *pip[:3],
+        "--python",
+        str(python),
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--ignore-installed",
+        str(path),
+    ]
+    subprocess.run(install, check=True, capture_output=True)
+    return python.parent
+
+
+def run_installed(installed: Path, folder: Path, *command: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [installed / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_wheel_brings_all_that_the_commands_need(installed, tmp_path):
+    script = "import hf_deit; from hf_deit.hub.zoo_cards import make_card; print(hf_deit.__file__)"
+    script += "; print(len(make_card('deit_tiny_patch16_224')), *hf_deit.list_recipes())"
+    where, what = run_installed(installed, tmp_path, "python", "-c", script).splitlines()
+    assert Path(where).is_relative_to(installed.parent) and not Path(where).is_relative_to(ROOT)
+    assert what.split()[1:] == hf_deit.list_recipes() and int(what.split()[0]) > 3000
+    assert "hf-deit publish" in run_installed(installed, tmp_path, "hf-deit", "publish", "--help")
+
+
+def test_accelerate_launches_what_is_installed(installed, tmp_path):
+    command = ["-m", "accelerate.commands.launch", "--cpu", "-m", "hf_deit", "train", "--recipe", "debug"]
+    printed = run_installed(installed, tmp_path, "python", *command, "--use_cpu", "true", "--output_dir", "run")
+    assert "The model lies in run" in printed and (tmp_path / "run" / "model.safetensors").is_file()
