@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -63,8 +64,12 @@ def test_options_of_the_same_meaning_have_one_name(capsys):
 def installed(tmp_path_factory) -> Path:
     """The folder of the programs of an environment that has a wheel of this package, and no clone."""
     folder = tmp_path_factory.mktemp("installed")
+    source = folder / "source"  # building writes into it
+    shutil.copytree(ROOT / "hf_deit", source / "hf_deit", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    wheel = [*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    wheel = [*pip, "wheel", str(source), "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
     subprocess.run(wheel, check=True, capture_output=True)
     venv.create(folder / "environment", symlinks=True)
     python = folder / "environment" / "bin" / "python"
