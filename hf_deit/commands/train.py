@@ -15,6 +15,7 @@ from ..data.load import ImageData
 from ..errors import InputError, PublishError
 from ..hub.facts import RunSources
 from ..hub.run_folder import RECIPE_FILE
+from ..models.heads import CLASS, DISTILLATION
 from ..models.teacher import TeacherDescription
 from ..recipes.resolve import Arguments, resolve_arguments, save_recipe
 from ..training.checkpoints import resume_wish
@@ -290,11 +291,11 @@ def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict
     if trainer.teacher is not None:
         accuracies["teacher"] = trainer.evaluate_teacher()
     for average, suffix in (("", ""), ("ema_", ", averaged")):
-        for head, name in (("class_", "class head"), ("distillation_", "distillation head")):
-            if f"eval_{average}{head}top1" in metrics:
-                accuracies[f"{name}{suffix}"] = metrics[f"eval_{average}{head}top1"]
+        for head in (CLASS, DISTILLATION):
+            if f"eval_{average}{head.prefix}top1" in metrics:
+                accuracies[f"{head.words}{suffix}"] = metrics[f"eval_{average}{head.prefix}top1"]
         if f"eval_{average}top1" in metrics:
-            whole = "fused" if "class head" in accuracies else "student"
+            whole = "fused" if CLASS.words in accuracies else "student"
             accuracies[f"{whole}{suffix}"] = metrics[f"eval_{average}top1"]
     return accuracies
 

@@ -23,7 +23,7 @@ from transformers import ViTImageProcessor
 
 from ..errors import InputError
 from ..models.configuration_cait import CaiTConfig
-from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair
+from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair, label2id_of
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.zoo import create_config, list_models, model_class_of
 from .checkpoint import CONFIG_CLASSES, DTYPES, HEAD_DIM, METADATA_KEY, PROCESSOR_SETTINGS, Checkpoint, one_line
@@ -137,7 +137,7 @@ def _read_timm_folder(folder: str, stated: dict[str, Any]) -> Checkpoint:
             many = len(labels) if isinstance(labels, list) else type(labels).__name__
             raise InputError(f"{folder!r} names {many} labels for {config.num_labels} classes")
         config.id2label = dict(enumerate(map(str, labels)))
-        config.label2id = {label: index for index, label in config.id2label.items()}
+        config.label2id = label2id_of(config.id2label)
         found = config, _timm_processor(settings, config, folder)
     return _checked(Checkpoint(found[0], our_weights(weights, found[0], folder), found[1], "timm"), folder)
 
@@ -299,7 +299,7 @@ def _infer_config(
             raise InputError(f"{where!r} does not say how many attention heads it has, and {reason}")
     if num_labels == 1000:  # in the order of ILSVRC-2012, as all of their classifiers have them
         fields["id2label"] = dict(enumerate(map(ImageNetInfo().index_to_description, range(1000))))
-        fields["label2id"] = {label: index for index, label in fields["id2label"].items()}
+        fields["label2id"] = label2id_of(fields["id2label"])
     try:
         return config_class(**fields)
     except Exception as error:

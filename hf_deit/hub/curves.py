@@ -7,16 +7,15 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..models.heads import CLASS, DISTILLATION, HEADS
 from .files import write_whole
 
 # Validated as a set for readers who do not tell all colours apart (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_LOSSES = {"loss": "total", "class_loss": "class head", "distillation_loss": "distillation head"}
+_LOSSES = {"loss": "total", **{f"{head.prefix}loss": head.words for head in (CLASS, DISTILLATION)}}
 _ACCURACIES = {
     "teacher_top1": "teacher",
-    "eval_top1": "fused heads",
-    "eval_class_top1": "class head",
-    "eval_distillation_top1": "distillation head",
+    **{f"eval_{head.prefix}top1": head.words for head in HEADS},
     "eval_ema_top1": "averaged weights",
 }
 
@@ -31,7 +30,7 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    single_head = not any("eval_class_top1" in line for line in log_history)
+    single_head = not any(f"eval_{CLASS.prefix}top1" in line for line in log_history)
     accuracies = {**_ACCURACIES, "eval_top1": "student"} if single_head else _ACCURACIES
     panels = [
         ("training loss", _LOSSES, "log"),

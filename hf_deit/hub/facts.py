@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerState
 
+from ..models.heads import CLASS, HEADS
 from .environment import describe_environment
 
-_HEADS = {"": "fused heads", "class_": "class head", "distillation_": "distillation head"}
 # In the names of checkpoints: trained on more than the images of ImageNet-1k.
 _MORE_DATA = re.compile(
     r"in2[12]k|imagenet-?2[12]k|laion|clip|siglip|jft|ig1b|swsl|webli|lvd|dfn|datacomp|merged2b", re.I
@@ -241,13 +241,13 @@ class RunFacts:
         if self.num_validation is None:
             return []
         average = "ema_" if self.weights == "ema" else ""
-        single = f"eval_{average}class_top1" not in self.metrics
+        single = f"eval_{average}{CLASS.prefix}top1" not in self.metrics
         rows = []
-        for head, name in _HEADS.items():
+        for head in HEADS:
             for k in (1, 5):
-                value = self.metrics.get(f"eval_{average}{head}top{k}")
+                value = self.metrics.get(f"eval_{average}{head.prefix}top{k}")
                 if value is not None:
-                    rows.append(("the model" if single else name, f"top-{k}", value))
+                    rows.append(("the model" if single else head.words, f"top-{k}", value))
         return rows
 
     def external_data(self) -> str | None:

@@ -1,6 +1,7 @@
 """Configurations of DeiT. What they save opens as transformers' `DeiTConfig` (distilled) and `ViTConfig` (plain)."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -22,6 +23,11 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or two."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
+
+
+def label2id_of(id2label: Mapping[int, str]) -> dict[str, int]:
+    """The field `label2id` of a configuration, which follows from `id2label`: the index of each label."""
+    return {label: index for index, label in id2label.items()}
 
 
 @strict

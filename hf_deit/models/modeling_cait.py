@@ -5,95 +5,52 @@ package. Shape legend: B images, C channels, H × W pixels, N patches, S special
 K labels.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cait import CaiTConfig
-from .configuration_deit import as_pair
 from .modeling_common import (
-    DistilledImageClassifierOutput,
+    AttentionBase,
+    EmbeddingsBase,
+    ImageClassificationMixin,
     ImageClassifierBase,
+    LayerBase,
     StochasticDepth,
-    check_labels,
-    fuse_logits,
-    interpolate_positions,
 )
 
 
-class CaiTEmbeddings(nn.Module):
+class CaiTEmbeddings(EmbeddingsBase):
     """Patch embeddings with positions; the special tokens join them only in the class-attention layers."""
 
     def __init__(self, config: CaiTConfig) -> None:
-        super().__init__()
-        self.patch_size = as_pair(config.patch_size)
-        self.grid_size = config.grid_size
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.distillation_token = (
-            nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.distillation_token else None
-        )
-        self.patch_embeddings = nn.ModuleDict(
-            {
-                "projection": nn.Conv2d(
-                    config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
-                )
-            }
-        )
-        num_patches = self.grid_size[0] * self.grid_size[1]
-        self.position_embeddings = nn.Parameter(torch.empty(1, num_patches, config.hidden_size))
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def interpolated_positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
-        """(1, grid_size[0] · grid_size[1], D): position embeddings for another grid, bicubic, in float32."""
-        return interpolate_positions(self.position_embeddings, self.grid_size, grid_size)
+        super().__init__(config, distilled=config.distillation_token, special_positions=False)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, C, H, W) to the special tokens (B, S, D) and the patches (B, N, D)."""
-        projection = self.patch_embeddings["projection"]
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != projection.in_channels:
-            raise ValueError(
-                f"pixel_values must be (B, {projection.in_channels}, H, W), got {tuple(pixel_values.shape)}"
-            )
-        height, width = pixel_values.shape[-2:]
-        if height % self.patch_size[0] or width % self.patch_size[1] or 0 in (height, width):
-            raise ValueError(
-                f"height and width must be multiples of the patch size {self.patch_size}, got {height} x {width}: "
-                "resize or crop the images (the image processor does)"
-            )
-        patches = projection(pixel_values.to(projection.weight.dtype)).flatten(2).transpose(1, 2)
-        grid_size = (height // self.patch_size[0], width // self.patch_size[1])
-        tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
-        special = torch.cat(tokens, dim=1).expand(len(patches), -1, -1)
-        return special, self.dropout(patches + self.interpolated_positions(grid_size))
+        """(B, C, H, W) pixels to the special tokens, (B, S, D), and the patches, (B, N, D)."""
+        patches, positions = self.embed(pixel_values)
+        special = torch.cat(self.special_tokens, dim=1).expand(patches.shape[0], -1, -1)
+        return special, self.dropout(patches + positions)
 
 
-class TalkingHeadsAttention(nn.Module):
+class TalkingHeadsAttention(AttentionBase):
     """Self-attention whose heads are mixed before and after the softmax (Shazeer et al. 2020).
 
     No fused kernel computes that: the mixing needs the attention matrix. So it is computed for some queries at a time.
     """
 
     def __init__(self, config: CaiTConfig) -> None:
-        super().__init__()
-        size, heads = config.hidden_size, config.num_attention_heads
-        self.head_dim = size // heads
+        super().__init__(config)
+        heads = config.num_attention_heads
         self.chunk_size = config.query_chunk_size
-        self.q_proj = nn.Linear(size, size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(size, size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(size, size, bias=config.qkv_bias)
         self.talk_before = nn.Linear(heads, heads)
         self.talk_after = nn.Linear(heads, heads)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
-        self.o_proj = nn.Linear(size, size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     @staticmethod
     def _talk(weights: torch.Tensor, mixing: nn.Linear) -> torch.Tensor:
@@ -107,14 +64,13 @@ class TalkingHeadsAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            self.in_heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query = query * self.head_dim**-0.5
         chunks = query.split(self.chunk_size, dim=2)
         if len(chunks) == 1:
             context = self._attend(query, key, value)
-        elif torch.is_grad_enabled():
+        elif torch.is_grad_enabled() and not torch.compiler.is_exporting():  # a strict export cannot hold a checkpoint
             context = torch.cat(
                 [checkpoint(self._attend, chunk, key, value, use_reentrant=False) for chunk in chunks], dim=2
             )
@@ -123,22 +79,17 @@ class TalkingHeadsAttention(nn.Module):
         return self.o_proj(context.transpose(1, 2).flatten(2))
 
 
-class ClassAttention(nn.Module):
+class ClassAttention(AttentionBase):
     """Attention of the special tokens alone to themselves and the patches, with torch's fused kernels."""
 
     def __init__(self, config: CaiTConfig) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.head_dim = size // config.num_attention_heads
+        super().__init__(config)
         self.dropout = config.attention_probs_dropout_prob
-        self.q_proj = nn.Linear(size, size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(size, size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(size, size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(size, size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, num_special_tokens: int) -> torch.Tensor:
         query, key, value = (
-            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            self.in_heads(projection(states))
             for projection, states in (
                 (self.q_proj, hidden_states[:, :num_special_tokens]),
                 (self.k_proj, hidden_states),
@@ -150,29 +101,11 @@ class ClassAttention(nn.Module):
         return self.o_proj(context.transpose(1, 2).flatten(2))
 
 
-class CaiTMLP(nn.Module):
-    """The feed-forward part of a layer."""
-
-    def __init__(self, config: CaiTConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
-
-
-class _LayerScaled(GradientCheckpointingLayer):
-    """Norms, feed-forward part and LayerScale of both kinds of layers."""
+class _LayerScaled(LayerBase):
+    """The parts of a layer with LayerScale: a learnt factor per channel for each of the two residual branches."""
 
     def __init__(self, config: CaiTConfig, attention: nn.Module) -> None:
-        super().__init__()
-        self.attention = attention
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = CaiTMLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        super().__init__(config, attention)
         self.attention_scale = nn.Parameter(torch.empty(config.hidden_size))
         self.mlp_scale = nn.Parameter(torch.empty(config.hidden_size))
 
@@ -205,7 +138,7 @@ class CaiTClassLayer(_LayerScaled):
 
 
 class CaiTPreTrainedModelBase(ImageClassifierBase):
-    """Initialisation of all CaiT classes."""
+    """Initialisation of all CaiT classes, and their refusal to output attentions."""
 
     config: CaiTConfig
     config_class = CaiTConfig
@@ -221,6 +154,11 @@ class CaiTPreTrainedModelBase(ImageClassifierBase):
             init.constant_(module.attention_scale, self.config.layer_scale_init)
             init.constant_(module.mlp_scale, self.config.layer_scale_init)
 
+    def _recorded(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise ValueError("CaiT gives no attentions: its talking heads are computed for some queries at a time")
+        return super()._recorded(output_hidden_states, False)
+
 
 class CaiTModel(CaiTPreTrainedModelBase):
     """CaiT without heads."""
@@ -232,9 +170,6 @@ class CaiTModel(CaiTPreTrainedModelBase):
         self.class_layers = nn.ModuleList(CaiTClassLayer(config) for _ in range(config.num_class_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings["projection"]
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -263,7 +198,7 @@ class CaiTModel(CaiTPreTrainedModelBase):
         return BaseModelOutput(last_hidden_state=self.layernorm(torch.cat((special, patches), dim=1)))
 
 
-class CaiTForImageClassification(CaiTPreTrainedModelBase):
+class CaiTForImageClassification(ImageClassificationMixin, CaiTPreTrainedModelBase):
     """CaiT with a class head and, if the configuration has a distillation token, a distillation head."""
 
     _head_names = ("classifier", "cls_classifier", "distillation_classifier")
@@ -277,58 +212,3 @@ class CaiTForImageClassification(CaiTPreTrainedModelBase):
         else:
             self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        view_seeds: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutput | DistilledImageClassifierOutput:
-        """Classifies images.
-
-        Args:
-            pixel_values: (B, C, H, W), normalised as the image processor does; H and W multiples of the patch size.
-            labels: (B,) class indices in [0, K), -100 to ignore a sample. They give the cross-entropy, with a
-                distillation token the mean of the two heads'.
-            view_seeds: (B,) int64, see `CaiTModel`.
-            output_hidden_states, return_dict: as in transformers. Attentions are not to be had: they are never whole.
-
-        Raises:
-            ValueError: the pixels or the labels have the wrong shape, or attentions are asked for.
-        """
-        outputs = self.cait(
-            pixel_values,
-            view_seeds=view_seeds,
-            return_dict=True,
-            **self._recorded(output_hidden_states, output_attentions),
-        )
-        states = outputs.last_hidden_state
-        if labels is not None:
-            labels = check_labels(labels, len(pixel_values))
-        if not self.config.distillation_token:
-            logits = self.classifier(states[:, 0])
-            loss = None if labels is None else F.cross_entropy(logits, labels)
-            return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
-        cls_logits = self.cls_classifier(states[:, 0])
-        distillation_logits = self.distillation_classifier(states[:, 1])
-        loss = None
-        if labels is not None:
-            loss = (F.cross_entropy(cls_logits, labels) + F.cross_entropy(distillation_logits, labels)) / 2
-        return DistilledImageClassifierOutput(
-            loss=loss,
-            logits=fuse_logits(cls_logits, distillation_logits, self.config.fusion),
-            cls_logits=cls_logits,
-            distillation_logits=distillation_logits,
-            hidden_states=outputs.hidden_states,
-        )
-
-    def _recorded(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, Any]:
-        if output_attentions or (output_attentions is None and self.config.output_attentions):
-            raise ValueError("CaiT gives no attentions: its talking heads are computed for some queries at a time")
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        return {"output_hidden_states": output_hidden_states}

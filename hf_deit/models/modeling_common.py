@@ -1,6 +1,9 @@
-"""What DeiT and CaiT share: loading, initialisation, resizing, stochastic depth, the output and fusion of two heads.
+"""What DeiT and CaiT share: embeddings, parts of the layers, heads, loss, initialisation, loading and resizing.
 
-This file is copied beside published CaiT models, so it needs nothing of the package but `views`.
+This file is published beside CaiT's weights, with the modules that it imports from this folder. It may import no other
+part of the package.
+
+Shape legend: B images, C channels, H × W pixels, N patches, S special tokens, T = S + N, D hidden_size, K labels.
 """
 
 import math
@@ -15,8 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
+from .configuration_deit import DeiTConfigBase, as_pair, label2id_of
 from .keyed import keyed_uniform
 
 
@@ -30,7 +38,7 @@ class DistilledImageClassifierOutput(ModelOutput):
         cls_logits: (B, K), of the class head.
         distillation_logits: (B, K), of the distillation head.
         hidden_states: if asked for, tensors (B, T, D): the embeddings, then each block's output.
-        attentions: if asked for, a block's each (B, heads, T, T); needs the "eager" implementation.
+        attentions: if asked for, one tensor (B, heads, T, T) per block; DeiT's "eager" attention alone gives them.
     """
 
     loss: torch.Tensor | None = None
@@ -46,7 +54,7 @@ class StochasticDepth(nn.Module):
 
     Args:
         rate: probability of dropping, in [0, 1).
-        stream: names this branch among the model's, so that the branches' draws are independent.
+        stream: number of this branch within the model; branches of different numbers draw independently.
     """
 
     def __init__(self, rate: float, stream: int) -> None:
@@ -58,7 +66,7 @@ class StochasticDepth(nn.Module):
         if self.rate == 0 or not self.training:
             return branch
         if view_seeds is None:
-            kept = torch.rand(len(branch), device=branch.device) >= self.rate
+            kept = torch.rand(branch.shape[0], device=branch.device) >= self.rate
         else:
             kept = keyed_uniform(view_seeds, self.stream) >= self.rate
         return branch * (kept.to(branch.dtype) / (1 - self.rate)).view(-1, *[1] * (branch.ndim - 1))
@@ -86,6 +94,117 @@ def interpolate_positions(
     return patches.flatten(2).transpose(1, 2).to(positions.dtype)
 
 
+class EmbeddingsBase(nn.Module):
+    """Special tokens, the patch convolution and position embeddings. Subclasses put them together.
+
+    Args:
+        distilled: whether there is a distillation token beside the class token.
+        special_positions: whether the special tokens have position embeddings too, in front of those of the patches.
+    """
+
+    def __init__(self, config: DeiTConfigBase, *, distilled: bool, special_positions: bool) -> None:
+        super().__init__()
+        self.patch_size = as_pair(config.patch_size)
+        self.grid_size = config.grid_size
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.distillation_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if distilled else None
+        self.patch_embeddings = nn.ModuleDict(
+            {
+                "projection": nn.Conv2d(
+                    config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
+                )
+            }
+        )
+        self.num_special_positions = len(self.special_tokens) if special_positions else 0
+        num_positions = self.num_special_positions + math.prod(self.grid_size)
+        self.position_embeddings = nn.Parameter(torch.empty(1, num_positions, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    @property
+    def special_tokens(self) -> list[torch.Tensor]:
+        """The class token and, if there is one, the distillation token, each (1, 1, D)."""
+        return [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
+
+    def interpolated_positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        """Position embeddings for another grid: bicubic, in float32. Those of special tokens stay as they are.
+
+        Args:
+            grid_size: patches per column and per row.
+
+        Returns:
+            (1, num_special_positions + grid_size[0] · grid_size[1], D), in the parameter's dtype.
+        """
+        positions, special = self.position_embeddings, self.num_special_positions
+        if grid_size == self.grid_size:
+            return positions
+        patches = interpolate_positions(positions[:, special:], self.grid_size, grid_size)
+        return torch.cat((positions[:, :special], patches), dim=1) if special else patches
+
+    def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeds the patches of (B, C, H, W) pixels.
+
+        Returns:
+            The patches, (B, N, D), without positions, and the position embeddings for images of this size.
+
+        Raises:
+            ValueError: another shape, or sides that the patch size does not divide.
+        """
+        projection = self.patch_embeddings["projection"]
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != projection.in_channels:
+            raise ValueError(
+                f"pixel_values must be (B, {projection.in_channels}, H, W), got {tuple(pixel_values.shape)}"
+            )
+        height, width = pixel_values.shape[-2:]
+        if height % self.patch_size[0] or width % self.patch_size[1] or 0 in (height, width):
+            raise ValueError(
+                f"height and width must be multiples of the patch size {self.patch_size}, got {height} x {width}: "
+                "resize or crop the images (the image processor does)"
+            )
+        patches = projection(pixel_values.to(projection.weight.dtype)).flatten(2).transpose(1, 2)
+        grid_size = (height // self.patch_size[0], width // self.patch_size[1])
+        return patches, self.interpolated_positions(grid_size)
+
+
+class AttentionBase(nn.Module):
+    """The projections to queries, keys and values, and their division into heads."""
+
+    def __init__(self, config: DeiTConfigBase) -> None:
+        super().__init__()
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+
+    def in_heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """(B, T, D) to (B, heads, T, D / heads)."""
+        return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """The feed-forward part of a layer."""
+
+    def __init__(self, config: DeiTConfigBase) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class LayerBase(GradientCheckpointingLayer):
+    """The parts of a pre-norm layer. Subclasses put them together."""
+
+    def __init__(self, config: DeiTConfigBase, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
 def fuse_logits(cls_logits: torch.Tensor, distillation_logits: torch.Tensor, fusion: str) -> torch.Tensor:
     """Late fusion of the two heads.
 
@@ -107,10 +226,20 @@ def fuse_logits(cls_logits: torch.Tensor, distillation_logits: torch.Tensor, fus
     return (cls_logits + distillation_logits) / 2
 
 
-class ImageClassifierBase(PreTrainedModel):
-    """Initialisation, loading and resizing of all models of this package.
+def check_labels(labels: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """The labels as int64, refused if they are no class indices of shape (batch_size,)."""
+    if labels.shape != (batch_size,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be class indices of shape ({batch_size},), got {labels.dtype} {tuple(labels.shape)}: for "
+            "mixed or smoothed targets take hf_deit.soft_target_cross_entropy on the returned logits"
+        )
+    return labels.long()
 
-    A subclass's base model has `embeddings` with `position_embeddings`, `grid_size` and `interpolated_positions`.
+
+class ImageClassifierBase(PreTrainedModel):
+    """Initialisation, loading and resizing of all models of this package, with heads or without.
+
+    The base model of a subclass keeps its `EmbeddingsBase` in `embeddings`.
     """
 
     main_input_name = "pixel_values"
@@ -124,14 +253,16 @@ class ImageClassifierBase(PreTrainedModel):
         config.validate()
         super().__init__(config)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.embeddings.patch_embeddings["projection"]
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Truncated normal for tokens, positions and linears; the patch convolution keeps torch's default."""
         std = self.config.initializer_range
-        if hasattr(module, "position_embeddings"):
-            for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
-                if parameter is not None:
-                    init.trunc_normal_(parameter, std=std)
+        if isinstance(module, EmbeddingsBase):
+            for parameter in (*module.special_tokens, module.position_embeddings):
+                init.trunc_normal_(parameter, std=std)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
@@ -255,7 +386,7 @@ class ImageClassifierBase(PreTrainedModel):
         if len(set(names.values())) < num_labels:
             twice = next(name for name, count in Counter(names.values()).items() if count > 1)
             raise ValueError(f"id2label must give every label a name of its own, got {twice!r} more than once")
-        self.config.id2label, self.config.label2id = names, {label: index for index, label in names.items()}
+        self.config.id2label, self.config.label2id = names, label2id_of(names)
         for name in (name for name in self._head_names if hasattr(self, name)):
             head = getattr(self, name)
             renewed = nn.Linear(head.in_features, num_labels, device=head.weight.device, dtype=head.weight.dtype)
@@ -263,11 +394,69 @@ class ImageClassifierBase(PreTrainedModel):
             setattr(self, name, renewed)
 
 
-def check_labels(labels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """The labels as int64, refused if they are no class indices of shape (batch_size,)."""
-    if labels.shape != (batch_size,) or labels.is_floating_point():
-        raise ValueError(
-            f"labels must be class indices of shape ({batch_size},), got {labels.dtype} {tuple(labels.shape)}: for "
-            "mixed or smoothed targets take hf_deit.soft_target_cross_entropy on the returned logits"
+class ImageClassificationMixin:
+    """`forward` of a classifier: a base model, then one head, or a class head and a distillation head.
+
+    The model has either `classifier`, or `cls_classifier` and `distillation_classifier`.
+    """
+
+    def fuse(self, cls_logits: torch.Tensor, distillation_logits: torch.Tensor) -> torch.Tensor:
+        """Late fusion of two heads as `config.fusion` says; see `fuse_logits`."""
+        return fuse_logits(cls_logits, distillation_logits, self.config.fusion)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        view_seeds: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput | DistilledImageClassifierOutput:
+        """Classifies images.
+
+        Args:
+            pixel_values: (B, C, H, W), normalised as the image processor does; H and W multiples of the patch size.
+            labels: (B,) class indices in [0, K), -100 to ignore a sample. They give a loss: the cross-entropy, of two
+                heads the mean of theirs, so that both learn when there is no teacher.
+            view_seeds: (B,) int64, which decide what stochastic depth drops; see `DistilledDeiTModel.forward`.
+            output_hidden_states, output_attentions, return_dict: as in transformers. CaiT never has a whole attention
+                matrix, so it can output none.
+
+        Returns:
+            With one head `logits` (B, K), with two a `DistilledImageClassifierOutput`.
+
+        Raises:
+            ValueError: the pixels or the labels have the wrong shape, or attentions are asked for that there are not.
+        """
+        outputs = self.base_model(
+            pixel_values,
+            view_seeds=view_seeds,
+            return_dict=True,
+            **self._recorded(output_hidden_states, output_attentions),
         )
-    return labels.long()
+        return self._answer(outputs, None if labels is None else check_labels(labels, pixel_values.shape[0]))
+
+    def _answer(
+        self, outputs: BaseModelOutput, labels: torch.Tensor | None
+    ) -> ImageClassifierOutput | DistilledImageClassifierOutput:
+        states = outputs.last_hidden_state
+        recorded = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+        loss = None
+        if not hasattr(self, "distillation_classifier"):
+            logits = self.classifier(states[:, 0])
+            if labels is not None:
+                loss = F.cross_entropy(logits, labels)
+            return ImageClassifierOutput(loss=loss, logits=logits, **recorded)
+        cls_logits = self.cls_classifier(states[:, 0])
+        distillation_logits = self.distillation_classifier(states[:, 1])
+        if labels is not None:
+            loss = (F.cross_entropy(cls_logits, labels) + F.cross_entropy(distillation_logits, labels)) / 2
+        return DistilledImageClassifierOutput(
+            loss=loss,
+            logits=self.fuse(cls_logits, distillation_logits),
+            cls_logits=cls_logits,
+            distillation_logits=distillation_logits,
+            **recorded,
+        )

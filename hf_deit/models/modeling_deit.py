@@ -6,86 +6,39 @@ transformers' own classes are not subclassed: their initialisation (zero tokens)
 Shape legend: B images, C channels, H × W pixels, N patches, T = N + special tokens, D hidden_size, K labels.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.activations import ACT2FN
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair
+from .configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig
 from .modeling_common import (
-    DistilledImageClassifierOutput,
+    AttentionBase,
+    EmbeddingsBase,
+    ImageClassificationMixin,
     ImageClassifierBase,
+    LayerBase,
     StochasticDepth,
-    check_labels,
-    fuse_logits,
-    interpolate_positions,
 )
 
 
-class DeiTEmbeddings(nn.Module):
-    """Patch embeddings behind the special tokens, plus position embeddings (paper, sections 3 and 4)."""
+class DeiTEmbeddings(EmbeddingsBase):
+    """Patch embeddings behind the special tokens, plus position embeddings of both (paper, sections 3 and 4)."""
 
     def __init__(self, config: DeiTConfigBase, distilled: bool) -> None:
-        super().__init__()
-        self.patch_size = as_pair(config.patch_size)
-        self.grid_size = config.grid_size
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.distillation_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if distilled else None
-        self.num_special_tokens = 2 if distilled else 1
-        self.patch_embeddings = nn.ModuleDict(
-            {
-                "projection": nn.Conv2d(
-                    config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
-                )
-            }
-        )
-        num_positions = math.prod(self.grid_size) + self.num_special_tokens
-        self.position_embeddings = nn.Parameter(torch.empty(1, num_positions, config.hidden_size))
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def interpolated_positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
-        """Position embeddings for another grid: bicubic, in float32; those of the special tokens stay untouched.
-
-        Args:
-            grid_size: patches per column and per row.
-
-        Returns:
-            (1, special tokens + grid_size[0] · grid_size[1], D), in the parameter's dtype.
-        """
-        positions = self.position_embeddings
-        if grid_size == self.grid_size:
-            return positions
-        special, patches = positions[:, : self.num_special_tokens], positions[:, self.num_special_tokens :]
-        return torch.cat((special, interpolate_positions(patches, self.grid_size, grid_size)), dim=1)
+        super().__init__(config, distilled=distilled, special_positions=True)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        projection = self.patch_embeddings["projection"]
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != projection.in_channels:
-            raise ValueError(
-                f"pixel_values must be (B, {projection.in_channels}, H, W), got {tuple(pixel_values.shape)}"
-            )
-        height, width = pixel_values.shape[-2:]
-        if height % self.patch_size[0] or width % self.patch_size[1] or 0 in (height, width):
-            raise ValueError(
-                f"height and width must be multiples of the patch size {self.patch_size}, got {height} x {width}: "
-                "resize or crop the images (the image processor does)"
-            )
-        batch_size = len(pixel_values)
-        patches = projection(pixel_values.to(projection.weight.dtype)).flatten(2).transpose(1, 2)
-        tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
-        hidden_states = torch.cat([*(token.expand(batch_size, -1, -1) for token in tokens), patches], dim=1)
-        grid_size = (height // self.patch_size[0], width // self.patch_size[1])
-        return self.dropout(hidden_states + self.interpolated_positions(grid_size))
+        """(B, C, H, W) pixels to (B, T, D) tokens."""
+        patches, positions = self.embed(pixel_values)
+        special = (token.expand(pixel_values.shape[0], -1, -1) for token in self.special_tokens)
+        return self.dropout(torch.cat([*special, patches], dim=1) + positions)
 
 
 def eager_attention(
@@ -111,26 +64,21 @@ def eager_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-class DeiTAttention(nn.Module):
+class DeiTAttention(AttentionBase):
     """Multi-head self-attention."""
 
     is_causal = False  # read by transformers' sdpa implementation
 
     def __init__(self, config: DeiTConfigBase) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.dropout = config.attention_probs_dropout_prob
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            self.in_heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         context, weights = attend(
@@ -145,29 +93,11 @@ class DeiTAttention(nn.Module):
         return self.o_proj(context.flatten(2)), weights
 
 
-class DeiTMLP(nn.Module):
-    """The feed-forward part of a block."""
-
-    def __init__(self, config: DeiTConfigBase) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
-
-
-class DeiTLayer(GradientCheckpointingLayer):
+class DeiTLayer(LayerBase):
     """A pre-norm transformer block."""
 
     def __init__(self, config: DeiTConfigBase, layer_index: int) -> None:
-        super().__init__()
-        self.attention = DeiTAttention(config)
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = DeiTMLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        super().__init__(config, DeiTAttention(config))
         rate = config.drop_path_rate * layer_index / max(config.num_hidden_layers - 1, 1)
         self.attention_depth = StochasticDepth(rate, stream=2 * layer_index)
         self.mlp_depth = StochasticDepth(rate, stream=2 * layer_index + 1)
@@ -213,9 +143,6 @@ class _DeiTBackbone(DeiTPreTrainedModelBase):
         self.layers = nn.ModuleList(DeiTLayer(config, index) for index in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings["projection"]
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -267,7 +194,7 @@ for _ours, _theirs in (("DistilledDeiTModel", "DeiTModel"), ("PlainDeiTModel", "
     register_checkpoint_conversion_mapping(_ours, get_checkpoint_conversion_mapping(_theirs), overwrite=True)
 
 
-class DistilledDeiTForImageClassification(DeiTPreTrainedModelBase):
+class DistilledDeiTForImageClassification(ImageClassificationMixin, DeiTPreTrainedModelBase):
     """DeiT⚗ (paper, section 4): a class head on the class token, a distillation head on the distillation token.
 
     Parameters are named as in transformers' `DeiTForImageClassificationWithTeacher`.
@@ -285,63 +212,8 @@ class DistilledDeiTForImageClassification(DeiTPreTrainedModelBase):
         self.distillation_classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def fuse(self, cls_logits: torch.Tensor, distillation_logits: torch.Tensor) -> torch.Tensor:
-        """Late fusion of the two heads as `config.fusion` says.
 
-        Args:
-            cls_logits, distillation_logits: (B, K).
-
-        Returns:
-            (B, K). For "softmax" the logarithm of the mean of the two softmaxes, so that a softmax of it gives that
-            mean back; it ranks the labels as the paper's sum does.
-        """
-        return fuse_logits(cls_logits, distillation_logits, self.config.fusion)
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        view_seeds: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> DistilledImageClassifierOutput:
-        """Classifies images.
-
-        Args:
-            pixel_values: (B, C, H, W), normalised as the image processor does; H and W multiples of the patch size.
-            labels: (B,) class indices in [0, K), -100 to ignore a sample. They give the mean of the two heads'
-                cross-entropies, so that both heads learn when there is no teacher.
-            view_seeds: (B,) int64, see `DistilledDeiTModel`.
-            output_hidden_states, output_attentions, return_dict: as in transformers.
-
-        Raises:
-            ValueError: the pixels or the labels have the wrong shape.
-        """
-        outputs = self.deit(
-            pixel_values,
-            view_seeds=view_seeds,
-            return_dict=True,
-            **self._recorded(output_hidden_states, output_attentions),
-        )
-        cls_logits = self.cls_classifier(outputs.last_hidden_state[:, 0])
-        distillation_logits = self.distillation_classifier(outputs.last_hidden_state[:, 1])
-        loss = None
-        if labels is not None:
-            labels = check_labels(labels, len(pixel_values))
-            loss = (F.cross_entropy(cls_logits, labels) + F.cross_entropy(distillation_logits, labels)) / 2
-        return DistilledImageClassifierOutput(
-            loss=loss,
-            logits=self.fuse(cls_logits, distillation_logits),
-            cls_logits=cls_logits,
-            distillation_logits=distillation_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-
-class PlainDeiTForImageClassification(DeiTPreTrainedModelBase):
+class PlainDeiTForImageClassification(ImageClassificationMixin, DeiTPreTrainedModelBase):
     """DeiT without distillation token: parameters are named as in transformers' `ViTForImageClassification`."""
 
     config: PlainDeiTConfig
@@ -354,30 +226,3 @@ class PlainDeiTForImageClassification(DeiTPreTrainedModelBase):
         self.vit = PlainDeiTModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        view_seeds: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutput:
-        """Classifies images: arguments and errors of `DistilledDeiTForImageClassification.forward`.
-
-        Returns:
-            `logits` (B, K), and `loss`, the cross-entropy to `labels`, if they were given.
-        """
-        outputs = self.vit(
-            pixel_values,
-            view_seeds=view_seeds,
-            return_dict=True,
-            **self._recorded(output_hidden_states, output_attentions),
-        )
-        logits = self.classifier(outputs.last_hidden_state[:, 0])
-        loss = None if labels is None else F.cross_entropy(logits, check_labels(labels, len(pixel_values)))
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )

@@ -26,12 +26,20 @@ LOADING_ERRORS = (
 
 
 def absent_weights(info: Mapping[str, Any]) -> list[str]:
-    """Names of the weights that a checkpoint lacks, or has in another shape, by `from_pretrained`'s loading info."""
+    """Names of the weights that a checkpoint lacks, or has in another shape.
+
+    Args:
+        info: what `from_pretrained(..., output_loading_info=True)` returns beside the model.
+    """
     return sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
 
 
-def load_image_processor(name_or_path: str, revision: str | None, config: Any) -> BaseImageProcessor:
-    """A checkpoint's image processor, refused if its class's defaults would have to stand in for its statistics.
+def load_image_processor(
+    name_or_path: str | os.PathLike[str], revision: str | None, config: Any
+) -> BaseImageProcessor:
+    """Loads the image processor of a checkpoint that states its mean and standard deviation.
+
+    transformers would fill in those of the processor's class, which may not be what the model was trained with.
 
     Args:
         name_or_path: a Hub id or a folder.
@@ -39,8 +47,9 @@ def load_image_processor(name_or_path: str, revision: str | None, config: Any) -
         config: the checkpoint's configuration.
 
     Raises:
-        InputError: it states no mean and standard deviation.
+        InputError: there is none to load, or it states no mean and standard deviation.
     """
+    name_or_path = os.fspath(name_or_path)
     remedy = "save its image processor beside the weights (processor.save_pretrained), with the statistics of training"
     if config.model_type == "timm_wrapper":
         stated = getattr(config, "pretrained_cfg", None) or {}
@@ -67,11 +76,17 @@ def load_image_processor(name_or_path: str, revision: str | None, config: Any) -
 
 
 def measure_processor(name: str, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """What a processor makes of colours.
+    """Measures what a processor makes of colours, on images of one colour each.
+
+    Args:
+        name: of the model, for the message.
 
     Returns:
         The change of each output channel (rows) when an input channel (columns) goes from 0 to 255, (3, 3) float64;
         the output for black, (3,) float64; and the output's (height, width).
+
+    Raises:
+        InputError: the output is not of shape (B, 3, H, W).
     """
     colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
     images = [Image.new("RGB", (64, 64), colour) for colour in colours]
@@ -83,8 +98,9 @@ def measure_processor(name: str, processor: BaseImageProcessor) -> tuple[torch.T
     return (centre[1:] - centre[0]).T, centre[0], (height, width)
 
 
-def resolve_revision(name_or_path: str, revision: str | None = None) -> str | None:
+def resolve_revision(name_or_path: str | os.PathLike[str], revision: str | None = None) -> str | None:
     """The commit that a branch or tag of a model on the Hub stands for; None for a folder, or if it is not there."""
+    name_or_path = os.fspath(name_or_path)
     if os.path.exists(name_or_path):
         return None
     try:
@@ -103,17 +119,18 @@ def weights_digest(folder: str | os.PathLike[str]) -> str:
     Raises:
         InputError: it holds no model.
     """
+    folder = os.fspath(folder)
     try:
         names = sorted(os.listdir(folder))
         kept = [name for name in names if _WEIGHT_FILES.fullmatch(name)]
         if not any(name.endswith(".safetensors") for name in kept):  # which are taken where both are there
             kept = [name for name in names if _PICKLED_FILES.fullmatch(name)]
         if "config.json" not in kept or not any(name.endswith((".safetensors", ".bin")) for name in kept):
-            raise InputError(f"there is no model in {os.fspath(folder)!r}: expected config.json and model.safetensors")
+            raise InputError(f"there is no model in {folder!r}: expected config.json and model.safetensors")
         digest = hashlib.sha256()
         for name in kept:
             with open(os.path.join(folder, name), "rb") as file:
                 digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
-        raise InputError(f"cannot read the model in {os.fspath(folder)!r}: {first_line(error)}") from error
+        raise InputError(f"cannot read the model in {folder!r}: {first_line(error)}") from error
     return f"sha256:{digest.hexdigest()}"

@@ -16,7 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..errors import InputError, first_line
 from .class_names import match_labels
-from .configuration_deit import as_pair
+from .configuration_deit import as_pair, label2id_of
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .modeling_common import ImageClassifierBase
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
@@ -30,7 +30,7 @@ _POSITIONS = ("position_embeddings", "pos_embed")
 
 
 def load_student(
-    name_or_path: str,
+    name_or_path: str | os.PathLike[str],
     *,
     id2label: Mapping[int, str],
     revision: str | None = None,
@@ -62,6 +62,7 @@ def load_student(
     Raises:
         InputError: no such model; impossible fields; a checkpoint with other labels.
     """
+    name_or_path = os.fspath(name_or_path)
     fields = {"id2label": dict(id2label), **(overrides or {})}
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be at least 1, got {image_size}")
@@ -95,7 +96,7 @@ def load_student(
             model = create_model(name_or_path, **fields)
         else:
             _check_fields(name_or_path, overrides or {})
-            fields["label2id"] = {label: index for index, label in id2label.items()}
+            fields["label2id"] = label2id_of(id2label)
             config = AutoConfig.for_model(name_or_path, **fields)
             if image_size is not None and hasattr(config, "image_size"):
                 config.image_size = image_size
@@ -166,7 +167,7 @@ def _load_checkpoint(
             f"{len(id2label)}, and they are not the same in the same order: pass --replace_head for new heads"
         )
     model.config.id2label = dict(id2label)
-    model.config.label2id = {label: index for index, label in id2label.items()}
+    model.config.label2id = label2id_of(id2label)
     return model, processor
 
 
@@ -188,7 +189,7 @@ def _with_new_head(model: PreTrainedModel, id2label: Mapping[int, str]) -> tuple
     head = _head_names(model)
     config = copy.deepcopy(model.config)
     config.id2label = dict(id2label)
-    config.label2id = {label: index for index, label in id2label.items()}
+    config.label2id = label2id_of(id2label)
     renewed = type(model)(config)
     kept = {name: tensor for name, tensor in model.state_dict().items() if name not in head}
     renewed.load_state_dict({**renewed.state_dict(), **kept}, strict=True)

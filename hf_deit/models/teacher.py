@@ -150,7 +150,7 @@ class TeacherDescription:
 
 
 def load_teacher(
-    name_or_path: str,
+    name_or_path: str | os.PathLike[str],
     *,
     student_processor: BaseImageProcessor,
     id2label: Mapping[int, str] | None = None,
@@ -183,7 +183,7 @@ def load_teacher(
 
 
 def describe_teacher(
-    name_or_path: str,
+    name_or_path: str | os.PathLike[str],
     *,
     student_processor: BaseImageProcessor,
     id2label: Mapping[int, str] | None = None,
@@ -191,7 +191,7 @@ def describe_teacher(
     dtype: torch.dtype | str | None = None,
 ) -> TeacherDescription:
     """Does all that `load_teacher` does but for loading the weights; its arguments and errors."""
-    name_or_path, dtype = str(name_or_path), _as_dtype(dtype)
+    name_or_path, dtype = os.fspath(name_or_path), _as_dtype(dtype)
     if not os.path.exists(name_or_path) and (name_or_path[:1] in ("/", ".", "~") or name_or_path.count("/") > 1):
         raise InputError(f"there is no folder {name_or_path!r} to load the teacher from, and it is no name on the Hub")
     commit = resolve_revision(name_or_path, revision)
@@ -221,12 +221,13 @@ def describe_teacher(
     )
 
 
-def load_labels(name_or_path: str, revision: str | None = None) -> list[str]:
+def load_labels(name_or_path: str | os.PathLike[str], revision: str | None = None) -> list[str]:
     """The labels of a classifier, by index, from its configuration alone.
 
     Raises:
         InputError: no such model.
     """
+    name_or_path = os.fspath(name_or_path)
     try:
         id2label = AutoConfig.from_pretrained(name_or_path, revision=revision).id2label
     except LOADING_ERRORS as error:

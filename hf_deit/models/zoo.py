@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from ..errors import InputError
 from .configuration_cait import CaiTConfig
-from .configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig
+from .configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, label2id_of
 from .modeling_cait import CaiTForImageClassification
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
 
@@ -138,4 +138,4 @@ def _label_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     if overrides.get("num_labels", len(id2label)) != len(id2label):
         raise InputError(f"num_labels is {overrides['num_labels']} but id2label names {len(id2label)} labels")
     rest = {key: value for key, value in overrides.items() if key != "num_labels"}
-    return {**rest, "id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+    return {**rest, "id2label": id2label, "label2id": label2id_of(id2label)}

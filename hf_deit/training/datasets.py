@@ -15,10 +15,11 @@ from ..data.view_dataset import EvaluationDataset, KeyedViews, ViewDataset
 from ..data.views import ViewSampler
 from ..errors import InputError
 from ..models.class_names import match_labels
+from ..models.configuration_deit import label2id_of
+from ..models.heads import FUSED, HEADS
 from ..models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
 from ..models.teacher import Teacher, TeacherDescription
 from .arguments import DistillationTrainingArguments
-from .metrics import HEADS
 
 
 def check_arguments(
@@ -32,9 +33,9 @@ def check_arguments(
     Raises:
         InputError: an unknown metric or augmentation, or a processor that does not do what training does.
     """
-    heads = list(HEADS.values()) if hasattr(model, "distillation_classifier") else [""]
+    heads = HEADS if hasattr(model, "distillation_classifier") else [FUSED]
     tops = ("top1", "top5") if model.config.num_labels >= 5 else ("top1",)
-    metrics = {f"{head}{top}" for head in heads for top in tops} | {"loss"}
+    metrics = {f"{head.prefix}{top}" for head in heads for top in tops} | {"loss"}
     if args.ema_decay:
         metrics |= {f"ema_{metric}" for metric in metrics}
     if check_metric and (args.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
@@ -142,7 +143,7 @@ def check_teacher_labels(model: PreTrainedModel, teacher: Teacher) -> None:
 def _name_labels(model: PreTrainedModel, names: Mapping[int, str]) -> None:
     """Gives a student without names of labels these."""
     if all(label == f"LABEL_{index}" for index, label in model.config.id2label.items()):
-        model.config.id2label, model.config.label2id = dict(names), {label: index for index, label in names.items()}
+        model.config.id2label, model.config.label2id = dict(names), label2id_of(names)
 
 
 def data_seed(args: DistillationTrainingArguments) -> int:

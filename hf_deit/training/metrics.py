@@ -8,12 +8,10 @@ import torch
 from transformers import EvalPrediction
 from transformers.utils import logging
 
+from ..models.heads import HEADS
 from ..models.teacher import Teacher
 
 logger = logging.get_logger(__name__)
-
-# Heads by the name of their logits in a model's output; "logits" is what the published model answers.
-HEADS = {"logits": "", "cls_logits": "class_", "distillation_logits": "distillation_"}
 
 
 class Hits(NamedTuple):
@@ -66,9 +64,9 @@ def head_accuracies(prediction: EvalPrediction) -> dict[str, float]:
     rankings = torch.from_numpy(np.asarray(prediction.predictions))
     labels = torch.from_numpy(np.asarray(prediction.label_ids))
     metrics = {}
-    for index, head in enumerate(list(HEADS.values())[: rankings.shape[1]]):
+    for index, head in enumerate(HEADS[: rankings.shape[1]]):
         accuracies = count_hits(rankings[:, index], labels).accuracies()
-        metrics.update({f"{head}{name}": value for name, value in accuracies.items()})
+        metrics.update({f"{head.prefix}{name}": value for name, value in accuracies.items()})
     return metrics
 
 

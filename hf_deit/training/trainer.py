@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..hub.facts import RunFacts, RunSources
 from ..hub.record import read_facts, write_record
 from ..hub.repository import HubRepository
+from ..models.heads import HEADS
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.modeling_common import ImageClassifierBase
 from ..models.teacher import Teacher, TeacherDescription
@@ -32,7 +33,7 @@ from .checkpoints import RunFolder, check_resumable, remove_torn_checkpoints, re
 from .datasets import as_evaluation, as_views, check_arguments, check_teaching, make_sampler
 from .kept_labels import KeptLabels, LabelReport
 from .label_source import LabelSource, RunLabels
-from .metrics import HEADS, count_hits, head_accuracies, rank_labels
+from .metrics import count_hits, head_accuracies, rank_labels
 from .objective import DistillationObjective, evaluation_loss
 from .optimization import deit_schedule, without_tokens_and_positions
 from .processes import on_every_process
@@ -240,7 +241,7 @@ class DistillationTrainer(Trainer):
         """
         if not model.training:
             outputs = model(pixel_values=inputs["pixel_values"])
-            heads = {name: outputs[name] for name in HEADS if outputs.get(name) is not None}
+            heads = {head.field: outputs[head.field] for head in HEADS if outputs.get(head.field) is not None}
             loss = evaluation_loss(heads["logits"], inputs["labels"])
             return (loss, heads) if return_outputs else loss
         seeds = {"view_seeds": inputs["view_seeds"]} if self._takes_view_seeds and "view_seeds" in inputs else {}

@@ -180,7 +180,7 @@ def test_precision_and_compilation_hold_after_a_teacher_was_trained(main, tmp_pa
     dtypes, compiled = set(), []
 
     def watch(module, args, output):
-        if type(module).__name__ == "DeiTMLP" and module.training:
+        if type(module).__name__ == "MLP" and module.training:
             dtypes.add(output.dtype)
 
     real_compile = torch.compile
