@@ -105,7 +105,7 @@ def publish_folder(
         PublishError: the Hub refuses, fails or is not there.
     """
     check_folder(folder)
-    repository = check_repository(repo_id, token=token, private=private, revision=revision)
+    repository = check_repository(repo_id, token=token, private=private, revision=revision, asker="publish")
     repository.create()
     Publisher(repository, folder, seconds=seconds).finish(
         lambda tree: stage(folder, tree), "Upload of a trained model"

@@ -2,10 +2,12 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
+
+_FLOAT, _TEXT, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("float", "str", "null"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,20 +24,37 @@ def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float | str:
     return node.value if math.isinf(value) and "inf" not in node.value.lower() else value
 
 
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Loader.add_constructor(_FLOAT, _construct_float)
 for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+    _class.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
-def parse_recipe(text: str) -> Any:
+def parse_recipe(text: str, *, text_keys: Collection[str] = ()) -> Any:
     """Reads the text of a recipe.
+
+    Args:
+        text_keys: keys whose value is a text. It is then taken as it is written without quotes, too: 0123456 and
+            2026-01-01 become neither a number nor a date. Nulls, true and false stay what they are.
 
     Raises:
         yaml.YAMLError: it is no YAML, or would make other objects than YAML's own.
     """
-    return yaml.load(text, _Loader)  # a SafeLoader
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in text_keys and _is_guessed(loader, value):
+                value.tag = _TEXT
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _is_guessed(loader: _Loader, node: yaml.Node) -> bool:
+    """Whether YAML has guessed, from how a value looks, that it is no text."""
+    if not isinstance(node, yaml.ScalarNode) or node.value.lower() in ("true", "false"):
+        return False
+    return node.tag == loader.resolve(yaml.ScalarNode, node.value, (True, False)) != _NULL
 
 
 def dump_recipe(recipe: Mapping[str, Any]) -> str:

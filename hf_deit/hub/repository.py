@@ -1,8 +1,9 @@
 """A repository that this token may write to: checked before training, pushed to as one commit."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import (
@@ -16,23 +17,48 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InputError, first_line
 from .client import HUB_ERRORS, ask, status_of, why
+from .files import read_text
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What whoever asks for a repository calls its options, and can do instead of pushing now. For messages."""
+
+    name: str
+    private: str
+    instead: str
+
+
+_OPTIONS = {
+    "train": _Options(
+        "--hub_model_id",
+        "--hub_private_repo",
+        "or train without --push_to_hub and publish later, with scripts/publish.py",
+    ),
+    "publish": _Options("--repo_id", "--private", "or publish later"),
+}
+Asker = Literal["train", "publish"]
 
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A model repository that this token may write to; see `check_repository`.
+    """A repository on the Hub that this token may write to; see `check_repository`.
 
     Attributes:
         repo_id: with its namespace.
         token: of the user, or None for the one that the client finds.
         private: for its creation; None takes the owner's default.
         revision: branch to push to, or None for the main one.
+        repo_type: whether it holds a model or a data set.
+        asker: see `check_repository`.
     """
 
     repo_id: str
     token: str | None = field(repr=False)
     private: bool | None = None
     revision: str | None = None
+    repo_type: Literal["model", "dataset"] = "model"
+    asker: Asker = "train"
 
     @property
     def api(self) -> HfApi:
@@ -40,7 +66,8 @@ class HubRepository:
 
     @property
     def url(self) -> str:
-        address = f"{constants.ENDPOINT}/{self.repo_id}"
+        parent = "datasets/" if self.repo_type == "dataset" else ""
+        address = f"{constants.ENDPOINT}/{parent}{self.repo_id}"
         return address if self.revision is None else f"{address}/tree/{self.revision}"
 
     def create(self) -> None:
@@ -51,15 +78,16 @@ class HubRepository:
         """
 
         def create() -> None:
-            self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
+            self.api.create_repo(self.repo_id, private=self.private, repo_type=self.repo_type, exist_ok=True)
             if self.revision is not None:
-                self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
+                self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.repo_type, exist_ok=True)
 
         try:
             ask(create, what=f"creating {self.repo_id}")
         except HUB_ERRORS as error:
             raise InputError(
-                f"cannot create the repository {self.repo_id!r} ({why(error)}): try again, {_PUBLISH_LATER}"
+                f"cannot create the repository {self.repo_id!r} ({why(error)}): try again, "
+                f"{_OPTIONS[self.asker].instead}"
             ) from error
 
     def head(self) -> str:
@@ -68,26 +96,52 @@ class HubRepository:
         Raises:
             HUB_ERRORS: the Hub fails or is not there.
         """
-        return self.api.model_info(self.repo_id, revision=self.revision).sha
+        return self.api.repo_info(self.repo_id, revision=self.revision, repo_type=self.repo_type).sha
 
-    def upload(self, folder: str, message: str, *, parent: str) -> None:
-        """Pushes a folder's files as one commit; none if all of them are there already.
+    def commit(self, files: Mapping[str, str | bytes], message: str, *, parent: str) -> str:
+        """Pushes files as one commit; none if all of them are there already.
 
         Args:
-            folder: whose files are pushed, at any depth.
+            files: by their path in the repository, the path here or the content.
             message: of the commit.
             parent: from `head`. Refused if there is a newer one by then, so that a call that comes late, after another
                 has taken its place, changes nothing.
 
+        Returns:
+            The commit's address, or that of the one that has the files already.
+
         Raises:
             HUB_ERRORS: the Hub refuses, fails or is not there.
         """
-        paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
-        additions = [CommitOperationAdd(os.path.relpath(path, folder).replace(os.sep, "/"), path) for path in paths]
         # Not upload_folder, which may make several commits of one push.
-        self.api.create_commit(
-            self.repo_id, additions, commit_message=message, revision=self.revision, parent_commit=parent
+        commit = self.api.create_commit(
+            self.repo_id,
+            [CommitOperationAdd(name, content) for name, content in files.items()],
+            commit_message=message,
+            repo_type=self.repo_type,
+            revision=self.revision,
+            parent_commit=parent,
         )
+        return str(commit.commit_url)
+
+    def upload(self, folder: str | os.PathLike[str], message: str, *, parent: str) -> str:
+        """`commit` of a folder's files, at any depth."""
+        paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
+        files = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in paths}
+        return self.commit(files, message, parent=parent)
+
+    def download(self, name: str, commit: str) -> str | None:
+        """Where a file of a commit lies in the cache, or None if the commit has none of that name.
+
+        Raises:
+            HUB_ERRORS: the Hub fails or is not there.
+        """
+        try:
+            return self.api.hf_hub_download(self.repo_id, name, revision=commit, repo_type=self.repo_type)
+        except LocalEntryNotFoundError:  # which is an EntryNotFoundError, too
+            raise
+        except EntryNotFoundError:
+            return None
 
     def read_card(self, commit: str) -> str | None:
         """The text of its README.md, or None if it has none yet.
@@ -95,35 +149,35 @@ class HubRepository:
         Raises:
             HUB_ERRORS: the Hub fails or is not there.
         """
-        try:
-            path = self.api.hf_hub_download(self.repo_id, "README.md", revision=commit)
-        except LocalEntryNotFoundError:  # which is an EntryNotFoundError, too
-            raise
-        except EntryNotFoundError:
-            return None
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-
-
-_PUBLISH_LATER = "or train without --push_to_hub and publish later, with hf-deit publish"
+        path = self.download("README.md", commit)
+        return None if path is None else read_text(path)
 
 
 def check_repository(
-    name: str, *, token: str | None = None, private: bool | None = None, revision: str | None = None
+    name: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    repo_type: Literal["model", "dataset"] = "model",
+    asker: Asker = "train",
 ) -> HubRepository:
-    """Checks, without creating anything, that a model can be pushed: endpoint, token, rights and name.
+    """Checks, without creating anything, that a repository can be pushed to: endpoint, token, rights and name.
 
     Args:
         name: of the repository, with or without a namespace; without one it is the user's.
         token: of the user; by default the one that `hf auth login` or HF_TOKEN gives.
         private: whether it shall be private; None for the owner's default.
         revision: branch to push to.
+        repo_type: whether it holds a model or a data set.
+        asker: whose options the messages name: those of scripts/train.py or of scripts/publish.py.
 
     Raises:
         InputError: with what is wrong and how to mend it.
     """
+    options = _OPTIONS[asker]
     if constants.is_offline_mode():
-        raise InputError(f"pushing needs the Hub, but HF_HUB_OFFLINE is set: unset it, {_PUBLISH_LATER}")
+        raise InputError(f"pushing needs the Hub, but HF_HUB_OFFLINE is set: unset it, {options.instead}")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -131,31 +185,14 @@ def check_repository(
     if not (token or get_token()):
         raise InputError("pushing needs a token that may write, and there is none: hf auth login, or set HF_TOKEN")
     api = HfApi(token=token, library_name="hf_deit")
-    try:
-        user = ask(api.whoami, what=f"asking {constants.ENDPOINT} for the user")
-    except HUB_ERRORS as error:
-        if status_of(error) in (401, 403):
-            raise InputError(
-                f"the Hub does not accept the token ({why(error)}): make one that may write at "
-                f"{constants.ENDPOINT}/settings/tokens, then hf auth login or HF_TOKEN"
-            ) from error
-        raise InputError(
-            f"cannot reach the Hub at {constants.ENDPOINT} ({why(error)}): try again, {_PUBLISH_LATER}"
-        ) from error
-    access = user.get("auth", {}).get("accessToken", {})
-    if access.get("role") == "read":
-        raise InputError(
-            f"the token {access.get('displayName', '')!r} may only read: make one that may write at "
-            f"{constants.ENDPOINT}/settings/tokens"
-        )
+    user = _writing_user(api, options)
     namespaces = {user["name"], *(org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg") != "read")}
     repo_id = name if "/" in name else f"{user['name']}/{name}"
-    repository = HubRepository(repo_id, token, private, revision)
 
     def existing() -> Any:
         try:
-            found = api.model_info(repo_id)
-            api.auth_check(repo_id, write=True)
+            found = api.repo_info(repo_id, repo_type=repo_type)
+            api.auth_check(repo_id, repo_type=repo_type, write=True)
         except GatedRepoError:  # which is a RepositoryNotFoundError, too
             raise
         except RepositoryNotFoundError:
@@ -167,19 +204,45 @@ def check_repository(
     except HUB_ERRORS as error:
         raise InputError(
             f"{user['name']!r} may not write to {repo_id!r} ({why(error)}): take a token that may, another "
-            f"--hub_model_id, {_PUBLISH_LATER}"
+            f"{options.name}, {options.instead}"
         ) from error
     if found is None and repo_id.split("/")[0] not in namespaces:
         raise InputError(
             f"{user['name']!r} can create repositories under {', '.join(sorted(namespaces))}, got {repo_id!r}: give "
-            "another --hub_model_id"
+            f"another {options.name}"
         )
     if found is not None and private is not None and bool(found.private) != private:
         raise InputError(
             f"{repo_id!r} is {'private' if found.private else 'public'} already, expected the other: change it in its "
-            "settings, or leave --hub_private_repo out"
+            f"settings, or leave {options.private} out"
         )
-    return repository
+    return HubRepository(repo_id, token, private, revision, repo_type, asker)
+
+
+def _writing_user(api: HfApi, options: _Options) -> dict[str, Any]:
+    """The user whose token it is, as the Hub describes them.
+
+    Raises:
+        InputError: the token is not accepted, or may only read; or the Hub is not there.
+    """
+    try:
+        user = ask(api.whoami, what=f"asking {constants.ENDPOINT} for the user")
+    except HUB_ERRORS as error:
+        if status_of(error) in (401, 403):
+            raise InputError(
+                f"the Hub does not accept the token ({why(error)}): make one that may write at "
+                f"{constants.ENDPOINT}/settings/tokens, then hf auth login or HF_TOKEN"
+            ) from error
+        raise InputError(
+            f"cannot reach the Hub at {constants.ENDPOINT} ({why(error)}): try again, {options.instead}"
+        ) from error
+    access = user.get("auth", {}).get("accessToken", {})
+    if access.get("role") == "read":
+        raise InputError(
+            f"the token {access.get('displayName', '')!r} may only read: make one that may write at "
+            f"{constants.ENDPOINT}/settings/tokens"
+        )
+    return user
 
 
 def check_card(text: str) -> None:

@@ -3,15 +3,19 @@
 import functools
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib import resources
+from string import Template
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from ..errors import InputError, PublishError
 from ..hub.client import HUB_ERRORS, keep_trying, why
+from ..hub.repository import HubRepository, check_repository
 from .files import STORE_FILE
 from .identity import StoreIdentity
 
@@ -19,56 +23,6 @@ logger = logging.get_logger(__name__)
 
 _SCHEME = "hf://datasets/"
 _SECONDS = 60.0
-
-_CARD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*.parquet
-tags:
-- hf_deit
-- knowledge-distillation
-- teacher-labels
-task_categories:
-- image-classification
----
-
-# What {teacher} says about augmented views of {data}
-
-The labels that a teacher gave to the training views of a distillation, recorded by hf_deit. A view is a pure function
-of (seed, epoch, slot), so these labels replace the teacher in any later training on the same data with the same
-augmentation, at any batch size and number of processes, for any student.
-
-One file is an epoch of {views:,} views, one row each:
-
-| column | |
-|---|---|
-| `slot` | position of the view in the epoch's order |
-| `label` | the teacher's label, of {num_labels:,}; null where it is the true one |
-| `pixel_crc` | CRC-32 of the view before normalising, of a few views: whoever replays compares them |
-{top_rows}
-`store.json` says what the labels depend on: teacher, data, augmentation, seed. The epoch is in each file's metadata
-and its name.
-
-```python
-from hf_deit import TeacherLabelStore
-
-store = TeacherLabelStore.open("{source}", readonly=True)
-labels = store.labels(epoch=0, true_labels=true_labels)  # the data's own labels, by slot, fill the nulls
-```
-
-The bare columns:
-
-```python
-from datasets import load_dataset
-
-views = load_dataset("{repo_id}", split="train", streaming=True)
-```
-"""
-_TOP_ROWS = """| `top_labels`, `top_logits` | the {top_k} largest logits, descending, and their labels |
-| `rest_logit` | stands for each other logit: the log of the mean of their exponentials |
-"""
 
 
 def hub_id(source: str, *, bare: bool) -> str | None:
@@ -192,54 +146,73 @@ class HubFolder:
 
 def push(
     repo_id: str,
-    folder: str,
-    names: list[str],
+    folder: str | os.PathLike[str],
+    names: Sequence[str],
     identity: StoreIdentity,
     *,
     private: bool | None,
     token: str | None,
     seconds: float,
 ) -> str:
-    """Pushes files of a store as one commit, with a card unless there is one. Gives the commit's address.
+    """Pushes files of a store as one commit, with a card unless there is one.
 
-    It is tried again for so many seconds where that can help.
+    Args:
+        repo_id: of the data set, made if it is not there, once it is known that it can be pushed to.
+        folder: of the store.
+        names: of the files beside store.json, from there.
+        identity: of the store.
+        private, token: see `check_repository`.
+        seconds: for so long it is tried again where that can help.
+
+    Returns:
+        The commit's address.
 
     Raises:
-        InputError: the data set holds other labels.
+        InputError: it cannot be pushed to, or holds other labels.
         PublishError: the Hub refuses, fails or is not there.
     """
-    api = HfApi(token=token, library_name="hf_deit")
-    again = f"the labels are whole in {folder!r}, push them again later"
+    repository = check_repository(repo_id, token=token, private=private, repo_type="dataset", asker="publish")
+    repository.create()
+    files = {name: os.path.join(folder, name) for name in (STORE_FILE, *names)}
 
     def commit() -> str:
-        repository = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-        present = api.list_repo_files(repository, repo_type="dataset")
-        if STORE_FILE in present:
-            theirs = StoreIdentity.read(api.hf_hub_download(repository, STORE_FILE, repo_type="dataset"))
-            if theirs.digest != identity.digest:
-                changed = list(theirs.differences(identity).values())
-                raise InputError(f"{repo_id!r} holds other labels ({'; '.join(changed[:5])}): give another name")
-        operations = [CommitOperationAdd(name, os.path.join(folder, name)) for name in [STORE_FILE, *names]]
-        if "README.md" not in present:
-            operations.append(CommitOperationAdd("README.md", _card(repository, identity).encode()))
-        message = f"Teacher labels of {len(names)} epochs"
-        return str(api.create_commit(repository, operations, commit_message=message, repo_type="dataset").commit_url)
+        head = repository.head()
+        _check_same_labels(repository, head, identity)
+        has_card = repository.read_card(head) is not None
+        card = {} if has_card else {"README.md": _card(repository.repo_id, identity).encode()}
+        return repository.commit({**files, **card}, f"Teacher labels of {len(names)} epochs", parent=head)
 
     try:
-        return keep_trying(commit, what=f"pushing labels to {repo_id}", seconds=seconds)
+        return keep_trying(commit, what=f"pushing labels to {repository.repo_id}", seconds=seconds)
     except InputError:
         raise
     except HUB_ERRORS as error:
-        raise PublishError(f"cannot push the labels to {repo_id!r} ({why(error)}): {again}") from error
+        raise PublishError(
+            f"cannot push the labels to {repository.url} ({why(error)}): the labels are whole in "
+            f"{os.fspath(folder)!r}, push them again later"
+        ) from error
+
+
+def _check_same_labels(repository: HubRepository, commit: str, identity: StoreIdentity) -> None:
+    """Refuses to push into a data set that holds labels of another store."""
+    described = repository.download(STORE_FILE, commit)
+    if described is None:
+        return
+    theirs = StoreIdentity.read(described)
+    if theirs.digest != identity.digest:
+        changed = list(theirs.differences(identity).values())
+        raise InputError(f"{repository.repo_id!r} holds other labels ({'; '.join(changed[:5])}): give another name")
 
 
 def _card(repo_id: str, identity: StoreIdentity) -> str:
-    return _CARD.format(
+    templates = resources.files(__package__).joinpath("templates")
+    card, logits = (Template(templates.joinpath(name).read_text("utf-8")) for name in ("card.md", "card_logits.md"))
+    return card.substitute(
         teacher=os.path.basename(str(identity.teacher.get("name") or "a teacher")),
         data=os.path.basename(str(identity.data.get("name") or "a data set")),
-        views=identity.views_per_epoch,
-        num_labels=identity.num_labels,
-        top_rows=_TOP_ROWS.format(top_k=identity.top_k) if identity.top_k else "",
+        views=f"{identity.views_per_epoch:,}",
+        num_labels=f"{identity.num_labels:,}",
+        rows_of_logits=logits.substitute(top_k=identity.top_k) if identity.top_k else "",
         source=_SCHEME + repo_id,
         repo_id=repo_id,
     )

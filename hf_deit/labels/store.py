@@ -441,18 +441,22 @@ class TeacherLabelStore:
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, seconds: float = 60.0
     ) -> str:
-        """Pushes the complete epochs as a data set, in one commit; a card that is there stays.
+        """Pushes the complete epochs to the Hub as a data set, in one commit. A card that is there stays.
+
+        Nothing is made there before it is known that the token may push to it.
 
         Args:
-            private: for its creation; None takes the owner's default.
-            seconds: after which it is given up.
+            repo_id: of the data set, with or without a namespace; without one it is the user's.
+            private: whether the data set shall be private; None takes the owner's default.
+            token: of the user; by default the one that `hf auth login` or HF_TOKEN gives.
+            seconds: for so long a push that fails is tried again, where that can help.
 
         Returns:
             The commit's address.
 
         Raises:
-            InputError: no epoch is complete, one is broken, or the data set holds other labels.
-            PublishError: the Hub refuses, fails or is not there.
+            InputError: no epoch is complete, or one is broken; the data set cannot be written to, or has other labels.
+            PublishError: the Hub refuses, fails or is not there. The labels in the folder stay.
         """
         epochs = self.complete_epochs
         if not epochs or self._hub is not None:

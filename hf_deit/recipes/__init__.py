@@ -6,12 +6,13 @@ are merged key by key, all else is replaced.
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -85,7 +86,7 @@ def _read_recipe(name_or_file: str) -> dict[str, Any]:
             f"of {', '.join(list_recipes())}"
         )
     try:
-        recipe = parse_recipe(text)
+        recipe = parse_recipe(text, text_keys=_text_arguments())
     except yaml.YAMLError as error:
         raise InputError(f"the recipe {name_or_file!r} is no YAML: {error}") from error
     if not isinstance(recipe, dict):
@@ -96,6 +97,13 @@ def _read_recipe(name_or_file: str) -> dict[str, Any]:
         if key != "base":
             check_known(key, f"the recipe {name_or_file!r} has")
     return recipe
+
+
+@functools.cache
+def _text_arguments() -> set[str]:
+    """The arguments that take a text and nothing else."""
+    hints = {name: hint for part in ARGUMENT_CLASSES for name, hint in get_type_hints(part).items()}
+    return {name for name, hint in hints.items() if hint in (str, str | None)}
 
 
 def check_known(key: str, subject: str) -> None:

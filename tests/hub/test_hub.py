@@ -8,8 +8,10 @@ import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_deit.hub import client as hub
+from hf_deit.hub import client, revisions
 from hf_deit.hub.client import Attempt, is_transient, keep_trying, why, wished_pause
+from hf_deit.hub.repository import HubRepository
+from hf_deit.hub.revisions import resolve_dataset_revision
 
 
 def refusal(status: int, **headers: str) -> HfHubHTTPError:
@@ -66,8 +68,8 @@ class Clock:
 
     def __init__(self, monkeypatch) -> None:
         self.now, self.pauses = 0.0, []
-        monkeypatch.setattr(hub.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(hub.time, "sleep", self.sleep)
+        monkeypatch.setattr(client.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(client.time, "sleep", self.sleep)
 
     def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -118,13 +120,13 @@ def test_an_attempt_keeps_its_error():
 
 
 def test_what_is_not_on_the_hub_is_not_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(revisions.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: pytest.fail("asked the network"))
-    assert hub.resolve_dataset_revision("sklearn:digits") is None
-    assert hub.resolve_dataset_revision(str(tmp_path)) is None
-    assert hub.resolve_dataset_revision("lab/pets", "a" * 40) == "a" * 40
+    assert resolve_dataset_revision("sklearn:digits") is None
+    assert resolve_dataset_revision(str(tmp_path)) is None
+    assert resolve_dataset_revision("lab/pets", "a" * 40) == "a" * 40
 
 
 def test_a_repository_does_not_show_its_token():
-    assert "hf_secret" not in repr(hub.HubRepository("ada/pets", "hf_secret"))
-    assert hub.HubRepository("ada/pets", None, revision="v1").url.endswith("/ada/pets/tree/v1")
+    assert "hf_secret" not in repr(HubRepository("ada/pets", "hf_secret"))
+    assert HubRepository("ada/pets", None, revision="v1").url.endswith("/ada/pets/tree/v1")

@@ -1,7 +1,7 @@
 """Contract: the cards are what scripts/make_model_cards.py writes, the Hub understands them, they say what is true of
 the models and quote what the sources say, and their code and commands work.
 
-What is quoted (the authors' README, timm's table) is written out here again, so that the script's table cannot drift.
+What is quoted (the authors' README, timm's table) is written out here again, so that the package's table cannot drift.
 """
 
 import contextlib

@@ -8,13 +8,10 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,8 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from support.hub_server import HubServer
-from support.main_of import python_path
+from support.stores import VIEWS, assert_holds, files, fill, identity, record, verdicts
 
 from hf_deit import InputError, TeacherLabelStore
 from hf_deit.data.view_dataset import pixel_crc
@@ -33,60 +29,10 @@ from hf_deit.labels.identity import StoreIdentity, data_fingerprint
 from hf_deit.labels.top_k import TopLogits, top_logits
 from hf_deit.models.pretrained import weights_digest
 
-VIEWS = 64
-
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr("hf_deit.labels.files.LOCK_SECONDS", 0.2)
-
-
-def identity(**changes: Any) -> StoreIdentity:
-    settings = {
-        "teacher": {"name": "big/teacher", "revision": "c0ffee", "dtype": "float32", "preprocessing": {"size": 224}},
-        "data": {"name": "user/data", "config": "all", "revision": "beef", "rows": 60, "fingerprint": "f00d"},
-        "augmentation": {"auto_augment": "rand-m9", "crop_scale": (0.08, 1.0), "mixup": 0.8},
-        "versions": {"timm": "1.0", "pillow": "12.0"},
-        "seed": 3,
-        "group_size": 8,
-        "repeated_augmentation": 3,
-        "views_per_epoch": VIEWS,
-        "num_labels": 10,
-    }
-    return StoreIdentity(**{**settings, **changes})
-
-
-def verdicts(epoch: int = 0, views: int = VIEWS, num_labels: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's labels, and the true ones, of which every fifth is missing."""
-    generator = np.random.default_rng(epoch)
-    true_labels = generator.integers(0, num_labels, views)
-    labels = np.where(generator.random(views) < 0.75, true_labels, generator.integers(0, num_labels, views))
-    return labels, np.where(np.arange(views) % 5 == 0, -100, true_labels)
-
-
-def record(store: TeacherLabelStore, epoch: int = 0, slots: Any = None, **changes: Any) -> None:
-    slots = np.arange(store.identity.views_per_epoch) if slots is None else np.asarray(slots)
-    labels, true_labels = verdicts(epoch, store.identity.views_per_epoch, store.identity.num_labels)
-    store.record(epoch, slots, labels[slots], true_labels[slots], **{"crcs": slots + 7, **changes})
-
-
-def fill(folder: Path, epochs: int = 1, **changes: Any) -> Path:
-    with TeacherLabelStore.open(folder, identity(**changes)) as store:
-        for epoch in range(epochs):
-            record(store, epoch)
-            store.flush()
-            assert store.finish_epoch(epoch)
-    return folder
-
-
-def assert_holds(store: TeacherLabelStore, epoch: int = 0) -> None:
-    labels, true_labels = verdicts(epoch, store.identity.views_per_epoch, store.identity.num_labels)
-    np.testing.assert_array_equal(store.labels(epoch, true_labels), labels)
-
-
-def files(folder: Path) -> list[str]:
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in paths if path != ".lock")
 
 
 # What goes in comes out
@@ -721,67 +667,6 @@ def test_the_digest_of_a_teacher_is_of_its_weights(tmp_path):
     for folder in (tmp_path / "model", tmp_path / "none"):
         with pytest.raises(InputError, match=r"model"):
             weights_digest(folder)
-
-
-# The Hub
-
-
-REPLAY = """
-import os, sys
-import test_label_store as t
-from hf_deit import InputError, TeacherLabelStore
-from huggingface_hub import constants
-
-for folder in sys.argv[1:]:
-    try:
-        TeacherLabelStore.open(folder, readonly=True).push_to_hub("anna/labels")
-        print("pushed")
-    except InputError as error:
-        print(error)
-for name in ("hf://datasets/anna/nothing", "hf://datasets/a/b/c"):
-    try:
-        TeacherLabelStore.open(name)
-    except InputError as error:
-        print(error)
-for constants.HF_HUB_OFFLINE in (False, True):
-    for name in ("hf://datasets/anna/labels", "anna/labels"):
-        store = TeacherLabelStore.open(name, t.identity(), readonly=name[0] == "a")
-        print(store.readonly, store.complete_epochs)
-        for epoch in store.complete_epochs if constants.HF_HUB_OFFLINE else (0, 1):
-            t.assert_holds(store, epoch)
-        if store._hub._prefetch is not None:
-            store._hub._prefetch.join()
-"""
-
-
-def test_a_store_on_the_hub_is_pushed_replayed_and_read_offline(tmp_path):
-    folder, other = fill(tmp_path / "store", epochs=4), fill(tmp_path / "other", seed=9)
-    with HubServer(tmp_path / "hub") as hub:
-        hub.add_user("anna")
-        hub.add_token("hf_anna", "anna")
-        arguments = [str(folder), str(folder), str(other)]
-        done = subprocess.run(
-            # conftest.py, which would set the process offline, is not read there.
-            [sys.executable, "-c", REPLAY, *arguments],
-            env={**hub.environment(tmp_path / "home", "hf_anna"), "PYTHONPATH": python_path()},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, done.stderr
-        pushed = hub.files("anna/labels", type="dataset")
-        commits = hub.commits("anna/labels", type="dataset")
-    first, second, refused, absent, no_name, *replayed = done.stdout.splitlines()
-    assert first == second == "pushed"
-    assert "holds other labels (seed is 3 there, 9 here)" in refused
-    assert "cannot download store.json of the data set 'anna/nothing'" in absent
-    assert "'hf://datasets/a/b/c' is no data set on the Hub" in no_name
-    # Of the fourth epoch nobody asked; the third was fetched ahead, and so is in the cache.
-    assert replayed == ["True [0, 1, 2, 3]"] * 2 + ["True [0, 1, 2]"] * 2
-    assert len([commit for commit in commits if commit.title.startswith("Teacher labels")]) == 1  # nothing new: none
-    assert {*pushed} - {".gitattributes"} == {*files(folder), "README.md"}
-    card = pushed["README.md"].decode()
-    assert "data/*.parquet" in card and "hf://datasets/anna/labels" in card and str(tmp_path) not in card
 
 
 def test_the_bare_columns_open_with_datasets(tmp_path):

@@ -1,4 +1,4 @@
-"""Runs the scripts in processes that talk to a `HubServer`, each forked from one that has imported everything."""
+"""Clients of a `HubServer`: this process, and scripts in processes, forked from one that has imported everything."""
 
 import json
 import subprocess
@@ -6,6 +6,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
 
 from support.hub_server import HubServer
 from support.main_of import python_path
@@ -103,3 +106,20 @@ class HubClient:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait(timeout=30)
+
+
+def connect(hub: HubServer, home: Path, token: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this process, until the test ends, a client of `hub` with a token and caches of its own."""
+    settings = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
