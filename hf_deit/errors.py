@@ -1,7 +1,9 @@
-"""What commands show without a traceback, and how their messages are worded."""
+"""What commands show as a message, without a traceback, and the words that such messages share."""
 
+import difflib
 import shlex
 import shutil
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -44,3 +46,24 @@ def command(name: str, *arguments: str) -> str:
     """The line that runs a command of this package here: by its script if that is on the PATH, else by its module."""
     program = "hf-deit" if shutil.which("hf-deit") else "python -m hf_deit"
     return f"{program} {shlex.join([name, *arguments])}"
+
+
+def shortlist(items: Iterable[object], most: int = 5, separator: str = ", ") -> str:
+    """The first `most` items in one line, "a, b, c, …"; the ellipsis stands for the others."""
+    words = [str(item) for item in items]
+    return separator.join([*words[:most], *(["…"] if len(words) > most else [])])
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """The end of a message about a name that is not known.
+
+    Args:
+        name: what was given.
+        known: what could have been meant.
+        cutoff: how alike the two must be, in [0, 1]; see `difflib.get_close_matches`.
+
+    Returns:
+        "; did you mean 'x'?" with the nearest of the known names, or "" if none is near.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""

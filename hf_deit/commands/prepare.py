@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, set_seed
 
-from ..data.load import ImageData, load_data
+from ..data.image_data import ImageData
+from ..data.load import load_data
 from ..data.view_dataset import KeyedViews
 from ..errors import InputError
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
@@ -76,8 +77,6 @@ def _load_images(arguments: Arguments, labels: LabelSource | None) -> ImageData:
     model_args, data_args, args = arguments
     if data_args.streaming and labels is not None:
         raise InputError(NOT_OF_STREAMS)
-    options = vars(data_args).copy()
-    del options["labels_kept"]
     label_names = None
     is_labelled = data_args.dataset_name or data_args.train_dir
     if not is_labelled and args.distillation_type != "none":
@@ -85,7 +84,7 @@ def _load_images(arguments: Arguments, labels: LabelSource | None) -> ImageData:
             label_names = load_labels(model_args.teacher_model_name_or_path, model_args.teacher_revision)
         elif labels is not None:
             label_names = labels.label_names
-    return load_data(**options, label_names=label_names, on_bad_image=args.on_bad_image)
+    return load_data(data_args, label_names=label_names, on_bad_image=args.on_bad_image)
 
 
 def _learnt_images(images: ImageData, arguments: Arguments) -> ImageData:

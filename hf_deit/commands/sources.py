@@ -5,7 +5,9 @@ from dataclasses import replace
 
 from transformers import CONFIG_MAPPING
 
-from ..data.load import DIGITS, DataArguments, ImageData
+from ..data.arguments import DataArguments
+from ..data.digits import DIGITS
+from ..data.image_data import ImageData
 from ..hub.facts import LOCAL_CHECKPOINT, RunSources, Source
 from ..hub.revisions import declared_datasets, resolve_dataset_revision
 from ..models.pretrained import resolve_revision

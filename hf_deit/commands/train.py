@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from transformers.utils import logging
 
-from ..data.load import ImageData
+from ..data.image_data import ImageData
 from ..errors import InputError, PublishError
 from ..hub.facts import RunSources
 from ..hub.run_folder import RECIPE_FILE

@@ -1,7 +1,7 @@
 """What happens to a batch of views on the device: normalising, random erasing, mixup and CutMix.
 
-The loader hands over uint8 views with, per view, the numbers that were drawn for it on the host, where they are the
-same on every platform. The device only does arithmetic, and never makes the host wait.
+With each view, in uint8, the loader hands over the numbers that were drawn for it. They are drawn on the host, where
+they are the same on every platform; the device only does arithmetic, and never makes the host wait.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 
 from ..models.keyed import fold, keyed_normal
 
-# Tell the generators of one key apart: fold(seed, epoch, slot or group, purpose).
+# The last part of a key, fold(seed, epoch, slot or group, purpose), which keeps the two generators apart.
 _ERASING, _MIXING = 1, 2
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right are exclusive
@@ -25,12 +25,12 @@ EMPTY_BOX: Box = (0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """Which part of a view is replaced by noise (Zhong et al. 2020; timm's `RandomErasing`, mode "pixel", count 1).
+    """Which box of a view is filled with noise (Zhong et al. 2020; timm's `RandomErasing`, mode "pixel", count 1).
 
     Args:
-        probability: in [0, 1]; DeiT takes 0.25.
-        area: smallest and largest part of the image's area.
-        aspect_ratio: smallest ratio of height to width; the largest is its inverse.
+        probability: that a view is erased at all, in [0, 1]; DeiT takes 0.25.
+        area: of the box, as a fraction of the view's: the smallest and the largest.
+        aspect_ratio: of the box, height to width: the smallest. The largest is its inverse.
     """
 
     probability: float = 0.25
@@ -38,7 +38,7 @@ class RandomErasing:
     aspect_ratio: float = 0.3
 
     def box(self, seed: int, epoch: int, slot: int, size: tuple[int, int]) -> Box:
-        """The box of one view of `size` (height, width); empty for most. Drawn as timm draws it."""
+        """The box of one view of `size` (height, width), or `EMPTY_BOX`. Drawn as timm draws it."""
         generator = random.Random(fold(seed, epoch, slot, _ERASING))
         if generator.random() > self.probability:
             return EMPTY_BOX
@@ -59,9 +59,9 @@ class Mix(NamedTuple):
     """How the views of one group are mixed with their partners.
 
     Attributes:
-        label_weight: λ, the weight of a view's own label; for CutMix the part of the image that is left of it.
-        pixel_weight: of a view's own pixels outside of the box.
-        box: inside of it the pixels are the partner's.
+        label_weight: λ, the weight of a view's own label, in [0, 1]; the partner's has the rest.
+        pixel_weight: the weight of a view's own pixels outside of the box: λ for mixup, 1 for CutMix.
+        box: inside of it the pixels are the partner's; empty for mixup.
     """
 
     label_weight: float
@@ -76,16 +76,18 @@ NO_MIX = Mix(1.0, 1.0, EMPTY_BOX)
 class Mixing:
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) on virtual groups of views; timm's `Mixup`, mode "batch".
 
-    A group is `group_size` consecutive slots of an epoch: λ, the choice between the two, and the box belong to it, and
-    a view's partner is the one at the mirrored place in the group. So what is mixed does not depend on the batch size
-    as long as batches hold whole groups. In a group of odd size the middle view is its own partner, that is, unmixed;
-    a group that is cut off at the end of an epoch is mirrored in what is there of it.
+    A group is `group_size` consecutive slots of an epoch. One λ, one choice between mixup and CutMix and one box are
+    drawn for a whole group, and a view's partner stands at the mirrored place of the group: the first and the last are
+    mixed with each other. So the mixing does not depend on the batch size, as long as batches hold whole groups. The
+    middle view of an odd group is its own partner, and stays as it is; of a group that the end of a batch cuts off,
+    what is there is mirrored.
 
     Args:
-        mixup_alpha, cutmix_alpha: of the Beta distribution of λ (not probabilities); 0 for never. DeiT: 0.8 and 1.0.
-        probability: that a group is mixed at all.
-        switch_probability: of CutMix instead of mixup, if both are there.
-        group_size: slots of a group; 64 is DeiT's batch on one of its GPUs, which its mixing is drawn for.
+        mixup_alpha: mixup's λ is drawn from Beta(alpha, alpha); 0 is for no mixup. DeiT takes 0.8.
+        cutmix_alpha: the same for CutMix, whose λ is the part of the view that stays. DeiT takes 1.0.
+        probability: that a group is mixed at all, in [0, 1].
+        switch_probability: of CutMix where both are on, in [0, 1].
+        group_size: slots of a group; 64 is the authors' batch on one GPU, for which they draw once.
     """
 
     mixup_alpha: float = 0.8
@@ -116,7 +118,11 @@ class Mixing:
         return Mix(1 - (bottom - top) * (right - left) / (height * width), 1.0, (top, bottom, left, right))
 
     def partner_offsets(self, slots: Sequence[int]) -> list[int]:
-        """How far each view's partner lies from it in a batch of consecutive slots."""
+        """How many places behind each view of a batch its partner stands; negative where it stands before it.
+
+        Args:
+            slots: of the batch, consecutive.
+        """
         groups = [slot // self.group_size for slot in slots]
         first, last = {}, {}
         for position, group in enumerate(groups):
@@ -126,29 +132,30 @@ class Mixing:
 
 
 @lru_cache(maxsize=16)  # copying constants to the device at every batch would make the host wait
-def _on_device(
-    image_mean: tuple[float, ...], image_std: tuple[float, ...], device: torch.device
+def _statistics_on(
+    device: torch.device, image_mean: tuple[float, ...], image_std: tuple[float, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of pixels in [0, 255], (3, 1, 1) each."""
     mean, std = (torch.tensor(values, device=device).mul(255).view(-1, 1, 1) for values in (image_mean, image_std))
     return mean, std
 
 
 def normalize(pixels: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> torch.Tensor:
-    """Rescales to [0, 1] and normalises, on the pixels' device, with the arithmetic of the image processors.
+    """Rescales pixels to [0, 1] and normalises them, on their device, with the bits of the image processors.
 
     Args:
         pixels: (B, 3, H, W) uint8.
-        image_mean, image_std: per channel, of pixels in [0, 1].
+        image_mean, image_std: (3,) each, of pixels in [0, 1].
 
     Returns:
         (B, 3, H, W) float32.
     """
-    mean, std = _on_device(tuple(image_mean), tuple(image_std), pixels.device)
+    mean, std = _statistics_on(pixels.device, tuple(image_mean), tuple(image_std))
     return pixels.to(torch.float32).sub_(mean).div_(std)
 
 
 def _inside(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B, 1, H, W) bool: whether a pixel lies in its view's box, of (B, 4)."""
+    """Whether a pixel of `size` (H, W) lies in its view's box, (B, 1, H, W) bool; the boxes are (B, 4)."""
     top, bottom, left, right = (edge.view(-1, 1, 1) for edge in boxes.unbind(dim=1))
     y = torch.arange(size[0], device=boxes.device).view(1, -1, 1)
     x = torch.arange(size[1], device=boxes.device).view(1, 1, -1)
@@ -156,15 +163,15 @@ def _inside(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def erase(pixel_values: torch.Tensor, boxes: torch.Tensor, view_seeds: torch.Tensor) -> torch.Tensor:
-    """Fills each view's box with standard normal noise that is keyed by its seed.
+    """Fills each view's box with standard normal noise, a function of the view's seed.
 
     Args:
         pixel_values: (B, 3, H, W) normalised.
-        boxes: (B, 4) int64: top, bottom, left, right.
-        view_seeds: (B,) int64.
+        boxes: (B, 4) int64: top, bottom, left, right; see `Box`.
+        view_seeds: (B,) int64, from `hf_deit.models.keyed.view_seed`.
 
     Returns:
-        (B, 3, H, W).
+        (B, 3, H, W); what was given stays as it is.
     """
     noise = keyed_normal(view_seeds, tuple(pixel_values.shape[1:]))
     return torch.where(_inside(boxes, tuple(pixel_values.shape[-2:])), noise, pixel_values)
@@ -173,16 +180,16 @@ def erase(pixel_values: torch.Tensor, boxes: torch.Tensor, view_seeds: torch.Ten
 def mix(
     pixel_values: torch.Tensor, partners: torch.Tensor, pixel_weights: torch.Tensor, boxes: torch.Tensor
 ) -> torch.Tensor:
-    """Mixes each view with its partner.
+    """Mixes each view with its partner, see `Mix`.
 
     Args:
         pixel_values: (B, 3, H, W) normalised.
-        partners: (B,) int64, positions in the batch.
-        pixel_weights: (B,) of a view's own pixels outside of its box; inside it has none.
-        boxes: (B, 4) int64: top, bottom, left, right.
+        partners: (B,) int64, places in the batch.
+        pixel_weights: (B,) in [0, 1], of a view's own pixels outside of its box.
+        boxes: (B, 4) int64: top, bottom, left, right; see `Box`. Inside, the pixels are the partner's.
 
     Returns:
-        (B, 3, H, W).
+        (B, 3, H, W); what was given stays as it is.
     """
     others = pixel_values[partners]
     weights = pixel_weights.view(-1, 1, 1, 1)
@@ -193,14 +200,16 @@ def mix(
 def augment_batch(
     batch: dict[str, torch.Tensor], image_mean: Sequence[float], image_std: Sequence[float]
 ) -> dict[str, torch.Tensor]:
-    """Turns a loader's batch into what student and teacher see: normalised, erased (in this order) and mixed.
+    """Turns a loader's batch into what student and teacher see: normalised, then erased, then mixed.
 
     Args:
-        batch: `pixel_values` (B, 3, H, W) uint8, `labels` (B,); for erasing `erase_boxes` and `view_seeds`; for mixing
-            `partner_offsets`, `pixel_weights` and `mix_boxes` besides `label_weights`.
+        batch: from `hf_deit.data.view_dataset.collate`. It is erased if it has `erase_boxes`, and mixed if it has
+            `partner_offsets`.
+        image_mean, image_std: (3,) each, of pixels in [0, 1].
 
     Returns:
-        The batch with `pixel_values` float32 and, if it is mixed, `partner_labels` (B,).
+        The batch with `pixel_values` (B, 3, H, W) float32 and, if it is mixed, with the labels of the views' partners
+        as `partner_labels` (B,).
     """
     pixel_values = normalize(batch["pixel_values"], image_mean, image_std)
     if "erase_boxes" in batch:

@@ -1,21 +1,25 @@
-"""Columns of data sets: the image and the label column, found, under one name, and checked."""
+"""The image and the label column of a data set: found, brought under one name and type, read and checked."""
 
 from collections.abc import Iterable
 
 import datasets
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, shortlist
 from .decoding import ImageDecoder
+
+IGNORED_LABEL = -100  # of an image without label; torch's cross-entropy passes it over
 
 
 def find_columns(
-    dataset: datasets.Dataset, image_column_name: str | None = None, label_column_name: str | None = None
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
 ) -> tuple[str, str]:
-    """The names of the image and label columns: those given, or the only ones of type `Image` and `ClassLabel`.
+    """The names of the image and the label column: those given, or the only ones of type `Image` and `ClassLabel`.
 
     Raises:
-        InputError: no such column, none of the type, or several.
+        InputError: there is no such column, none of the type, or several.
     """
 
     def find(given: str | None, feature_type: type, option: str) -> str:
@@ -41,13 +45,39 @@ def find_columns(
 
 
 def standard_columns(dataset: datasets.Dataset, image_column: str, label_column: str) -> datasets.Dataset:
+    """The two columns alone, under the names "image" and "label"."""
     dataset = dataset.select_columns([image_column, label_column])
     return dataset.rename_columns(
         {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
     )
 
 
+def only_images(dataset: datasets.Dataset, owner: str) -> datasets.Dataset:
+    """The only column of type `Image` alone, under the name "image".
+
+    Args:
+        dataset: with any columns.
+        owner: what to call the data set in the message.
+
+    Raises:
+        InputError: there is no such column, or there are several.
+    """
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if len(columns) != 1:
+        raise InputError(f"{owner} must have one image column, got {columns or list(dataset.features)}")
+    dataset = dataset.select_columns(columns)
+    return dataset if columns == ["image"] else dataset.rename_column(columns[0], "image")
+
+
 def label_names_of(dataset: datasets.Dataset) -> list[str]:
+    """The names of the labels in the column "label", by index.
+
+    Those of a `ClassLabel` are its own. Of a column of strings or integers each different value is a label; they are
+    sorted, numbers by their size.
+
+    Raises:
+        InputError: values of another type, missing or negative ones.
+    """
     feature = dataset.features["label"]
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
@@ -62,7 +92,16 @@ def label_names_of(dataset: datasets.Dataset) -> list[str]:
 
 
 def with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) -> datasets.Dataset:
-    """Gives the "label" column the type `ClassLabel` with these names, whatever type and order it had."""
+    """Gives the column "label" the type `ClassLabel` with these names; what it held before is matched by name.
+
+    Args:
+        dataset: its labels may be a `ClassLabel` with the names in another order, strings or integers.
+        names: of the labels, by index.
+        split: what to call the data set in the message.
+
+    Raises:
+        InputError: a label that is none of the names, or none at all.
+    """
     feature = dataset.features["label"]
     if isinstance(feature, datasets.ClassLabel) and list(feature.names) == names:
         return dataset
@@ -74,18 +113,32 @@ def with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) -
         values = [str(label) for label in labels]
     unknown = sorted(set(values) - set(names))
     if unknown:
-        raise InputError(
-            f"the {split} split has labels that the training split has not: {', '.join(unknown[:5])}"
-            f"{', …' if len(unknown) > 5 else ''}"
-        )
+        raise InputError(f"the {split} split has labels that the training split has not: {shortlist(unknown)}")
     index = {name: i for i, name in enumerate(names)}
     class_label = datasets.ClassLabel(names=names)
     column = [index[value] for value in values]
     return dataset.remove_columns("label").add_column("label", column, feature=class_label)
 
 
+def labels_of(dataset: datasets.Dataset, label_column: str) -> np.ndarray:
+    """The labels of all rows, (N,) int64; `IGNORED_LABEL` where there is none."""
+    rows = dataset.select_columns(label_column)
+    chunks = (rows[start : start + 10_000][label_column] for start in range(0, len(rows), 10_000))
+    labels = (IGNORED_LABEL if label is None else label for chunk in chunks for label in chunk)
+    return np.fromiter(labels, dtype=np.int64, count=len(rows))
+
+
 def check_label_range(column: Iterable[int | None], num_labels: int, part: str) -> None:
-    """Refuses labels outside of [0, num_labels) and missing ones, naming the first such row of the `part` set."""
+    """Checks that every row has a label in [0, num_labels).
+
+    Args:
+        column: the labels.
+        num_labels: how many there are to choose from.
+        part: what to call the data set in the message.
+
+    Raises:
+        InputError: a row has none, or another; the first such row is named. Or there are no rows.
+    """
     values = list(column)
     if not values:
         raise InputError(f"the {part} set is empty")
@@ -101,7 +154,11 @@ def check_label_range(column: Iterable[int | None], num_labels: int, part: str) 
 
 
 def check_some_images(dataset: datasets.Dataset, at_most: int = 64) -> None:
-    """Decodes a few images, evenly spaced, so that a wholly unusable data set is refused before training."""
+    """Decodes a few images, evenly spaced, so that a wholly unusable data set is refused before training.
+
+    Raises:
+        BadImageError: one of them is missing or broken.
+    """
     decode = ImageDecoder(dataset, "image")
     for index in np.linspace(0, len(dataset) - 1, num=min(at_most, len(dataset)), dtype=int):
         decode(int(index))

@@ -1,4 +1,4 @@
-"""Encoded images of a data set as RGB, or the refusal of those that are broken."""
+"""Decodes the images of a data set to RGB, and names those that are broken."""
 
 import zlib
 from typing import Any
@@ -15,14 +15,14 @@ BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Imag
 
 
 def decode_image(encoded: dict[str, Any] | None, name: str) -> Image.Image:
-    """An encoded image of a data set as RGB, with transparency on white, as the image processors give it.
+    """Decodes an image to RGB: turned upright, and where it is transparent white, as the image processors have it.
 
     Args:
-        encoded: "bytes" or "path", as `datasets.Image(decode=False)` gives it.
+        encoded: with its "bytes" or its "path", as `datasets.Image(decode=False)` gives it; None is a missing image.
         name: what to call it in the message.
 
     Raises:
-        BadImageError: the image is missing or broken.
+        BadImageError: the image is missing or broken, or has more than 8 bits per channel.
     """
     try:
         if encoded is None:
@@ -42,11 +42,11 @@ def decode_image(encoded: dict[str, Any] | None, name: str) -> Image.Image:
 
 
 class ImageDecoder:
-    """Decodes rows of a data set to RGB, or says which row, and which file, is broken.
+    """Decodes the image of any row of a data set, or says which row, and which file, is broken.
 
     Args:
-        dataset: with an `Image` column.
-        image_column: its name.
+        dataset: has a column of type `Image`.
+        image_column: the name of that column.
     """
 
     def __init__(self, dataset: datasets.Dataset, image_column: str) -> None:

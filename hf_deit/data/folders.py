@@ -1,25 +1,39 @@
-"""Folders of images as data sets: one folder per class, or images without labels."""
+"""Folders of images as data sets: one folder per class, or images without labels.
+
+Files and folders whose name starts with a dot are left out. Links are followed.
+"""
 
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import datasets
 from PIL import Image
 from torchvision.datasets.folder import find_classes
 
-from ..errors import InputError
+from ..errors import InputError, shortlist
 from .decoding import BAD_IMAGE_ERRORS
 
 
 def load_class_folders(
-    folder: str, on_bad_image: str, names: list[str] | None = None
+    folder: str | os.PathLike[str], on_bad_image: Literal["stop", "skip"], names: list[str] | None = None
 ) -> tuple[datasets.Dataset, list[str]]:
-    """A data set of the files in `folder`/class name/…, with the labels of `names` or of the folders found.
+    """The images in `folder`/CLASS/…, at any depth, labelled by the names of the class folders.
 
-    Files and folders whose name starts with a dot are none of the data set's.
+    Args:
+        folder: holds one folder per class.
+        on_bad_image: whether files that are no images may be left to the training ("skip").
+        names: of the labels, by index; by default those of the folders found, in alphabetical order.
+
+    Returns:
+        A data set with the columns "image" and "label" of types `Image` and `ClassLabel`, and the names of its labels.
+
+    Raises:
+        InputError: there is no such folder, it has no folders, a class is empty or not among `names`, or files are no
+            images.
     """
-
+    folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise InputError(f"no folder {folder!r}: expected one with a folder of images per class")
     try:
@@ -31,7 +45,7 @@ def load_class_folders(
     if names is not None:
         unknown = sorted(set(found) - set(names))
         if unknown:
-            raise InputError(f"{folder!r} has classes that the training folder has not: {', '.join(unknown[:5])}")
+            raise InputError(f"{folder!r} has classes that the training folder has not: {shortlist(unknown)}")
     names = names or found
     top = (os.path.realpath(folder),)
     # The files of a folder come before those of the folders in it.
@@ -47,8 +61,17 @@ def load_class_folders(
     return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features), names
 
 
-def load_images(folder: str, on_bad_image: str) -> datasets.Dataset:
-    """A data set of all files in a folder, at any depth, with the column "image" alone."""
+def load_images(folder: str | os.PathLike[str], on_bad_image: Literal["stop", "skip"]) -> datasets.Dataset:
+    """All images in a folder, at any depth, as a data set with the column "image" alone.
+
+    Args:
+        folder: may hold folders.
+        on_bad_image: whether files that are no images may be left to the training ("skip").
+
+    Raises:
+        InputError: there is no such folder, it is empty, or files are no images.
+    """
+    folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise InputError(f"no folder {folder!r}: expected one with images")
     paths = list(_files_below(folder))
@@ -59,9 +82,10 @@ def load_images(folder: str, on_bad_image: str) -> datasets.Dataset:
 
 
 def _files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """All files in a folder, at any depth and by name, without hidden ones.
+    """All files in a folder, at any depth, in the order of their names.
 
-    Links are followed, but not to a folder that lies above: `above` has the real paths of those on the way.
+    A link to a folder that lies above would go round in circles and is not followed: `above` has the real paths of the
+    folders on the way.
     """
     here = os.path.realpath(folder)
     if here in above:
@@ -83,12 +107,12 @@ def _check_files(paths: list[str], folder: str, on_bad_image: str) -> None:
     if len(bad) == len(paths) or (bad and on_bad_image == "stop"):
         raise InputError(
             f"{len(bad)} of the {len(paths)} files in {folder!r} {'is' if len(bad) == 1 else 'are'} no image that "
-            f"Pillow can open: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}. Remove or mend them, "
-            "or pass --on_bad_image skip"
+            f"Pillow can open: {shortlist(bad)}. Remove or mend them, or pass --on_bad_image skip"
         )
 
 
 def _path_unless_image(path: str) -> str | None:
+    """The path of a file whose header is none of an image; None for images."""
     try:
         with Image.open(path):  # reads the header only
             return None

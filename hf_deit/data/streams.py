@@ -1,4 +1,7 @@
-"""Data sets that are read as a stream: views keyed by the stream's position, every process reading its own part."""
+"""Data sets that are read as a stream, image by image, and never held as a whole.
+
+Every process reads its own part of the stream. Slots, views and seeds mean what they mean for data sets with rows.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,18 +15,19 @@ from torch.utils.data import Sampler
 
 from ..errors import BadImageError, InputError
 from ..models.keyed import fold
+from .columns import IGNORED_LABEL
 from .decoding import decode_image
-from .view_dataset import IGNORED_LABEL, KeyedViews
+from .view_dataset import KeyedViews
 
 
 class StreamKey(NamedTuple):
     """Names one view of one image of a stream, and carries the image, still encoded, to the worker that decodes it.
 
     Attributes:
-        epoch, slot, view: see `hf_deit.views.ViewKey`.
-        index: which image of the process's part of the epoch it is, from 0.
+        epoch, slot, view: see `hf_deit.data.views.ViewKey`.
+        index: which of the images that the process reads in the epoch it is, from 0.
         encoded: "bytes" and "path" of the image.
-        label: its label, or -100.
+        label: in [0, K), or `IGNORED_LABEL` if there is none.
     """
 
     epoch: int
@@ -36,14 +40,13 @@ class StreamKey(NamedTuple):
 
 @dataclass
 class ImageStream:
-    """A `datasets.IterableDataset` to train on, that is never held as a whole.
+    """A stream to train on.
 
     Args:
-        dataset: with an `Image` and a `ClassLabel` column.
+        dataset: has an `Image` and a `ClassLabel` column.
         images_per_epoch: how many views make an epoch. A stream that ends before begins again, in another order.
         seed: of the order of shards and images; by default that of the run's views, and 0 without a run.
-        shuffle_buffer_size: how many images, encoded, the next one is chosen from.
-        image_column, label_column: their names.
+        shuffle_buffer_size: so many images are kept in memory, encoded, and the next one is chosen from them.
 
     Raises:
         InputError: an epoch or a buffer without images.
@@ -66,10 +69,17 @@ class ImageStream:
         return self.dataset.features
 
     def read(self, pass_number: int, rank: int, num_processes: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """One pass over a process's part: encoded images and labels, in an order keyed by (seed, pass_number).
+        """Reads a process's part of the stream once: encoded images and labels, in an order of (seed, pass_number).
+
+        Labels of None and -1 mean that there is none, and come as `IGNORED_LABEL`.
+
+        Args:
+            pass_number: each has an order of its own.
+            rank: of the process, from 0.
+            num_processes: how many share the stream.
 
         Raises:
-            BadImageError: a label that is none; -1 and None mean that there is no label.
+            BadImageError: another label out of range; the image is named.
         """
         num_labels = len(self.features[self.label_column].names)
         dataset = self.dataset.select_columns([self.image_column, self.label_column])
@@ -92,21 +102,23 @@ class ImageStream:
 
 
 class StreamSampler(Sampler[StreamKey | None]):
-    """The keys of a stream's epoch in the global order of slots; those of other processes are None.
+    """The keys of a stream's epoch in the global order of slots, with None in place of other processes' keys.
 
-    Accelerate deals whole batches of it round-robin to the processes, which drops exactly the batches of None. So each
-    process reads its own part of the stream only, and slots mean the same as with other data sets.
+    Accelerate deals whole batches of this order to the processes in turn, so that every process gets its own keys, and
+    none of the batches of None. So each reads its own part of the stream only, and a slot means the same as with other
+    data sets.
 
-    With repeated augmentation an epoch trains on 1 / repeats of the stream: successive epochs take up where the one
-    before stopped, and a new pass begins after `repeats` epochs. Where an epoch begins follows from its number alone,
-    so that a run resumes anywhere; the price is that the part before it is read, without decoding, and passed over.
+    With repeated augmentation an epoch trains on 1 / repeats of the stream: each epoch goes on where the one before
+    stopped, and a new pass begins after `repeats` epochs. Where an epoch begins follows from its number alone, so that
+    a run resumes anywhere. The price is that what comes before in the pass is read, without decoding, and passed over.
 
     Args:
-        stream: to read.
         batch_size: of one process.
-        total_batch_size: samples per optimizer step over all processes and accumulation steps.
-        rank, num_processes: whose keys are wanted.
-        repeats: views of each image side by side.
+        total_batch_size: samples per optimizer step over all processes and accumulation steps. An epoch is cut to a
+            multiple of it.
+        rank: of the process whose keys are wanted, from 0.
+        num_processes: how many share the stream.
+        repeats: views of each image that lie side by side.
     """
 
     def __init__(
@@ -133,7 +145,7 @@ class StreamSampler(Sampler[StreamKey | None]):
         return self._length
 
     def _images(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """The images of this process from the epoch's first on, without end."""
+        """The images of this process, from the first of the epoch on; the stream begins again wherever it ends."""
         stream_pass, part = divmod(self.epoch, self.repeats)
         to_skip = part * -(-self._length // (self.num_processes * self.repeats))
         restarts = 0
@@ -167,11 +179,13 @@ class StreamSampler(Sampler[StreamKey | None]):
 
 
 class StreamViewDataset(KeyedViews):
-    """The views of a stream, by `StreamKey`.
+    """The training views of a stream, by `StreamKey`.
+
+    In place of a broken image that may be skipped comes a black one without label, as no other is at hand.
 
     Args:
-        stream: where the keys come from.
-        transform, **settings: see `KeyedViews`. An image that is skipped becomes a black one without label.
+        stream: the one that the keys come from.
+        **settings: see `KeyedViews`.
     """
 
     def __init__(self, stream: ImageStream, transform: Callable[[Image.Image], torch.Tensor], **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""Image transforms for training: timm's, in the authors' order and with their constants."""
+"""The training transform of one image: timm's, in the authors' order and with their constants."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -25,18 +25,19 @@ def build_train_transform(
     """The geometric and colour part of DeiT's augmentation (paper, table 9; the authors' `build_transform`).
 
     Random resized crop with scale (crop_scale_min, 1) and ratio (3/4, 4/3), bicubic, or, for inputs of at most 32
-    pixels, a resize of the shorter side and a random crop with a padding of 4; horizontal flip; RandAugment. It draws
-    from the global generators of `random`, NumPy and torch, which `hf_deit.views` seeds per view.
+    pixels, a resize of the shorter side and a random crop with a padding of 4; horizontal flip; RandAugment. What is
+    random is drawn from the global generators of `random`, NumPy and torch: see
+    `hf_deit.data.views.seed_global_random_state`.
 
     Args:
         image_size: (height, width) of the result.
-        image_mean: of the student's image processor; RandAugment fills with it.
+        image_mean: (3,), of pixels in [0, 1]; RandAugment fills with it what a shifted or turned image leaves free.
         crop_scale_min: smallest random resized crop, as a fraction of the image's area, in (0, 1].
         horizontal_flip: probability, in [0, 1].
         auto_augment: timm's policy string, or None for none.
 
     Returns:
-        A function of an RGB image, giving (3, height, width) uint8.
+        A function from an RGB image to its pixels, (3, height, width) uint8.
 
     Raises:
         InputError: timm does not know the policy.

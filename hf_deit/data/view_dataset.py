@@ -1,4 +1,8 @@
-"""Rows of a data set as training views and as evaluation images: decoding, seeding, bad images, collation."""
+"""Images of a data set as training views and as evaluation images, and batches of them.
+
+A training view is named by a key, and made with generators that are seeded by it: decoded, transformed, and given the
+numbers that the device needs to erase and mix it (`hf_deit.data.batch_augment`).
+"""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -14,38 +18,35 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..errors import BadImageError, InputError
 from ..models.keyed import view_seed
 from .batch_augment import Mixing, RandomErasing
+from .columns import IGNORED_LABEL, labels_of
 from .decoding import ImageDecoder
 from .views import ViewKey, preserve_global_random_state, seed_global_random_state
 
-IGNORED_LABEL = -100
-
-
-def labels_of(dataset: datasets.Dataset, label_column: str) -> np.ndarray:
-    """(N,) int64: the labels of all rows, -100 where there is none."""
-    rows = dataset.select_columns(label_column)
-    chunks = (rows[start : start + 10_000][label_column] for start in range(0, len(rows), 10_000))
-    labels = (IGNORED_LABEL if label is None else label for chunk in chunks for label in chunk)
-    return np.fromiter(labels, dtype=np.int64, count=len(rows))
-
 
 def pixel_crc(pixel_values: torch.Tensor | np.ndarray) -> int:
-    """The CRC-32 of a view, (3, H, W) uint8 as the loader makes it."""
+    """The CRC-32 of a view's pixels, (3, H, W) uint8, before they are normalised."""
     return zlib.crc32(np.ascontiguousarray(pixel_values))
 
 
 class KeyedViews(Dataset):
-    """Turns lists of keys into training views, each seeded by its own (seed, epoch, slot).
+    """Training views by their keys, `ViewKey` or `StreamKey`; a view is a pure function of (seed, epoch, slot).
+
+    A sample is a dictionary: `pixel_values` (3, H, W) uint8, `labels`, `view_seeds`, and `bad_images`, which is 1
+    where another image stands in for a broken one; with erasing `erase_boxes`, with mixing `partner_offsets`,
+    `label_weights`, `pixel_weights` and `mix_boxes`. Samples that are to be mixed must be asked for as one list.
 
     Args:
         transform: from an RGB image to (3, H, W) uint8.
         seed: the run's seed.
-        erasing, mixing: what is drawn for the views, to be done on the device.
-        on_bad_image: "stop" raises `BadImageError`; "skip" lets another image stand in and counts it in `bad_images`.
+        erasing: draws which part of a view is erased on the device; None for none.
+        mixing: draws how views are mixed on the device; None for not at all.
+        on_bad_image: "stop" raises `BadImageError`; "skip" lets another image stand in.
 
     Attributes:
-        has_labels: whether any image has one.
-        wants_crc: of which views of an epoch, by their slots, the CRC of the pixels is wanted. If it is set, samples
-            have their `slots`, with the epoch above the lower 32 bits, and their `pixel_crcs`, -1 for the others.
+        has_labels: whether any image has a label.
+        wants_crc: a function of an epoch and slots, (B,), that says of which of these views the CRC of the pixels is
+            wanted, (B,) bool; None for none. With it samples have `slots`, with the epoch above the lower 32 bits,
+            and `pixel_crcs`, -1 where none is wanted.
     """
 
     has_labels = True
@@ -67,7 +68,7 @@ class KeyedViews(Dataset):
         self.on_bad_image = on_bad_image
 
     def _read(self, key: Any) -> tuple[Image.Image, int, bool]:
-        """A key's image, its label, and whether the image stands in for one that is broken."""
+        """A key's image in RGB, its label, and whether the image stands in for one that is broken."""
         raise NotImplementedError
 
     def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
@@ -114,18 +115,17 @@ class KeyedViews(Dataset):
 
 
 class ViewDataset(KeyedViews):
-    """The views of a data set with rows, by `ViewKey`.
+    """The training views of a data set with rows, by `ViewKey`.
+
+    In place of a broken image that may be skipped comes the next one of the data set that can be decoded, with its own
+    label, so that batches stay whole.
 
     Args:
-        dataset: with an `Image` and a `ClassLabel` column; None is no label.
-        transform: from an RGB image to (3, H, W) uint8.
-        image_column, label_column: their names.
-        on_bad_image: "stop" raises `BadImageError`; "skip" puts the next readable image of the data set into the slot,
-            so that batches stay whole, and counts it in `bad_images`.
+        dataset: has an `Image` and a `ClassLabel` column; a label of None means that there is none.
         **settings: see `KeyedViews`.
 
     Attributes:
-        labels: of all rows, (N,) int64, -100 where there is none.
+        labels: of all rows, (N,) int64, `IGNORED_LABEL` where there is none.
     """
 
     def __init__(
@@ -159,14 +159,13 @@ class ViewDataset(KeyedViews):
 
 
 class EvaluationDataset(Dataset):
-    """Rows of a data set, resized and cropped by an image processor, as uint8.
+    """The images of a data set, resized and cropped to one size: `pixel_values` (3, H, W) uint8, and `labels`.
 
     Args:
-        dataset: with an `Image` and a `ClassLabel` column.
-        processor: resizes and crops every image to one size.
-        image_column, label_column: their names.
-        on_bad_image: "stop" raises `BadImageError`; "skip" gives a black image with the label -100, which losses and
-            metrics ignore.
+        dataset: has an `Image` and a `ClassLabel` column.
+        processor: resizes and crops; the device normalises.
+        on_bad_image: "stop" raises `BadImageError`; "skip" gives a black image with `IGNORED_LABEL`, which losses and
+            metrics pass over.
     """
 
     def __init__(
@@ -200,6 +199,6 @@ class EvaluationDataset(Dataset):
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stacks samples: `pixel_values` (B, 3, H, W) uint8, boxes (B, 4), all else (B,); integers as int64."""
+    """Stacks samples to a batch: `pixel_values` (B, 3, H, W) uint8, boxes (B, 4), all else (B,), integers as int64."""
     batch = {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0] if name != "pixel_values"}
     return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), **batch}

@@ -1,7 +1,9 @@
-"""A training view is a value: every random choice behind it is a pure function of (seed, epoch, slot).
+"""Which view of which image stands where in an epoch, and the seeding of the generators that make a view.
 
-Slots number an epoch's global order. Nothing depends on the worker, rank, batch size or world size, nor on what was
-drawn before, so a run resumes bit-exactly from any step and trains alike on any number of processes.
+A training view is a value: every random choice behind it is a pure function of (seed, epoch, slot), where slots number
+an epoch's views in the order of all processes together. Nothing depends on the worker, rank, batch size or number of
+processes, nor on what was drawn before. So a run resumes bit-exactly from any step, and trains alike on any number of
+processes.
 """
 
 import random
@@ -20,10 +22,10 @@ class ViewKey(NamedTuple):
     """Names one view of one image in one epoch.
 
     Attributes:
-        epoch: epoch number, from 0.
-        slot: position in the epoch's global order, from 0.
-        index: row of the data set.
-        view: which of the image's repeated views in this epoch this is, from 0.
+        epoch: from 0.
+        slot: the view's place in the epoch's global order, from 0.
+        index: the image's row in the data set.
+        view: which of the views that repeated augmentation makes of the image in this epoch, from 0.
     """
 
     epoch: int
@@ -34,7 +36,7 @@ class ViewKey(NamedTuple):
 
 @contextmanager
 def preserve_global_random_state() -> Iterator[None]:
-    """Restores the generators of `random`, NumPy and torch (CPU) that timm's augmentation draws from."""
+    """Restores at its end the global generators of `random`, NumPy and torch (CPU), which timm's augmentation uses."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     torch_state = torch.random.get_rng_state()
     try:
@@ -46,7 +48,7 @@ def preserve_global_random_state() -> Iterator[None]:
 
 
 def seed_global_random_state(seed: int) -> None:
-    """Seeds `random`, NumPy and torch (CPU only: `torch.manual_seed` would seed, and so change, the GPU's too)."""
+    """Seeds the global generators of `random`, NumPy and torch; that of the GPU stays as it is."""
     random.seed(seed)
     np.random.seed(fold(seed) & 0xFFFFFFFF)
     torch.random.default_generator.manual_seed(seed)
@@ -58,13 +60,17 @@ class ViewSampler(Sampler[ViewKey]):
     Accelerate deals whole batches of it round-robin to the processes, so it must not be sharded here.
 
     Args:
-        num_images: rows of the data set, at least 1.
+        num_images: rows of the data set.
         seed: the run's seed.
         total_batch_size: samples per optimizer step over all processes and accumulation steps. An epoch is cut to a
             multiple of it, so that every step is whole; a data set smaller than one step is repeated to fill one, so
             that an epoch is never empty.
         repeats: views of each image that lie side by side (repeated augmentation, Hoffer et al. 2020; DeiT uses 3).
-            An epoch stays about `num_images` views long, so it sees about 1 / repeats of the images (DeiT, RASampler).
+            An epoch stays about `num_images` views long, so it sees about 1 / repeats of the images (as the authors'
+            `RASampler`).
+
+    Raises:
+        ValueError: one of the numbers is less than 1.
     """
 
     def __init__(self, num_images: int, *, seed: int, total_batch_size: int, repeats: int = 1) -> None:
@@ -86,17 +92,20 @@ class ViewSampler(Sampler[ViewKey]):
         return self._length
 
     def order(self, epoch: int, pass_number: int = 0) -> np.ndarray:
-        """A permutation of the images, (num_images,) int64, keyed by (seed, epoch, pass_number)."""
+        """A permutation of the images' rows, (num_images,) int64, by (seed, epoch, pass_number).
+
+        Args:
+            epoch: from 0.
+            pass_number: which of the epoch's passes over the images; there are several where they are few.
+        """
         # RandomState, unlike default_rng, promises the same stream in every NumPy version.
         generator = np.random.RandomState(np.random.MT19937(fold(self.seed, epoch, pass_number)))
         return generator.permutation(self.num_images)
 
     def keys(self, epoch: int, slots: Iterable[int]) -> Iterator[ViewKey]:
-        """The keys of any slots of any epoch, also beyond `len(self)`, which other batches may reach.
+        """The keys of the given slots, which must ascend, of any epoch.
 
-        Args:
-            epoch: from 0.
-            slots: ascending.
+        There are keys beyond `len(self)`, too: with another total batch size the same epoch is longer.
         """
         last_pass, pass_length = -1, self.num_images * self.repeats
         for slot in slots:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 from transformers import ViTImageProcessor
 
-from ..errors import InputError
+from ..errors import InputError, shortlist
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair, label2id_of
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
@@ -81,7 +81,7 @@ def load_weights(path: str, *, averaged: bool = False) -> tuple[dict[str, torch.
     """The tensors of a file by timm's names, and what the authors' file has beside them; None for timm's."""
     content, key = _load(path), "model_ema" if averaged else "model"
     if averaged and key not in content:
-        raise InputError(f"{path!r} has no averaged weights ({key}); it has {', '.join(map(str, list(content)[:5]))}")
+        raise InputError(f"{path!r} has no averaged weights ({key}); it has {shortlist(content)}")
     beside = content if key in content else None
     weights = content if beside is None else content[key]
     if not isinstance(weights, Mapping):
@@ -323,7 +323,7 @@ def _checked(checkpoint: Checkpoint, where: str) -> Checkpoint:
         ("has the unknown", sorted(found.keys() - expected.keys())),
     ):
         if names:
-            raise InputError(f"{where!r} {problem} {', '.join(names[:4])}{', …' if names[4:] else ''}")
+            raise InputError(f"{where!r} {problem} {shortlist(names, 4)}")
     for name, shape in expected.items():
         if found[name].shape != shape:
             raise InputError(f"{where!r}: {name} must be {tuple(shape)}, got {tuple(found[name].shape)}")

@@ -5,13 +5,13 @@ import os
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, shortlist
 from ..models.pretrained import LOADING_ERRORS, absent_weights, load_image_processor
 from .card import card_faults
 from .files import read_text
 from .publisher import Publisher
 from .record import model_files, read_facts, stage
-from .repository import HubRepository, check_repository
+from .repository import LATER, HubRepository, check_repository
 from .run_folder import CARD_FILE, last_whole_checkpoint
 
 logger = logging.get_logger(__name__)
@@ -60,7 +60,7 @@ def _check_weights(folder: str) -> PreTrainedModel:
         raise InputError(f"the model in {folder!r} does not load ({first_line(error)}): save it anew") from error
     absent = absent_weights(info)
     if absent:
-        raise InputError(f"the weights in {folder!r} are not whole, they lack {', '.join(absent[:4])}: save them anew")
+        raise InputError(f"the weights in {folder!r} are not whole, they lack {shortlist(absent, 4)}: save them anew")
     weights = {name: weight for name, weight in model.state_dict().items() if weight.is_floating_point()}
     spoilt = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if spoilt:
@@ -105,7 +105,7 @@ def publish_folder(
         PublishError: the Hub refuses, fails or is not there.
     """
     check_folder(folder)
-    repository = check_repository(repo_id, token=token, private=private, revision=revision, asker="publish")
+    repository = check_repository(repo_id, token=token, private=private, revision=revision, instead=LATER)
     repository.create()
     Publisher(repository, folder, seconds=seconds).finish(
         lambda tree: stage(folder, tree), "Upload of a trained model"

@@ -19,25 +19,9 @@ from ..errors import InputError, first_line
 from .client import HUB_ERRORS, ask, status_of, why
 from .files import read_text
 
-
-@dataclass(frozen=True)
-class _Options:
-    """What whoever asks for a repository calls its options, and can do instead of pushing now. For messages."""
-
-    name: str
-    private: str
-    instead: str
-
-
-_OPTIONS = {
-    "train": _Options(
-        "--hub_model_id",
-        "--hub_private_repo",
-        "or train without --push_to_hub and publish later, with scripts/publish.py",
-    ),
-    "publish": _Options("--repo_id", "--private", "or publish later"),
-}
-Asker = Literal["train", "publish"]
+# What to do instead of pushing now, for messages: of whoever trains, and of whoever publishes what was trained.
+AFTER_TRAINING = "or train without --push_to_hub and publish later, with hf-deit publish"
+LATER = "or publish later"
 
 
 @dataclass(frozen=True)
@@ -50,7 +34,7 @@ class HubRepository:
         private: for its creation; None takes the owner's default.
         revision: branch to push to, or None for the main one.
         repo_type: whether it holds a model or a data set.
-        asker: see `check_repository`.
+        instead: see `check_repository`.
     """
 
     repo_id: str
@@ -58,7 +42,7 @@ class HubRepository:
     private: bool | None = None
     revision: str | None = None
     repo_type: Literal["model", "dataset"] = "model"
-    asker: Asker = "train"
+    instead: str = AFTER_TRAINING
 
     @property
     def api(self) -> HfApi:
@@ -86,8 +70,7 @@ class HubRepository:
             ask(create, what=f"creating {self.repo_id}")
         except HUB_ERRORS as error:
             raise InputError(
-                f"cannot create the repository {self.repo_id!r} ({why(error)}): try again, "
-                f"{_OPTIONS[self.asker].instead}"
+                f"cannot create the repository {self.repo_id!r} ({why(error)}): try again, {self.instead}"
             ) from error
 
     def head(self) -> str:
@@ -160,7 +143,7 @@ def check_repository(
     private: bool | None = None,
     revision: str | None = None,
     repo_type: Literal["model", "dataset"] = "model",
-    asker: Asker = "train",
+    instead: str = AFTER_TRAINING,
 ) -> HubRepository:
     """Checks, without creating anything, that a repository can be pushed to: endpoint, token, rights and name.
 
@@ -170,14 +153,13 @@ def check_repository(
         private: whether it shall be private; None for the owner's default.
         revision: branch to push to.
         repo_type: whether it holds a model or a data set.
-        asker: whose options the messages name: those of scripts/train.py or of scripts/publish.py.
+        instead: what to do instead of pushing now, for the messages.
 
     Raises:
         InputError: with what is wrong and how to mend it.
     """
-    options = _OPTIONS[asker]
     if constants.is_offline_mode():
-        raise InputError(f"pushing needs the Hub, but HF_HUB_OFFLINE is set: unset it, {options.instead}")
+        raise InputError(f"pushing needs the Hub, but HF_HUB_OFFLINE is set: unset it, {instead}")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -185,7 +167,7 @@ def check_repository(
     if not (token or get_token()):
         raise InputError("pushing needs a token that may write, and there is none: hf auth login, or set HF_TOKEN")
     api = HfApi(token=token, library_name="hf_deit")
-    user = _writing_user(api, options)
+    user = _writing_user(api, instead)
     namespaces = {user["name"], *(org["name"] for org in user.get("orgs", ()) if org.get("roleInOrg") != "read")}
     repo_id = name if "/" in name else f"{user['name']}/{name}"
 
@@ -204,22 +186,22 @@ def check_repository(
     except HUB_ERRORS as error:
         raise InputError(
             f"{user['name']!r} may not write to {repo_id!r} ({why(error)}): take a token that may, another "
-            f"{options.name}, {options.instead}"
+            f"--hub_model_id, {instead}"
         ) from error
     if found is None and repo_id.split("/")[0] not in namespaces:
         raise InputError(
             f"{user['name']!r} can create repositories under {', '.join(sorted(namespaces))}, got {repo_id!r}: give "
-            f"another {options.name}"
+            f"another --hub_model_id"
         )
     if found is not None and private is not None and bool(found.private) != private:
         raise InputError(
             f"{repo_id!r} is {'private' if found.private else 'public'} already, expected the other: change it in its "
-            f"settings, or leave {options.private} out"
+            f"settings, or leave --hub_private_repo out"
         )
-    return HubRepository(repo_id, token, private, revision, repo_type, asker)
+    return HubRepository(repo_id, token, private, revision, repo_type, instead)
 
 
-def _writing_user(api: HfApi, options: _Options) -> dict[str, Any]:
+def _writing_user(api: HfApi, instead: str) -> dict[str, Any]:
     """The user whose token it is, as the Hub describes them.
 
     Raises:
@@ -234,7 +216,7 @@ def _writing_user(api: HfApi, options: _Options) -> dict[str, Any]:
                 f"{constants.ENDPOINT}/settings/tokens, then hf auth login or HF_TOKEN"
             ) from error
         raise InputError(
-            f"cannot reach the Hub at {constants.ENDPOINT} ({why(error)}): try again, {options.instead}"
+            f"cannot reach the Hub at {constants.ENDPOINT} ({why(error)}): try again, {instead}"
         ) from error
     access = user.get("auth", {}).get("accessToken", {})
     if access.get("role") == "read":

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CheckpointError, InputError, first_line
-from ..models.keyed import fold
+from ..models.keyed import fold_array
 from .identity import FORMAT, StoreIdentity, write_labels
 
 STORE_FILE, DATA, PARTS, LOCK_FILE = "store.json", "data", "parts", ".lock"
@@ -28,11 +28,7 @@ Columns = dict[str, np.ndarray]  # by the names of the file's columns, (N,) or (
 def wants_crc(identity: StoreIdentity, epoch: int, slots: np.ndarray) -> np.ndarray:
     """Of which views a CRC is to be recorded: (B,) bool, a pure function of (seed, epoch, slot)."""
     every = min(_CRC_EVERY, max(1, identity.views_per_epoch // _CRCS_PER_EPOCH))
-    state = np.uint64(fold(identity.seed, epoch, _CRC_PURPOSE))
-    z = (np.asarray(slots).astype(np.uint64) ^ state) + np.uint64(0x9E3779B97F4A7C15)  # SplitMix64, as in views
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (z ^ (z >> np.uint64(31))) % np.uint64(every) == 0
+    return fold_array(identity.seed, epoch, _CRC_PURPOSE, last=slots) % np.uint64(every) == 0
 
 
 def check_new_folder(folder: str) -> None:

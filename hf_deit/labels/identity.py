@@ -11,8 +11,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from ..data.view_dataset import IGNORED_LABEL
-from ..errors import CheckpointError, InputError, first_line
+from ..data.columns import IGNORED_LABEL
+from ..errors import CheckpointError, InputError, first_line, shortlist
 from ..hub.files import write_whole
 
 FORMAT = 1
@@ -134,7 +134,7 @@ class StoreIdentity:
             if "views_per_epoch" in changed and has_fewer:
                 hints.append("one that is only read (readonly) may have more views")
             raise InputError(
-                f"the labels in {source!r} are not of this run: {'; '.join(each[:5])}{'; …' if each[5:] else ''}. "
+                f"the labels in {source!r} are not of this run: {shortlist(each, separator='; ')}. "
                 f"{'; '.join(['Train with the settings of the store, or give another one', *hints])}"
             )
 

@@ -13,9 +13,9 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
-from ..errors import InputError, PublishError
+from ..errors import InputError, PublishError, shortlist
 from ..hub.client import HUB_ERRORS, keep_trying, why
-from ..hub.repository import HubRepository, check_repository
+from ..hub.repository import LATER, HubRepository, check_repository
 from .files import STORE_FILE
 from .identity import StoreIdentity
 
@@ -171,7 +171,7 @@ def push(
         InputError: it cannot be pushed to, or holds other labels.
         PublishError: the Hub refuses, fails or is not there.
     """
-    repository = check_repository(repo_id, token=token, private=private, repo_type="dataset", asker="publish")
+    repository = check_repository(repo_id, token=token, private=private, repo_type="dataset", instead=LATER)
     repository.create()
     files = {name: os.path.join(folder, name) for name in (STORE_FILE, *names)}
 
@@ -201,7 +201,9 @@ def _check_same_labels(repository: HubRepository, commit: str, identity: StoreId
     theirs = StoreIdentity.read(described)
     if theirs.digest != identity.digest:
         changed = list(theirs.differences(identity).values())
-        raise InputError(f"{repository.repo_id!r} holds other labels ({'; '.join(changed[:5])}): give another name")
+        raise InputError(
+            f"{repository.repo_id!r} holds other labels ({shortlist(changed, separator='; ')}): give another name"
+        )
 
 
 def _card(repo_id: str, identity: StoreIdentity) -> str:

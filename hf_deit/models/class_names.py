@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from ..errors import InputError
+from ..errors import InputError, shortlist
 
 # The Hub's imagenet-1k tells its two cranes apart, as ClassLabel wants unique names; ImageNet's own list does not.
 _ALIASES = {"crane2": "crane"}
@@ -41,7 +41,7 @@ def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: 
     missing = [student[i] for i in range(count) if wanted[i] not in positions]
     raise InputError(
         f"{owner} has {count} labels as expected, but not the same: it has {_some(teacher)}, expected {_some(student)}"
-        + (f"; it lacks {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}" if missing else "")
+        + (f"; it lacks {shortlist(missing)}" if missing else "")
         + ". If only the names differ, set id2label in its config.json, in the order of its logits"
     )
 
@@ -68,4 +68,4 @@ def _synonyms(label: str) -> set[str]:
 
 
 def _some(labels: Mapping[int, str]) -> str:
-    return ", ".join(str(labels[index]) for index in sorted(labels)[:3]) + (", …" if len(labels) > 3 else "")
+    return shortlist((labels[index] for index in sorted(labels)), 3)

@@ -1,6 +1,5 @@
 """The image processor of DeiT's evaluation. What it saves opens as transformers' `DeiTImageProcessor`."""
 
-import difflib
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,8 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..errors import did_you_mean
 
 # Of Pillow's modes the others, of 16 or 32 bits, become white where they pass 255.
 EIGHT_BIT_MODES = (
@@ -56,10 +57,8 @@ class _DeiTPreprocessing:
     def __init__(self, **kwargs: Any) -> None:
         for name in kwargs:
             if name not in self.valid_kwargs.__annotations__ and name not in _WRITTEN_BY_TRANSFORMERS:
-                near = difflib.get_close_matches(name, self.valid_kwargs.__annotations__, n=1)
-                raise TypeError(
-                    f"{type(self).__name__} has no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
+                nearest = did_you_mean(name, self.valid_kwargs.__annotations__)
+                raise TypeError(f"{type(self).__name__} has no setting {name!r}{nearest}")
         super().__init__(**kwargs)
 
     @classmethod

@@ -4,15 +4,18 @@ This file is copied beside published CaiT models: it needs nothing of the packag
 """
 
 import math
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 _MASK = (1 << 64) - 1
+_Integers = TypeVar("_Integers", int, np.ndarray)  # one, or an array of uint64
 # SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64-bit integers whose output passes BigCrush.
 _GAMMA, _MULTIPLIER_1, _MULTIPLIER_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def _splitmix64(z: int) -> int:
+def _splitmix64(z: _Integers) -> _Integers:
     z = (z + _GAMMA) & _MASK
     z = ((z ^ (z >> 30)) * _MULTIPLIER_1) & _MASK
     z = ((z ^ (z >> 27)) * _MULTIPLIER_2) & _MASK
@@ -25,6 +28,11 @@ def fold(*values: int) -> int:
     for value in values:
         state = _splitmix64(state ^ (value & _MASK))
     return state
+
+
+def fold_array(*values: int, last: np.ndarray) -> np.ndarray:
+    """`fold(*values, value)` for each value of `last`, integers of shape (N,), as uint64 of shape (N,)."""
+    return _splitmix64(np.asarray(last).astype(np.uint64) ^ np.uint64(fold(*values)))
 
 
 def view_seed(seed: int, epoch: int, slot: int) -> int:

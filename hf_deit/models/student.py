@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..errors import InputError, first_line
+from ..errors import InputError, did_you_mean, first_line, shortlist
 from .class_names import match_labels
 from .configuration_deit import as_pair, label2id_of
 from .image_processing_deit import DistilledDeiTImageProcessor
@@ -69,10 +68,9 @@ def load_student(
     known = [*list_models(), *CONFIG_MAPPING]
     if name_or_path not in known:
         if "/" not in name_or_path and not os.path.isdir(name_or_path):
-            near = difflib.get_close_matches(name_or_path, known, n=1, cutoff=0.5)
             raise InputError(
-                f"no student {name_or_path!r}: expected a name of the zoo ({', '.join(list_models()[-4:])}, …), a Hub "
-                f"id, a folder or a transformers model type{f'; did you mean {near[0]}?' if near else ''}"
+                f"no student {name_or_path!r}: expected a name of the zoo ({shortlist(list_models(), 4)}), a Hub id, "
+                f"a folder or a transformers model type{did_you_mean(name_or_path, known)}"
             )
         model, processor = _load_checkpoint(name_or_path, id2label, revision, replace_head, overrides or {})
         height, width = processor.crop_size.height, processor.crop_size.width
@@ -117,11 +115,7 @@ def _check_fields(model_type: str, overrides: Mapping[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])} | {"num_labels"}
     for name in overrides:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise InputError(
-                f"the configuration of {model_type!r} has no field {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise InputError(f"the configuration of {model_type!r} has no field {name!r}{did_you_mean(name, known)}")
 
 
 def _load_checkpoint(
@@ -151,8 +145,7 @@ def _load_checkpoint(
         missing = [name for name in missing if name not in head]
     if missing:
         raise InputError(
-            f"the student {name_or_path!r} has no weights for {', '.join(missing[:4])}"
-            f"{', …' if len(missing) > 4 else ''}: take a whole checkpoint"
+            f"the student {name_or_path!r} has no weights for {shortlist(missing, 4)}: take a whole checkpoint"
             + ("" if replace_head else ", or pass --replace_head if it only lacks heads, which then start anew")
         )
     if replace_head:

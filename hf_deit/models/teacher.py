@@ -17,7 +17,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from ..errors import InputError
+from ..errors import InputError, shortlist
 from .class_names import match_labels
 from .pretrained import (
     LOADING_ERRORS,
@@ -260,9 +260,9 @@ def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> 
     random_weights = absent_weights(info)
     if random_weights:
         raise InputError(
-            f"the teacher {name_or_path!r} has no weights for {', '.join(random_weights[:4])}"
-            f"{', …' if len(random_weights) > 4 else ''}, which would be random: take a checkpoint that was trained "
-            "to classify, or fine-tune this one first (--distillation_type none --student …)"
+            f"the teacher {name_or_path!r} has no weights for {shortlist(random_weights, 4)}, which would be random: "
+            "take a checkpoint that was trained to classify, or fine-tune this one first (--distillation_type none "
+            "--student …)"
         )
     return model
 

@@ -1,13 +1,12 @@
 """The model zoo of DeiT and CaiT by timm's names."""
 
-import difflib
 from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .configuration_cait import CaiTConfig
 from .configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, label2id_of
 from .modeling_cait import CaiTForImageClassification
@@ -88,11 +87,8 @@ def list_models() -> list[str]:
 def create_config(name: str) -> DeiTConfigBase:
     """The configuration of a model of the zoo; see `create_model`."""
     if name not in _CONFIGS:
-        near = difflib.get_close_matches(name, _CONFIGS, n=3, cutoff=0.5)
-        raise InputError(
-            f"no model {name!r} in the zoo"
-            + (f"; did you mean {' or '.join(near)}?" if near else f", which has: {', '.join(_CONFIGS)}")
-        )
+        hint = did_you_mean(name, _CONFIGS) or f", which has: {', '.join(_CONFIGS)}"
+        raise InputError(f"no model {name!r} in the zoo{hint}")
     return _CONFIGS[name]()
 
 
@@ -117,10 +113,7 @@ def create_model(name: str, **overrides: Any) -> PreTrainedModel:
     known = {field.name for field in fields(config)} | {"num_labels"}
     for key in overrides:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise InputError(
-                f"{type(config).__name__} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise InputError(f"{type(config).__name__} has no field {key!r}{did_you_mean(key, known)}")
     config = type(config)(**{**config.to_dict(), **_label_overrides(overrides)})
     return model_class_of(config)(config)
 

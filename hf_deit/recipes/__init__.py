@@ -5,7 +5,6 @@ are merged key by key, all else is replaced.
 """
 
 import dataclasses
-import difflib
 import functools
 import os
 import re
@@ -16,8 +15,8 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from ..data.load import DataArguments
-from ..errors import InputError
+from ..data.arguments import DataArguments
+from ..errors import InputError, did_you_mean
 from ..hub.recipe_file import parse_recipe
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
 
@@ -80,10 +79,9 @@ def _read_recipe(name_or_file: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the recipe {name_or_file!r}: {error}") from error
     else:
-        near = difflib.get_close_matches(name_or_file, list_recipes(), n=1, cutoff=0.4)
         raise InputError(
-            f"no recipe {name_or_file!r}{f'; did you mean {near[0]}?' if near else ''}: expected a YAML file or one "
-            f"of {', '.join(list_recipes())}"
+            f"no recipe {name_or_file!r}: expected a YAML file or one of {', '.join(list_recipes())}"
+            + did_you_mean(name_or_file, list_recipes(), cutoff=0.4)
         )
     try:
         recipe = parse_recipe(text, text_keys=_text_arguments())
@@ -110,5 +108,4 @@ def check_known(key: str, subject: str) -> None:
     known = {field.name for part in ARGUMENT_CLASSES for field in dataclasses.fields(part) if field.init}
     if key in known or re.sub("^no_", "", key) in known:
         return
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    raise InputError(f"{subject} no argument {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise InputError(f"{subject} no argument {key!r}{did_you_mean(key, known)}")

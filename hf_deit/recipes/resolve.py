@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
 
-from ..data.load import DataArguments
+from ..data.arguments import DataArguments
 from ..errors import CheckpointError, InputError
 from ..hub.files import write_whole
 from ..hub.recipe_file import dump_recipe

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerState
 from transformers.utils import logging
 
-from ..errors import CheckpointError, InputError, PublishError, first_line
+from ..errors import CheckpointError, InputError, PublishError, first_line, shortlist
 from ..hub.run_folder import STATE_FILE, is_whole, last_whole_checkpoint, list_checkpoints
 from ..models.pretrained import LOADING_ERRORS
 
@@ -136,7 +136,7 @@ def restore_weights(model: PreTrainedModel, checkpoint: str) -> None:
         raise InputError(f"cannot restore this student from {checkpoint!r}: {first_line(error)}") from error
     absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if absent:
-        raise InputError(f"the checkpoint {checkpoint!r} does not hold this student: it lacks {absent[:4]}")
+        raise InputError(f"the checkpoint {checkpoint!r} does not hold this student: it lacks {shortlist(absent, 4)}")
     try:
         model.load_state_dict(restored.state_dict(), strict=True)
     except RuntimeError as error:

@@ -8,12 +8,12 @@ import datasets
 from transformers import PreTrainedModel
 
 from ..data.columns import check_label_range, find_columns
-from ..data.load import join_unlabeled
+from ..data.image_data import join_unlabeled
 from ..data.streams import ImageStream, StreamSampler, StreamViewDataset
 from ..data.transforms import build_train_transform
 from ..data.view_dataset import EvaluationDataset, KeyedViews, ViewDataset
 from ..data.views import ViewSampler
-from ..errors import InputError
+from ..errors import InputError, shortlist
 from ..models.class_names import match_labels
 from ..models.configuration_deit import label2id_of
 from ..models.heads import FUSED, HEADS
@@ -112,7 +112,7 @@ def check_data(
     names = dict(enumerate(dataset.features[label_column].names))
     if len(names) != model.config.num_labels:
         raise InputError(
-            f"the data set has {len(names)} labels ({', '.join(list(names.values())[:3])}, …), the student has "
+            f"the data set has {len(names)} labels ({shortlist(names.values(), 3)}), the student has "
             f"{model.config.num_labels}: make it with the data's id2label"
         )
     _name_labels(model, names)

@@ -280,7 +280,7 @@ MISTAKES = {
     "negative": (["--slots=-3:5"], "FIRST:LAST"),
     "three": (["--slots", "1:5:2"], "FIRST:LAST"),
     "argument": (["--learning_rat", "1"], "did you mean 'learning_rate'"),
-    "recipe": (["--recipe", "debog"], "did you mean debug"),
+    "recipe": (["--recipe", "debog"], "did you mean 'debug'"),
     "data": (["--dataset_name", "nobody/nothing"], "cannot load the data set"),
     "augmentation": (["--auto_augment", "nonsense"], "no policy of timm"),
     "metric": (["--metric_for_best_model", "acuracy"], "must be one of"),
@@ -302,7 +302,9 @@ def test_mistakes_are_refused_in_one_line(main, capsys, places, mistake):
 
 @pytest.mark.parametrize("name", ["sheet", "sheet.xyz", "sheet.pcd"])  # Pillow reads the last, but does not write it
 def test_a_file_that_is_no_picture_is_refused_before_the_work(main, monkeypatch, capsys, places, name):
-    monkeypatch.setattr(hf_deit.commands.prepare, "load_data", lambda **options: pytest.fail("there shall be no data"))
+    monkeypatch.setattr(
+        hf_deit.commands.prepare, "load_data", lambda *args, **options: pytest.fail("there shall be no data")
+    )
     assert main(["--recipe", "debug", "--output", name]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(rf"\nerror: .*'{name}'.*\.png.*\n", error)

@@ -262,12 +262,12 @@ def test_pretrained_student(main, tmp_path, finished_run):
 
 
 MISTAKES = {
-    "recipe": (["--recipe", "digit"], "did you mean digits"),
+    "recipe": (["--recipe", "digit"], "did you mean 'digits'"),
     "argument": (["--learning_rat", "1"], "did you mean 'learning_rate'"),
     "value": (["--learning_rate", "fast"], "learning_rate"),
     "choice": (["--distillation_type", "hrd"], "hard"),
     "range": (["--distillation_alpha", "2"], r"\[0, 1\]"),
-    "student": (["--student", "deit_tiny_destilled_patch16_224"], "did you mean deit_tiny_distilled_patch16_224"),
+    "student": (["--student", "deit_tiny_destilled_patch16_224"], "did you mean 'deit_tiny_distilled_patch16_224'"),
     "override": (["--student_overrides", '{"hiden_size": 3}'], "did you mean 'hidden_size'"),
     "impossible student": (["--student_overrides", '{"hidden_size": 10, "num_attention_heads": 3}'], "divide"),
     "json": (["--student_overrides", "{hidden"], "JSON"),

@@ -4,8 +4,6 @@ Slots, views and seeds mean the same; every process reads its own part and nothi
 the same bits; and what a stream cannot do is refused before training.
 """
 
-import functools
-import io
 import itertools
 import json
 import os
@@ -16,7 +14,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -24,30 +21,32 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from PIL import Image
-from support import tiny
+from support import images, tiny
+from support.images import (
+    FEATURES,
+    NAMES,
+    broken,
+    encoded,
+    few_digits,
+    identity,
+    load,
+    noise,
+    parquet,
+    picture,
+    random_states,
+    refusal,
+)
 from support.main_of import main_of, python_path
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from hf_deit import InputError, load_teacher
 from hf_deit.data.batch_augment import Mixing, RandomErasing
-from hf_deit.data.load import ImageData, load_data, load_digits
 from hf_deit.data.streams import ImageStream, StreamSampler, StreamViewDataset
 from hf_deit.data.transforms import build_train_transform
 from hf_deit.data.view_dataset import ViewDataset, collate
 from hf_deit.data.views import ViewKey
 from hf_deit.recipes.resolve import resolve_arguments
-
-ROOT = Path(__file__).parents[2]
-NAMES = ["ape", "bee", "cat"]
-FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-
-
-@functools.cache
-def few_digits() -> ImageData:
-    data = load_digits()
-    return ImageData(data.train.select(range(96)), data.validation.select(range(40)), data.label_names)
 
 
 @pytest.fixture(autouse=True)
@@ -57,39 +56,18 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # after every pass over parquet files
 
 
-# Image number n is a plain picture whose green and blue are n, and whose red is its class, n % 3.
+def table(numbers, **options) -> datasets.Dataset:
+    """Image number n is of class n % 3."""
+    return images.table([n % 3 for n in numbers], numbers=numbers, **options)
 
 
-def encoded(pixels: np.ndarray, path: str | None = None) -> dict:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": path}
-
-
-def picture(number: int) -> np.ndarray:
-    return np.full((10, 12, 3), (number % 3, number // 256, number % 256), dtype=np.uint8)
+def relabelled(rows: datasets.Dataset, labels: list[int | None]) -> datasets.Dataset:
+    """With labels that need be none of the classes."""
+    return rows.remove_columns("label").add_column("label", labels, feature=rows.features["label"])
 
 
 def number_of(image: dict) -> int:
-    _, high, low = datasets.Image().decode_example(image).convert("RGB").getpixel((5, 5))
-    return high * 256 + low
-
-
-def table(numbers, features=FEATURES) -> datasets.Dataset:
-    rows = {"image": [encoded(picture(n), f"{n}.png") for n in numbers], "label": [n % 3 for n in numbers]}
-    return datasets.Dataset.from_dict(rows, features=features)
-
-
-def parquet(folder: Path, num_shards: int = 1, *, card: str = "", **splits: datasets.Dataset) -> str:
-    """A data set as on the Hub: files per split, and a card that lists them."""
-    folder.mkdir(parents=True)
-    for split, data in splits.items():
-        count = num_shards if split == "train" else 1
-        for index in range(count):
-            data.shard(count, index).to_parquet(str(folder / f"{split}-{index:05}-of-{count:05}.parquet"))
-    files = "".join(f"  - split: {split}\n    path: {split}-*\n" for split in splits)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}{card}---\n")
-    return str(folder)
+    return identity(datasets.Image().decode_example(image))[1]
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +144,8 @@ def test_accelerate_gives_every_process_its_own_keys(folders, processes):
 
 def test_epochs_hold_whole_steps(folders):
     lengths = {(48, 32): 32, (48, 48): 48, (47, 8): 40, (3, 8): 8}
-    for (images, total), length in lengths.items():
-        sampler = sampler_of(stream_of(folders[1], images), total_batch_size=total)
+    for (count, total), length in lengths.items():
+        sampler = sampler_of(stream_of(folders[1], count), total_batch_size=total)
         assert len(sampler) == len(epoch_of(sampler)) == length
 
 
@@ -232,11 +210,6 @@ def test_an_empty_part_is_refused(tmp_path):
 # The order
 
 
-def random_states() -> tuple:
-    name, keys, *rest = np.random.get_state()
-    return random.getstate(), name, keys.tolist(), *rest, torch.get_rng_state().tolist()
-
-
 def test_the_order_is_keyed_by_seed_and_pass_alone(folders):
     def order(epoch: int = 0, global_seed: int = 0, **settings) -> list[int]:
         random.seed(global_seed)
@@ -262,7 +235,7 @@ def test_the_order_follows_the_runs_data_seed(tmp_path, folders):
     model = tiny.student(id2label=dict(enumerate(NAMES)))
 
     def orders(validation_seed: int = 0, seed: int | None = None, **settings) -> tuple[list[int], list]:
-        data = load_data(dataset_name=card, streaming=True, images_per_epoch=48, validation_seed=validation_seed)
+        data = load(dataset_name=card, streaming=True, images_per_epoch=48, validation_seed=validation_seed)
         stream = data.train if seed is None else stream_of(folders[3], seed=seed)
         args = tiny.arguments(tmp_path, distillation_type="none", **settings)
         trainer = tiny.trainer(model, args, train_dataset=stream, eval_dataset=None)
@@ -292,10 +265,7 @@ ERASING, MIXING = RandomErasing(0.5), Mixing(group_size=4)
 
 @pytest.fixture(scope="module")
 def textured(tmp_path_factory) -> str:
-    rng = np.random.default_rng(0)
-    images = [encoded(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(48)]
-    data = datasets.Dataset.from_dict({"image": images, "label": [n % 3 for n in range(48)]}, features=FEATURES)
-    return parquet(tmp_path_factory.mktemp("textured") / "set", 4, train=data)
+    return parquet(tmp_path_factory.mktemp("textured") / "set", 4, train=images.textured(48))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -343,13 +313,6 @@ def test_the_trainer_makes_a_streams_views_as_those_of_rows(tmp_path):
     assert streamed.on_bad_image == "skip"
 
 
-def broken(data: datasets.Dataset, bad: set[int]) -> datasets.Dataset:
-    columns = data.cast_column("image", datasets.Image(decode=False)).to_dict()
-    for index in bad:
-        columns["image"][index]["bytes"] = columns["image"][index]["bytes"][:40]
-    return datasets.Dataset.from_dict(columns, features=data.features)
-
-
 def test_a_broken_image_is_named_or_masked(tmp_path):
     stream = stream_of(parquet(tmp_path / "set", 4, train=broken(table(range(48)), {17, 30})))
     transform = build_train_transform((16, 16), image_mean=(0.5, 0.5, 0.5), auto_augment=None)
@@ -372,17 +335,16 @@ def test_a_broken_image_is_named_or_masked(tmp_path):
 
 @pytest.mark.parametrize("missing", [None, -1])
 def test_an_image_without_label_is_not_learnt_by_the_class_head(tmp_path, missing):
-    data = table(range(8)).remove_columns("label").add_column("label", [missing, 1] * 4, feature=FEATURES["label"])
+    data = relabelled(table(range(8)), [missing, 1] * 4)
     keys = epoch_of(sampler_of(stream_of(parquet(tmp_path / "set", train=data), 8)))
     assert Counter(key.label for key in keys) == {-100: 4, 1: 4}
     assert {number_of(key.encoded) % 2 for key in keys if key.label == -100} == {0}
 
 
 def test_reading_does_not_hold_the_stream(tmp_path):
-    rng = np.random.default_rng(0)
     pool, peaks = pa.default_memory_pool(), []
     for count in (192, 768):  # images of 12 kB each, in files of eight
-        rows = {"image": [encoded(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(count)]}
+        rows = {"image": [encoded(noise(64, 64, seed)) for seed in range(count)]}
         data = datasets.Dataset.from_dict({**rows, "label": [0] * count}, features=FEATURES)
         stream = stream_of(parquet(tmp_path / str(count), count // 8, train=data), count, shuffle_buffer_size=4)
         del rows, data
@@ -457,12 +419,13 @@ TWO_PROCESSES = """
 import json, os, socket, sys, traceback, zlib
 import conftest, datasets, test_streams, torch
 from support import tiny
+from support.images import few_digits
 from transformers import TrainerCallback
 from hf_deit.data.streams import ImageStream, StreamViewDataset
 
 shards, teacher, folder = sys.argv[1:4]
 torch.set_num_threads(1)
-tiny.load_digits = test_streams.few_digits
+tiny.load_digits = few_digits
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 view, read = StreamViewDataset._read, ImageStream.read
 seen, opened = [], set()
@@ -571,19 +534,16 @@ def test_settings_that_no_stream_can_have_are_refused(tmp_path, folders):
             with pytest.raises(InputError, match=rf"{name} must be at least 1, got {value}"):
                 stream_of(folders[1], **{name: value})
             with pytest.raises(InputError, match=rf"{name} must be at least 1, got {value}"):
-                load_data(dataset_name=path, streaming=True, **{"images_per_epoch": 8, name: value})
+                load(dataset_name=path, streaming=True, **{"images_per_epoch": 8, name: value})
 
 
 def labelled(labels: list[int | None], kind: str) -> datasets.IterableDataset:
     """A stream with these labels, read from rows or made by a function."""
-    rows = (
-        table(range(len(labels))).remove_columns("label").add_column("label", labels, feature=datasets.Value("int64"))
-    )
-    if kind == "function":
-        return datasets.IterableDataset.from_generator(lambda: iter(rows), features=FEATURES)
-    column = rows["label"][:]
-    rows = rows.remove_columns("label").add_column("label", column, feature=FEATURES["label"])
-    return rows.to_iterable_dataset()
+    rows = table(range(len(labels)))
+    if kind == "rows":
+        return relabelled(rows, labels).to_iterable_dataset()
+    made = relabelled(rows.cast_column("label", datasets.Value("int64")), labels)
+    return datasets.IterableDataset.from_generator(lambda: iter(made), features=FEATURES)
 
 
 @pytest.mark.parametrize("kind", ["rows", "function"])
@@ -642,7 +602,7 @@ def rows_of(dataset: datasets.Dataset) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("kind", ["parquet", "imagefolder"])
 def test_a_stream_has_the_images_and_labels_of_the_data_set(tmp_path, kind):
     if kind == "parquet":
-        wide = [table(r).rename_columns({"image": "photo", "label": "species"}) for r in (range(30), range(100, 109))]
+        wide = [table(numbers_, image="photo", label="species") for numbers_ in (range(30), range(100, 109))]
         wide = [part.add_column("id", list(range(len(part)))) for part in wide]
         path = parquet(tmp_path / "set", 3, train=wide[0], validation=wide[1])
     else:
@@ -650,10 +610,10 @@ def test_a_stream_has_the_images_and_labels_of_the_data_set(tmp_path, kind):
             for number in numbers_:
                 file = tmp_path / "set" / split / NAMES[number % 3] / f"{number}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture(number)).save(file)
+                picture(number % 3, number).save(file)
         path = str(tmp_path / "set")
-    streamed = load_data(dataset_name=path, streaming=True, images_per_epoch=12, shuffle_buffer_size=5)
-    whole = load_data(dataset_name=path)
+    streamed = load(dataset_name=path, streaming=True, images_per_epoch=12, shuffle_buffer_size=5)
+    whole = load(dataset_name=path)
     assert isinstance(streamed.train, ImageStream)
     assert (streamed.train.images_per_epoch, streamed.train.shuffle_buffer_size) == (12, 5)
     assert streamed.label_names == whole.label_names == NAMES
@@ -676,55 +636,53 @@ def test_other_validation_files_are_noticed(tmp_path, has_card):
         files = "".join(f"  - split: {split}\n    path: {split}/*\n" for split in ("train", "validation"))
         (path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
     options = {"dataset_name": str(path), "streaming": True, "images_per_epoch": 8}
-    assert rows_of(load_data(**options).validation) == [(0, 0), (1, 1), (2, 2)]
+    assert rows_of(load(**options).validation) == [(0, 0), (1, 1), (2, 2)]
     table(range(20, 22)).to_parquet(str(path / "validation" / "0.parquet"))
     os.utime(path / "validation" / "0.parquet", (1, 1))
-    assert rows_of(load_data(**options).validation) == [(20, 2), (21, 0)]
+    assert rows_of(load(**options).validation) == [(20, 2), (21, 0)]
 
 
 def test_an_epoch_is_as_long_as_the_data_set_says(tmp_path):
     path = parquet(tmp_path / "set", train=table(range(30)), validation=table(range(9)), card=CARD)
-    assert load_data(dataset_name=path, streaming=True).train.images_per_epoch == 30
-    assert load_data(dataset_name=path, streaming=True, images_per_epoch=12).train.images_per_epoch == 12
+    assert load(dataset_name=path, streaming=True).train.images_per_epoch == 30
+    assert load(dataset_name=path, streaming=True, images_per_epoch=12).train.images_per_epoch == 12
 
 
-def refusal(**arguments) -> str:
-    with pytest.raises(InputError) as error:
-        load_data(streaming=True, **arguments)
-    return str(error.value)
+def stream_refusal(**fields) -> str:
+    return refusal(streaming=True, **fields)
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path):
     both = {"train": table(range(30)), "validation": table(range(9))}
     good = parquet(tmp_path / "good", **both)
-    assert "give --images_per_epoch" in refusal(dataset_name=good)
+    assert "give --images_per_epoch" in stream_refusal(dataset_name=good)
     for arguments in ({}, {"dataset_name": "sklearn:digits"}, {"train_dir": str(tmp_path)}):
-        assert "--dataset_name" in refusal(**arguments)
+        assert "--dataset_name" in stream_refusal(**arguments)
     for arguments in ({"unlabeled_dataset_name": good}, {"unlabeled_dataset_name": good, "dataset_name": good}):
-        assert "no unlabelled images beside it" in refusal(**arguments)
-    assert "nobody/nothing" in refusal(dataset_name="nobody/nothing", images_per_epoch=8)
+        assert "no unlabelled images beside it" in stream_refusal(**arguments)
+    assert "nobody/nothing" in stream_refusal(dataset_name="nobody/nothing", images_per_epoch=8)
     with pytest.raises(InputError, match="images_per_epoch is for --streaming"):
-        load_data(dataset_name=good, images_per_epoch=8)
+        load(dataset_name=good, images_per_epoch=8)
     with pytest.raises(InputError, match="labels_kept needs labelled training images that are no stream"):
-        load_data(dataset_name=good, streaming=True, images_per_epoch=8).with_labels_kept(5, 0)
+        load(dataset_name=good, streaming=True, images_per_epoch=8).with_labels_kept(5, 0)
 
 
 def test_a_stream_needs_two_splits(tmp_path):
     path = parquet(tmp_path / "set", train=table(range(30)), test=table(range(9)))
     common = {"dataset_name": path, "images_per_epoch": 8}
-    message = refusal(**common)  # checkpoints are chosen with it, so that it must not be "test" unless asked for
+    message = stream_refusal(**common)  # it must not be "test" unless asked for, as checkpoints are chosen with it
     assert "needs a training and another validation split" in message
     assert "has train, test" in message
-    assert "'nope'" in refusal(**common, train_split="nope", validation_split="test")
-    assert "'nope'" in refusal(**common, validation_split="nope")
-    assert "another validation split" in refusal(**common, validation_split="train")
-    assert len(load_data(**common, streaming=True, validation_split="test").validation) == 9
+    assert "'nope'" in stream_refusal(**common, train_split="nope", validation_split="test")
+    assert "'nope'" in stream_refusal(**common, validation_split="nope")
+    assert "another validation split" in stream_refusal(**common, validation_split="train")
+    assert len(load(**common, streaming=True, validation_split="test").validation) == 9
 
 
 def test_a_stream_needs_class_labels_and_images(tmp_path):
     def refused(name: str, features: dict, **options) -> str:
         parts = {split: table(range(9)).cast(datasets.Features(features)) for split in ("train", "validation")}
-        return refusal(dataset_name=parquet(tmp_path / name, **parts), images_per_epoch=8, **options)
+        return stream_refusal(dataset_name=parquet(tmp_path / name, **parts), images_per_epoch=8, **options)
 
     numbers_ = {**FEATURES, "label": datasets.Value("int64")}
     assert "no columns of type ClassLabel" in refused("unnamed", numbers_)
@@ -735,16 +693,13 @@ def test_a_stream_needs_class_labels_and_images(tmp_path):
 
 
 def test_labels_out_of_range_in_the_validation_split_are_refused(tmp_path):
-    labels = [0, 1, -1]
-    bad = table(range(3)).remove_columns("label").add_column("label", labels, feature=FEATURES["label"])
-    path = parquet(tmp_path / "set", train=table(range(9)), validation=bad)
-    assert "row 2 of the validation set has -1" in refusal(dataset_name=path, images_per_epoch=8)
+    path = parquet(tmp_path / "set", train=table(range(9)), validation=relabelled(table(range(3)), [0, 1, -1]))
+    assert "row 2 of the validation set has -1" in stream_refusal(dataset_name=path, images_per_epoch=8)
 
 
 def test_a_stream_of_one_class_is_refused(tmp_path):
-    one = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ape"])})
-    parts = {split: table([0, 3, 6], one) for split in ("train", "validation")}
-    message = refusal(dataset_name=parquet(tmp_path / "set", **parts), images_per_epoch=8)
+    parts = {split: table([0, 3, 6], names=["ape"]) for split in ("train", "validation")}
+    message = stream_refusal(dataset_name=parquet(tmp_path / "set", **parts), images_per_epoch=8)
     assert "a classifier needs images of at least two classes to train on, got 1 (ape)" in message
 
 
@@ -752,15 +707,15 @@ def test_a_validation_split_that_cannot_be_read_is_refused(tmp_path):
     others = {"empty": table([]), "named": table(range(3)).rename_column("label", "species")}
     for name, validation in others.items():
         path = parquet(tmp_path / name, train=table(range(9)), validation=validation)
-        message = refusal(dataset_name=path, images_per_epoch=8)
+        message = stream_refusal(dataset_name=path, images_per_epoch=8)
         assert f"cannot read the split 'validation' of the data set {path!r}" in message
         assert "expected at least one row, with the columns image, label" in message
 
 
 def test_broken_images_in_the_validation_split_stop_the_run_at_its_start(tmp_path):
     path = parquet(tmp_path / "set", train=table(range(9)), validation=broken(table(range(9)), {4}))
-    assert re.search(r"row 4 \(4\.png\) cannot be decoded", refusal(dataset_name=path, images_per_epoch=8))
-    skipping = load_data(dataset_name=path, streaming=True, images_per_epoch=8, on_bad_image="skip")
+    assert re.search(r"row 4 \(4\.png\) cannot be decoded", stream_refusal(dataset_name=path, images_per_epoch=8))
+    skipping = load(dataset_name=path, streaming=True, images_per_epoch=8, on_bad_image="skip")
     assert len(skipping.validation) == 9
 
 

@@ -4,7 +4,6 @@ Loss and gradient follow the formula, however a step is cut; a run finds its ima
 them, and refuses in one message what cannot be used.
 """
 
-import functools
 import math
 import re
 import shutil
@@ -16,25 +15,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import tiny
+from support import images, tiny
+from support.images import class_folders, load, parquet
 from support.main_of import main_of
 from transformers import AutoModelForImageClassification
 
 import hf_deit.commands.train
 from hf_deit import DistillationTrainer, InputError, load_teacher
 from hf_deit.commands.train import run
-from hf_deit.data.load import ImageData, load_data, load_digits
+from hf_deit.data.image_data import ImageData
 from hf_deit.data.view_dataset import collate
 from hf_deit.recipes.resolve import resolve_arguments
 
-ROOT = Path(__file__).parents[2]
 NUM_LABELED = 40  # of 96
 
 
-@functools.cache
 def few_digits() -> ImageData:
-    data = load_digits()
-    return ImageData(data.train.select(range(120)), data.validation.select(range(40)), data.label_names)
+    return images.few_digits(120)
 
 
 @pytest.fixture(autouse=True)
@@ -265,7 +262,7 @@ def test_labels_kept_are_stratified_and_seeded_and_no_image_is_lost():
 
 def test_labels_kept_go_beside_other_unlabelled_images(tmp_path):
     more = image_folder(tmp_path / "more", 7)
-    data = load_data(dataset_name="sklearn:digits", unlabeled_dir=more)
+    data = load(dataset_name="sklearn:digits", unlabeled_dir=more)
     kept = data.with_labels_kept(50, 0)
     assert len(kept.unlabeled) == 120 - 50 + 7
     assert contents(kept.unlabeled) + contents(kept.train) == contents(data.train) + contents(data.unlabeled)
@@ -304,24 +301,6 @@ def image_folder(folder: Path, count: int, *, size: int = 20) -> str:
         path = folder.joinpath(*["deep", "deeper"][: index % 3]) / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
-    return str(folder)
-
-
-def data_set(folder: Path, **splits: datasets.Dataset) -> str:
-    """As on the Hub: a file for each split, and a card that lists them."""
-    folder.mkdir()
-    for split, rows in splits.items():
-        rows.to_parquet(str(folder / f"{split}-0.parquet"))
-    files = "".join(f"  - split: {split}\n    path: {split}-*\n" for split in splits)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
-    return str(folder)
-
-
-def class_folders(folder: Path, counts: dict[str, int]) -> str:
-    for index, (name, count) in enumerate(counts.items()):
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            Image.new("RGB", (20, 20), (index, number, 9)).save(folder / name / f"{number}.png")
     return str(folder)
 
 
@@ -399,7 +378,7 @@ def test_a_run_on_unlabelled_images_alone_has_the_teachers_labels(
 
 
 @pytest.mark.parametrize("kind", ["parquet", "imagefolder"])
-def test_unlabelled_images_of_a_data_set(tmp_path, trainers, folder_of_teacher, kind):
+def test_unlabelled_images_of_a_parquet(tmp_path, trainers, folder_of_teacher, kind):
     folder = tmp_path / "set"
     if kind == "parquet":
         folder.mkdir()
@@ -421,8 +400,8 @@ def test_unlabelled_images_of_a_data_set(tmp_path, trainers, folder_of_teacher, 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_any_split_may_be_the_unlabelled_one(tmp_path, split):
     train, validation = few_digits().train.select(range(9)), few_digits().validation.select(range(5))
-    folder = data_set(tmp_path / "set", train=train, **{split: validation})
-    data = load_data(dataset_name="sklearn:digits", unlabeled_dataset_name=folder, unlabeled_split=split)
+    folder = parquet(tmp_path / "set", train=train, **{split: validation})
+    data = load(dataset_name="sklearn:digits", unlabeled_dataset_name=folder, unlabeled_split=split)
     assert contents(data.unlabeled) == contents(validation)
 
 
@@ -431,10 +410,10 @@ def test_broken_images_of_an_unlabelled_data_set_stop_the_run_at_its_start(tmp_p
     columns["image"][7] = {"bytes": b"no picture", "path": "7.png"}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     broken = datasets.Dataset.from_dict(columns, features=features).rename_column("image", "photo")
-    options = {"dataset_name": "sklearn:digits", "unlabeled_dataset_name": data_set(tmp_path / "set", train=broken)}
+    options = {"dataset_name": "sklearn:digits", "unlabeled_dataset_name": parquet(tmp_path / "set", train=broken)}
     with pytest.raises(InputError, match=r"row 7 \(7\.png\) cannot be decoded"):
-        load_data(**options)
-    assert len(load_data(**options, on_bad_image="skip").unlabeled) == 20
+        load(**options)
+    assert len(load(**options, on_bad_image="skip").unlabeled) == 20
 
 
 def test_a_run_that_keeps_few_labels(tmp_path, trainers, folder_of_teacher):
@@ -464,13 +443,13 @@ def test_hidden_files_are_none_of_the_images(tmp_path):
     (more / ".cache").mkdir()
     shutil.copy(more / "0.png", more / ".cache" / "small.png")
     shutil.copy(more / "0.png", more / "deep" / ".0.png")
-    data = load_data(dataset_name="sklearn:digits", unlabeled_dir=str(more))
+    data = load(dataset_name="sklearn:digits", unlabeled_dir=str(more))
     assert len(data.unlabeled) == len(contents(data.unlabeled)) == 6
 
 
 def test_a_folder_below_a_hidden_one_is_read(tmp_path):
     more = image_folder(tmp_path / ".hidden" / "more", 6)
-    assert len(load_data(dataset_name="sklearn:digits", unlabeled_dir=more).unlabeled) == 6
+    assert len(load(dataset_name="sklearn:digits", unlabeled_dir=more).unlabeled) == 6
 
 
 def test_broken_files_stop_the_run_or_are_skipped(tmp_path, trainers, folder_of_teacher, main, capsys):
@@ -506,7 +485,7 @@ def test_broken_files_stop_the_run_or_are_skipped(tmp_path, trainers, folder_of_
     for path in more.rglob("*.png"):
         path.write_text("no picture")
     with pytest.raises(InputError, match="12 of the 12 files"):
-        load_data(dataset_name="sklearn:digits", unlabeled_dir=str(more), on_bad_image="skip")
+        load(dataset_name="sklearn:digits", unlabeled_dir=str(more), on_bad_image="skip")
 
 
 MISTAKES = {

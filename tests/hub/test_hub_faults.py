@@ -88,7 +88,7 @@ def trained(client, teacher, tmp_path_factory):
 
 
 def publish(client: HubClient, folder: Path, seconds: float = PATIENCE, **settings: Any) -> Outcome:
-    return client.run("publish", folder, "--repo_id", REPO, "--timeout", seconds, **settings)
+    return client.run("publish", folder, "--hub_model_id", REPO, "--hub_push_timeout", seconds, **settings)
 
 
 def pushes(hub: HubServer) -> list[Any]:

@@ -23,7 +23,7 @@ from support.main_of import load_script
 from transformers import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 
 from hf_deit import CaiTForImageClassification, DistilledDeiTImageProcessor, create_model, list_models, load_student
-from hf_deit.data.load import DataArguments
+from hf_deit.data.arguments import DataArguments
 from hf_deit.recipes import list_recipes, load_recipe
 from hf_deit.recipes.resolve import resolve_arguments
 from hf_deit.training.arguments import DistillationTrainingArguments, ModelArguments

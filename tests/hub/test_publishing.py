@@ -411,7 +411,7 @@ def test_hand_written_parts_of_a_card_stay(hub, client, pushed):
     text = before.replace("library_name:", "license: mit\nlibrary_name:", 1)
     text = text.replace(BEGIN, f"A note above.\n\n{BEGIN}").rstrip() + "\n\n## Ethics\n\nThink.\n"
     hub.commit(STUDENT, {"README.md": text.encode()}, "Words of one's own")
-    assert client.run("publish", pushed, "--repo_id", STUDENT).status == 0
+    assert client.run("publish", pushed, "--hub_model_id", STUDENT).status == 0
     after = hub.files(STUDENT)["README.md"].decode()
     assert "license: mit" in after
     assert "A note above." in after
@@ -420,7 +420,7 @@ def test_hand_written_parts_of_a_card_stay(hub, client, pushed):
 
 
 def test_publishing_to_another_name_writes_that_name_into_the_card(hub, client, pushed):
-    assert client.run("publish", pushed, "--repo_id", "other-name", "--revision", "v1").status == 0
+    assert client.run("publish", pushed, "--hub_model_id", "other-name", "--hub_revision", "v1").status == 0
     assert 'model="ada/other-name"' in hub.files("ada/other-name", revision="v1")["README.md"].decode()
 
 
@@ -499,7 +499,7 @@ def test_a_folder_that_is_not_whole_is_refused(pushed, tmp_path, case):
 
 def test_the_script_refuses_a_folder_before_it_asks_the_hub(hub, client, tmp_path):
     hub.requests.clear()
-    outcome = client.run("publish", tmp_path, "--repo_id", "ada/nothing")
+    outcome = client.run("publish", tmp_path, "--hub_model_id", "ada/nothing")
     assert outcome.status == 2
     assert "there is no model" in outcome.output
     assert not hub.requests

@@ -25,6 +25,7 @@ from support.stores import VIEWS, assert_holds, files, fill, identity, record, v
 from hf_deit import InputError, TeacherLabelStore
 from hf_deit.data.view_dataset import pixel_crc
 from hf_deit.errors import CheckpointError
+from hf_deit.labels.files import wants_crc
 from hf_deit.labels.identity import StoreIdentity, data_fingerprint
 from hf_deit.labels.top_k import TopLogits, top_logits
 from hf_deit.models.pretrained import weights_digest
@@ -244,6 +245,14 @@ def test_crcs_of_a_sample_of_views_are_kept(tmp_path):
     slots, crcs = store.crcs(1)
     np.testing.assert_array_equal(slots, np.flatnonzero(wanted))
     np.testing.assert_array_equal(crcs, slots + 7)
+
+
+def test_which_views_have_crcs_is_golden():
+    """Other ones would leave the pixels of stores that are there uncompared."""
+    chosen = np.flatnonzero(wants_crc(identity(views_per_epoch=1_281_024), 7, np.arange(10_000)))
+    assert chosen.tolist() == [918, 2730, 4209, 6267, 6834, 8513, 9211]
+    chosen = np.flatnonzero(wants_crc(identity(), 2, np.arange(VIEWS)))
+    assert chosen.tolist() == [0, 2, 12, 17, 18, 22, 31, 34, 35, 36, 37, 38, 39, 57, 60]
 
 
 def test_small_epochs_have_crcs_too(tmp_path):

@@ -103,12 +103,18 @@ REFUSED = {
     "no token": ({}, "there is none: hf auth login"),
     "no network": ({}, "HF_HUB_OFFLINE is set"),
     "a Hub that is not there": ({}, "cannot reach the Hub"),
-    "somebody else's name": ({"repo_id": "bob/labels"}, "under ada, lab, got 'bob/labels': give another --repo_id"),
-    "an organisation of readers": ({"repo_id": "club/labels"}, "give another --repo_id"),
+    "somebody else's name": (
+        {"repo_id": "bob/labels"},
+        "under ada, lab, got 'bob/labels': give another --hub_model_id",
+    ),
+    "an organisation of readers": ({"repo_id": "club/labels"}, "give another --hub_model_id"),
     "somebody else's data set": ({"repo_id": "bob/theirs"}, "'ada' may not write to 'bob/theirs'"),
     "a name that is none": ({"repo_id": "ada/a b"}, "is no name for a repository"),
     "a public one that shall be private": ({"repo_id": "ada/public", "private": True}, "is public already"),
-    "a private one that shall be public": ({"repo_id": "ada/private", "private": False}, "leave --private out"),
+    "a private one that shall be public": (
+        {"repo_id": "ada/private", "private": False},
+        "leave --hub_private_repo out",
+    ),
 }
 
 

@@ -223,7 +223,7 @@ def test_two_students_made_anew_have_different_weights():
 def test_an_unknown_name_gives_the_nearest(name, meant):
     message = refusal(name)
     assert repr(name) in message
-    assert f"did you mean {meant}?" in message
+    assert f"did you mean {meant!r}?" in message
 
 
 @pytest.mark.parametrize("name", ["./nope", "nobody/nothing-here"])

@@ -94,9 +94,9 @@ def test_class_and_architecture_follow_the_name(name):
 @pytest.mark.parametrize(
     ("unknown", "nearest"),
     [
-        ("deit_tiny_destilled_patch16_224", "did you mean deit_tiny_distilled_patch16_224"),
-        ("deit_small_patch16_244", "did you mean deit_small_patch16_224"),
-        ("cait_xxs24_244", "did you mean cait_xxs24_224"),
+        ("deit_tiny_destilled_patch16_224", "did you mean 'deit_tiny_distilled_patch16_224'"),
+        ("deit_small_patch16_244", "did you mean 'deit_small_patch16_224'"),
+        ("cait_xxs24_244", "did you mean 'cait_xxs24_224'"),
         ("resnet", "deit_tiny_patch16_224, deit_small_patch16_224"),
     ],
 )

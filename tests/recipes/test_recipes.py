@@ -11,7 +11,7 @@ import typing
 import pytest
 import yaml
 
-from hf_deit.data.load import DataArguments
+from hf_deit.data.arguments import DataArguments
 from hf_deit.errors import InputError
 from hf_deit.recipes import list_recipes, load_recipe
 from hf_deit.recipes.resolve import published_recipe, resolve_arguments, save_recipe, take_revisions
@@ -214,7 +214,7 @@ def test_a_folder_is_no_recipe(tmp_path, out):
 
 
 def test_a_near_miss_of_a_recipe_names_it():
-    with pytest.raises(InputError, match="did you mean digits_teacher"):
+    with pytest.raises(InputError, match="did you mean 'digits_teacher'"):
         load_recipe("digit_teacher")
 
 

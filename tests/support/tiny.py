@@ -17,7 +17,8 @@ from hf_deit import (
     create_model,
     load_teacher,
 )
-from hf_deit.data.load import ImageData, load_digits
+from hf_deit.data.digits import load_digits
+from hf_deit.data.image_data import ImageData
 
 gc.freeze()  # what is imported by now: every training collects garbage, and would look through all of it
 

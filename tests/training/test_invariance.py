@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from support import tiny
+from support.images import load
 from support.main_of import launch
 from transformers import TrainerCallback
 
-from hf_deit.data.load import load_data, load_digits
+from hf_deit.data.digits import load_digits
 from hf_deit.data.view_dataset import ViewDataset
 from hf_deit.data.views import ViewKey, ViewSampler
 from hf_deit.training.losses import class_targets
@@ -114,14 +115,14 @@ def store(kind: str, folder: Path) -> datasets.Dataset:
             train.shard(3, shard, contiguous=True).to_parquet(folder / "data" / name)
         validation = folder / "data" / "validation-00000-of-00001.parquet"
         tiny.digits(8)[1].to_parquet(validation)
-        return load_data(dataset_name=str(folder)).train
+        return load(dataset_name=folder).train
     paths = []
     for index, row in enumerate(train):
         path = folder / "train" / str(row["label"]) / f"{index:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         row["image"].save(path)
         paths.append(str(path))
-    data = load_data(train_dir=str(folder / "train"), validation_dir=str(folder / "train")).train
+    data = load(train_dir=folder / "train", validation_dir=folder / "train").train
     stored = data.cast_column("image", datasets.Image(decode=False))["image"]
     positions = {image["path"]: position for position, image in enumerate(stored)}
     return data.select([positions[path] for path in paths])

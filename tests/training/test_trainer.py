@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from support import tiny
+from support.images import load
 from support.main_of import launch
 from transformers import (
     ConvNextV2Config,
@@ -27,7 +28,6 @@ from transformers import DeiTForImageClassificationWithTeacher as NativeDistille
 from transformers import ViTForImageClassification as NativePlain
 
 from hf_deit import InputError, TrainingDivergedError, load_teacher
-from hf_deit.data.load import load_data
 from hf_deit.training.datasets import make_sampler
 
 
@@ -473,7 +473,7 @@ def folder_with_a_broken_image(tmp_path) -> Path:
 
 
 def test_a_broken_image_stops_the_run_or_is_skipped_and_counted(tmp_path, teacher, folder_with_a_broken_image):
-    images = load_data(train_dir=str(folder_with_a_broken_image), validation_dir=str(folder_with_a_broken_image)).train
+    images = load(train_dir=folder_with_a_broken_image, validation_dir=folder_with_a_broken_image).train
     stopping = tiny.trainer(tiny.student(), tiny.arguments(tmp_path / "a"), teacher, train_dataset=images)
     with pytest.raises(InputError, match=r"7/1\.png"):
         stopping.train()
@@ -590,7 +590,7 @@ def test_weight_decay_keeps_to_transformers_rule_for_other_students(tmp_path):
 
 
 def test_skipped_images_are_counted_to_the_last(tmp_path, folder_with_a_broken_image):
-    images = load_data(train_dir=str(folder_with_a_broken_image), validation_dir=str(folder_with_a_broken_image)).train
+    images = load(train_dir=folder_with_a_broken_image, validation_dir=folder_with_a_broken_image).train
     settings = {"distillation_type": "none", "on_bad_image": "skip", "max_steps": 5, "logging_steps": 50}
     trainer = tiny.trainer(
         tiny.student(), tiny.arguments(tmp_path / "run", **settings), train_dataset=images, eval_dataset=images

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
+from ...data.columns import IGNORED_LABEL
 from ...hub.environment import describe_environment
 from ...labels.identity import StoreIdentity
 from ...labels.store import TeacherLabelStore
@@ -260,7 +261,7 @@ def _fill(folder: str, identity: StoreIdentity) -> None:
     views = identity.views_per_epoch
     labels, true_labels = realistic_labels(views)
     with TeacherLabelStore.open(folder, identity) as store:
-        store.record(0, np.arange(views), labels, np.full_like(true_labels, -100))
+        store.record(0, np.arange(views), labels, np.full_like(true_labels, IGNORED_LABEL))
         store.flush()
         store.finish_epoch(0)
 
