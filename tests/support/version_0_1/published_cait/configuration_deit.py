@@ -1,0 +1,149 @@
+"""Configurations of DeiT. What they save opens as transformers' `DeiTConfig` (distilled) and `ViTConfig` (plain)."""
+
+import difflib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+FUSIONS = ("logits", "softmax", "cls", "distillation")
+
+# `config.json` names the class that opens the weights without this package.
+_PUBLISHED_ARCHITECTURES = {
+    "DistilledDeiTModel": "DeiTModel",
+    "DistilledDeiTForImageClassification": "DeiTForImageClassificationWithTeacher",
+    "PlainDeiTModel": "ViTModel",
+    "PlainDeiTForImageClassification": "ViTForImageClassification",
+}
+
+
+def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size given as one number or two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+@strict
+class DeiTConfigBase(PreTrainedConfig):
+    """The fields that both DeiT configurations share; the defaults are those of DeiT-B at 224 (paper, table 1).
+
+    Args:
+        hidden_size: width of the tokens.
+        num_hidden_layers: number of transformer blocks.
+        num_attention_heads: heads per block; must divide `hidden_size`.
+        intermediate_size: width of the feed-forward layers.
+        hidden_act: activation of the feed-forward layers.
+        hidden_dropout_prob, attention_probs_dropout_prob: dropout, in [0, 1); DeiT uses none.
+        drop_path_rate: stochastic depth of the last block, in [0, 1), growing linearly from 0 at the first.
+        initializer_range: standard deviation of the truncated normal initialisation.
+        layer_norm_eps: epsilon of every LayerNorm. (transformers' default is 1e-12, with which training explodes.)
+        image_size: input size in pixels, or (height, width); a multiple of `patch_size`. Other sizes are accepted by
+            the model, with interpolated position embeddings.
+        patch_size: patch size in pixels, or (height, width).
+        num_channels: input channels.
+        qkv_bias: whether the query, key and value projections have a bias.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: a field has the wrong type, or the fields do not fit together.
+    """
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+
+    def validate_architecture(self) -> None:
+        """Refuses configurations that no model can be made from. (Run by `strict`, and again by the models.)"""
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} heads for "
+                f"{self.hidden_size}"
+            )
+        for name in ("image_size", "patch_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) and len(size) != 2:
+                raise ValueError(f"{name} must be one number or (height, width), got {size}")
+        if self.hidden_act not in ACT2FN:
+            near = difflib.get_close_matches(self.hidden_act, ACT2FN, n=1)
+            raise ValueError(f"no activation {self.hidden_act!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        for name in ("layer_norm_eps", "initializer_range"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for size, patch in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True):
+            if patch < 1 or size < patch or size % patch:
+                raise ValueError(
+                    f"image_size must be a positive multiple of patch_size, got image_size {self.image_size} and "
+                    f"patch_size {self.patch_size}"
+                )
+        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches per column and per row at `image_size`."""
+        (height, width), (patch_height, patch_width) = as_pair(self.image_size), as_pair(self.patch_size)
+        return height // patch_height, width // patch_width
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "DeiTConfigBase":
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f'{cls.__name__} opens checkpoints of model_type "{cls.model_type}", got "{model_type}"'
+                + (
+                    ': checkpoints of type "vit" have no distillation token, open them with a Plain class'
+                    if model_type == "vit"
+                    else ""
+                )
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        if output.get("architectures"):
+            output["architectures"] = [_PUBLISHED_ARCHITECTURES.get(name, name) for name in output["architectures"]]
+        return output
+
+
+@strict
+class DistilledDeiTConfig(DeiTConfigBase):
+    """Configuration of a DeiT with a class and a distillation token.
+
+    Args:
+        fusion: how the two heads answer together. "logits" is the mean of the logits (the authors' code, and
+            transformers'), "softmax" the sum of the softmaxes (the paper, section 4), "cls" and "distillation" take
+            one head alone. transformers ignores this field and always takes "logits".
+        **kwargs: the fields of `DeiTConfigBase` and of `transformers.PreTrainedConfig`.
+    """
+
+    model_type = "deit"
+
+    fusion: str = "logits"
+
+    def validate_fusion(self) -> None:
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {self.fusion!r}")
+
+
+@strict
+class PlainDeiTConfig(DeiTConfigBase):
+    """Configuration of a DeiT without distillation token: the paper's DeiT-Ti, -S and -B, an ordinary ViT."""
+
+    model_type = "vit"
