@@ -9,7 +9,7 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """A mistake in the user's input: an argument, a recipe, a data set, a teacher, a folder.
 
-    The message says what was got, what was expected and how to mend it. The scripts print it without a traceback and
+    The message says what was got, what was expected and how to mend it. The commands print it without a traceback and
     exit with status 2.
     """
 

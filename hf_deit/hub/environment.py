@@ -11,10 +11,19 @@ from typing import Any
 
 import torch
 
-_LIBRARIES = (
-    *("hf_deit", "torch", "torchvision", "transformers", "accelerate", "datasets", "timm", "huggingface_hub"),
-    *("safetensors", "numpy", "pillow"),
-)
+_LIBRARIES = [
+    "hf_deit",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "timm",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "pillow",
+]
 
 
 def describe_environment(*, num_processes: int = 1) -> dict[str, Any]:

@@ -27,10 +27,16 @@ _CAIT = {
     "m36": (768, 16, 36, 1e-6),
     "m48": (768, 16, 48, 1e-6),
 }
-_CAIT_SIZES = (
-    *(("xxs24", 224), ("xxs24", 384), ("xxs36", 224), ("xxs36", 384), ("xs24", 384)),
-    *(("s24", 224), ("s24", 384), ("s36", 384), ("m36", 384), ("m48", 448)),
-)
+# The image sizes that each was released for.
+_CAIT_SIZES = {
+    "xxs24": (224, 384),
+    "xxs36": (224, 384),
+    "xs24": (384,),
+    "s24": (224, 384),
+    "s36": (384,),
+    "m36": (384,),
+    "m48": (448,),
+}
 
 
 def _deit(size: str, *, distilled: bool, image_size: int) -> DeiTConfigBase:
@@ -64,7 +70,11 @@ _CONFIGS = {
     )
     for distilled in (False, True)
     for size, image_size in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
-} | {f"cait_{size}_{image_size}": partial(_cait, size, image_size=image_size) for size, image_size in _CAIT_SIZES}
+} | {
+    f"cait_{size}_{image_size}": partial(_cait, size, image_size=image_size)
+    for size, image_sizes in _CAIT_SIZES.items()
+    for image_size in image_sizes
+}
 _MODELS = {
     DistilledDeiTConfig: DistilledDeiTForImageClassification,
     PlainDeiTConfig: PlainDeiTForImageClassification,

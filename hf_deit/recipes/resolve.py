@@ -37,28 +37,65 @@ class Arguments(NamedTuple):
 
 
 # Where a run writes and how it was started, secrets, and what transformers derives from the rest and the machine.
-_NOT_IN_A_RESOLVED_RECIPE = (
-    *(
+_NOT_IN_A_RESOLVED_RECIPE = frozenset(
+    [
         "output_dir",
         "resume_from_checkpoint",
         "resume_from_hub",
         "hub_token",
+        "push_to_hub_token",
         "local_rank",
         "disable_tqdm",
         "dataloader_pin_memory",
-    ),
-    *("push_to_hub_token", "label_names", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        "label_names",
+        "do_eval",
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+    ]
 )
-_DEFINES_A_RUN = (
-    *("student", "student_revision", "student_overrides", "image_size", "crop_ratio", "replace_head", "freeze"),
-    *("distillation_type", "distillation_alpha", "distillation_temperature", "distillation_reduction"),
+# What makes a run another one, besides its data; in the order in which differences are told.
+_DEFINES_A_RUN = [
+    "student",
+    "student_revision",
+    "student_overrides",
+    "image_size",
+    "crop_ratio",
+    "replace_head",
+    "freeze",
+    "distillation_type",
+    "distillation_alpha",
+    "distillation_temperature",
+    "distillation_reduction",
     "teacher_labels_top_k",
-    *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "label_smoothing_factor"),
-    *("random_erasing", "mixup", "cutmix", "mixup_probability", "mixup_switch_probability", "mixup_group_size"),
-    *("seed", "data_seed", "optim", "learning_rate", "scale_learning_rate", "weight_decay", "max_grad_norm"),
-    *("lr_scheduler_type", "lr_scheduler_kwargs", "schedule_per", "warmup_learning_rate", "min_learning_rate"),
-    *("warmup_steps", "warmup_epochs", "max_steps", "num_train_epochs", "ema_decay"),
-)
+    "crop_scale_min",
+    "horizontal_flip",
+    "auto_augment",
+    "repeated_augmentation",
+    "label_smoothing_factor",
+    "random_erasing",
+    "mixup",
+    "cutmix",
+    "mixup_probability",
+    "mixup_switch_probability",
+    "mixup_group_size",
+    "seed",
+    "data_seed",
+    "optim",
+    "learning_rate",
+    "scale_learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "schedule_per",
+    "warmup_learning_rate",
+    "min_learning_rate",
+    "warmup_steps",
+    "warmup_epochs",
+    "max_steps",
+    "num_train_epochs",
+    "ema_decay",
+]
 # What a run is called and where it reports to.
 _OF_ONE_PLACE = ("push_to_hub", "hub_", "run_name", "report_to", "project", "trackio_", "logging_dir")
 

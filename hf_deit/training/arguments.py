@@ -1,4 +1,4 @@
-"""Arguments: of the distilling Trainer, and, for the scripts, of the models and the data."""
+"""Arguments of the distilling Trainer and, for commands, of its models."""
 
 import dataclasses
 import json

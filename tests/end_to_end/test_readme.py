@@ -1,4 +1,4 @@
-"""README's commands and code are what works: its Python blocks are run, with small data in place of the reader's."""
+"""The READMEs' commands and code are what works: they are run, with small data in place of the reader's."""
 
 import os
 import re
@@ -14,10 +14,20 @@ from support.main_of import main_of
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_deit import DistilledDeiTImageProcessor, TeacherLabelStore, list_recipes
+from hf_deit.commands.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-INFERENCE, TRAINING = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOMS = ROOT / "hf_deit"
+READMES = sorted(path for folder in (ROOT / "scripts", ROOMS) for path in folder.rglob("README.md"))
+
+
+def blocks(language: str, path: Path = ROOT / "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+(INFERENCE,) = blocks("python")
+(TRAINING,) = blocks("python", ROOMS / "training" / "README.md")
 
 
 @pytest.fixture
@@ -61,7 +71,7 @@ def test_training_block(here):
 
 
 def test_three_commands_from_a_folder_to_a_student(here, capsys):
-    (block,) = (block for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) if "preview.py" in block)
+    (block,) = (block for block in blocks("bash") if "hf-deit preview" in block)
     look, teach, distil = (shlex.split(line)[1:] for line in block.replace("\\\n", " ").strip().splitlines())
     make_images(train=12, val=4)
     tiny.resnet().save_pretrained("resnet-50")
@@ -71,7 +81,7 @@ def test_three_commands_from_a_folder_to_a_student(here, capsys):
     small += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
     sizes = '{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}'
     student = ["--image_size", "32", "--student_overrides", sizes]
-    assert look.pop(0) == "scripts/preview.py"
+    assert look.pop(0) == "preview"
     assert main_of("preview")([*look, *student]) == 0
     assert Image.open("preview.png").size == (8 * (128 + 8), 2 * (128 + 8 + 45))
     train = main_of("train")
@@ -86,7 +96,7 @@ def test_three_commands_from_a_folder_to_a_student(here, capsys):
 
 
 def test_a_teacher_that_is_paid_once(here, capsys):
-    (block,) = (block for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) if "_labels out" in block)
+    (block,) = (block for block in blocks("bash", ROOMS / "labels" / "README.md") if "_labels out" in block)
     first, second, publish = (shlex.split(line) for line in block.replace("\\\n", " ").strip().splitlines())
     make_images(train=12, val=4)
     os.makedirs("outputs")
@@ -115,12 +125,12 @@ def test_a_teacher_that_is_paid_once(here, capsys):
     printed = capsys.readouterr().out
     assert "The model lies in outputs/small" in printed
     assert re.search(r"kept labels replayed +24\n", printed)
-    assert publish[:3] == ["python", "scripts/publish.py", "outputs/labels"]
+    assert publish[:3] == ["hf-deit", "publish", "outputs/labels"]
     assert TeacherLabelStore.open("outputs/labels", readonly=True).complete_epochs == [0]
 
 
 def test_every_recipe_has_its_place_in_the_table():
-    names = set(re.findall(r"`([a-z0-9_]+)…?`", README))
+    names = set(re.findall(r"`([a-z0-9_]+)…?`", (ROOMS / "recipes" / "README.md").read_text()))
     shortened = {"deit_small_distilled_1000_epochs", "deit_base_distilled_1000_epochs"}  # "deit_small_…"
     assert set(list_recipes()) - names == shortened
 
@@ -128,10 +138,11 @@ def test_every_recipe_has_its_place_in_the_table():
 def test_every_accelerate_configuration_has_its_line_and_is_one():
     from accelerate.commands.config.config_args import load_config_from_file
 
-    files = sorted((ROOT / "scripts" / "accelerate_configs").iterdir())
+    folder = ROOT / "scripts" / "accelerate_configs"
+    files, readme = sorted(folder.glob("*.yaml")), (folder / "README.md").read_text()
     processes = {}
     for file in files:
-        assert f"`{file.name}`" in README
+        assert f"`{file.name}`" in readme
         assert file.read_text().startswith("# ")
         config = load_config_from_file(str(file))  # refuses unknown keys
         processes[file.stem] = (config.num_machines, config.num_processes, str(config.distributed_type).split(".")[-1])
@@ -147,12 +158,35 @@ def test_every_accelerate_configuration_has_its_line_and_is_one():
 
 
 def test_ci_runs_the_readmes_own_test_command():
-    commands = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    commands = blocks("bash")
     assert any('python -m pip install -e ".[test]" && python -m pytest' in command for command in commands)
     assert any("python -m pip install -e . && accelerate launch scripts/train.py" in command for command in commands)
     assert '\npython -m pip install -e ".[test]" && python -m pytest\n' in (ROOT / ".ci" / "run").read_text()
 
 
-def test_files_that_the_readme_names_exist():
-    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_the_way_in_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_command_has_its_line():
+    assert [name for name in COMMANDS if f"`hf-deit {name}`" not in README] == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *READMES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_readme_names_exist(path):
+    targets = re.findall(r"\]\(((?!http)[^)#]+)", path.read_text())
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+    assert [target for target in targets if Path(target).is_absolute()] == []
+
+
+def test_the_datas_way_names_what_is_there():
+    """In the order of training/README.md: file and function, and the line that computes the loss."""
+    text = (ROOMS / "training" / "README.md").read_text()
+    for target, name in re.findall(r"\]\(([\w./]+\.py)\)\s+`(\w+)[\w.]*`", text):
+        source = (ROOMS / "training" / target).read_text()
+        assert re.search(rf"^\s*(def|class) {name}\b", source, flags=re.MULTILINE), (target, name)
+    assert "`loss = (1 - self.alpha) * class_loss + self.alpha * teacher_loss`" in text
+    assert (
+        "loss = (1 - self.alpha) * class_loss + self.alpha * teacher_loss\n"
+        in (ROOMS / "training" / "objective.py").read_text()
+    )
