@@ -13,10 +13,9 @@ from transformers.utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import did_you_mean
 
-# Of Pillow's modes the others, of 16 or 32 bits, become white where they pass 255.
-EIGHT_BIT_MODES = (
-    "1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV LAB F"  # holds what arithmetic on such images gives
-).split()
+# Of Pillow's modes the others, of 16 or 32 bits, become white where they pass 255. "F" holds what arithmetic on images
+# of 8 bits gives.
+EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "F"}
 # What stands in preprocessor_config.json beside the settings.
 _WRITTEN_BY_TRANSFORMERS = ("image_processor_type", "processor_class", "feature_extractor_type")
 
