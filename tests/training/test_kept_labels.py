@@ -277,7 +277,7 @@ def test_in_a_batch_that_is_known_in_part_what_is_kept_counts(tmp_path, recorded
     kept, loader = trainer.kept_labels, iter(trainer.get_train_dataloader())
     kept.start_epoch(0)
     for known in ([4, 5, 6, 7], [0, 1, 2, 3], []):
-        batch = trainer._prepare_inputs(next(loader))
+        batch = trainer.prepare_batch(next(loader))
         said, answer = trainer.teacher(batch["pixel_values"]).argmax(-1), kept.answer(batch, trainer.teacher)
         slots = batch["slots"]
         for position in range(8):
@@ -290,7 +290,7 @@ def test_views_of_another_epoch_get_no_label(tmp_path, recorded, folder_of_teach
     replaying = make(tmp_path, None, teacher_labels=str(recorded))
     recording = make(tmp_path, describe(folder_of_teacher), teacher_labels=str(tmp_path / "store"))
     for trainer, error in ((replaying, IndexError), (recording, InputError)):
-        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        batch = trainer.prepare_batch(next(iter(trainer.get_train_dataloader())))
         for epoch in (0, 1):
             trainer.kept_labels.start_epoch(epoch)
             if epoch == 0:

@@ -69,7 +69,7 @@ STUDENTS = {
 
 
 def batch_of(trainer) -> dict[str, torch.Tensor]:
-    return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    return trainer.prepare_batch(next(iter(trainer.get_train_dataloader())))
 
 
 @pytest.mark.parametrize("distilled", [True, False])
