@@ -319,3 +319,32 @@ def test_either_backend_publishes_the_same_file(tmp_path, backend):
         pixels(AutoImageProcessor.from_pretrained(tmp_path), image),
         pixels(DistilledDeiTImageProcessor(crop_ratio=0.9), image),
     )
+
+
+@pytest.mark.parametrize("processor_class", BACKENDS)
+@pytest.mark.parametrize(
+    ("settings", "arguments", "crop", "resized"),
+    [
+        ({"crop_size": 224}, (384,), (384, 384), 438),
+        ({"crop_size": 224, "crop_ratio": 1.0}, (384,), (384, 384), 384),
+        ({"crop_size": 224, "size": {"shortest_edge": 448}}, (32,), (32, 32), 64),
+        ({"crop_size": 224}, ((48, 64),), (48, 64), 54),
+        ({"crop_size": 224}, (384, 1.0), (384, 384), 384),
+    ],
+)
+def test_the_processor_at_another_size_keeps_its_crop_ratio_and_statistics(
+    processor_class, settings, arguments, crop, resized
+):
+    own = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.9, 0.8, 0.7), "resample": 2}
+    original = processor_class(**settings, **own)
+    processor = original.at_crop_size(*arguments)
+    assert type(processor) is processor_class
+    assert (processor.crop_size.height, processor.crop_size.width) == crop
+    assert processor.size.shortest_edge == resized
+    assert {name: getattr(processor, name) for name in own} == own
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8))
+    prepared = processor(image, return_tensors="pt")["pixel_values"]
+    assert prepared.shape == (1, 3, *crop)
+    made_so = processor_class(crop_size={"height": crop[0], "width": crop[1]}, size={"shortest_edge": resized}, **own)
+    assert torch.equal(prepared, made_so(image, return_tensors="pt")["pixel_values"])
+    assert original.crop_size.height == 224

@@ -36,7 +36,7 @@ TINY = {
 LOGITS = ("logits", "cls_logits", "distillation_logits")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A family, with or without distillation token."""
 
@@ -63,6 +63,11 @@ class Kind:
     def prefix(self) -> str:
         return self.model_class.base_model_prefix
 
+    @property
+    def num_special_positions(self) -> int:
+        """Special tokens among the position embeddings, which in CaiT only patches have."""
+        return 0 if self.is_cait else 1 + self.distilled
+
     def config(self, **fields: Any) -> Any:
         return self.config_class(**{**TINY, **self.fields, **fields})
 
@@ -74,6 +79,9 @@ class Kind:
         torch.manual_seed(0)
         sizes = {"hidden_size": 192, "num_attention_heads": 4, "intermediate_size": 768, "num_hidden_layers": 2}
         return self.model_class(self.config_class(**{**sizes, "num_labels": 100, **self.fields, **fields}))
+
+    def load(self, folder: Path, **settings: Any) -> PreTrainedModel:
+        return self.model_class.from_pretrained(folder, **settings)
 
     def __str__(self) -> str:
         return self.name
@@ -89,9 +97,15 @@ DISTILLED_CAIT = Kind(
 )
 KINDS = (DEIT, DISTILLED_DEIT, CAIT, DISTILLED_CAIT)
 DISTILLED = (DISTILLED_DEIT, DISTILLED_CAIT)
+WITH_FUSION = (DISTILLED_DEIT, CAIT, DISTILLED_CAIT)
+WITH_CHUNKS = {  # of CaiT's attention: at a size below the number of patches it is computed piece by piece
+    **{kind.name: (kind, {}) for kind in KINDS},
+    **{f"{kind.name} in chunks": (kind, {"query_chunk_size": 7}) for kind in (CAIT, DISTILLED_CAIT)},
+}
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS, ids=str)
 DISTILLED_KINDS = pytest.mark.parametrize("kind", DISTILLED, ids=str)
 DEIT_KINDS = pytest.mark.parametrize("kind", (DEIT, DISTILLED_DEIT), ids=str)
+EVERY_KIND_AND_CHUNKS = pytest.mark.parametrize(("kind", "fields"), WITH_CHUNKS.values(), ids=WITH_CHUNKS)
 CAIT_KINDS = pytest.mark.parametrize("kind", (CAIT, DISTILLED_CAIT), ids=str)
 
 
@@ -133,7 +147,7 @@ def assert_same_logits(ours: Any, theirs: Any, atol: float = 1e-5) -> None:
 
 
 def assert_same_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """That every weight of a model is, bit by bit, among these."""
+    """Bit by bit, of the weights that the model has."""
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
