@@ -1,6 +1,5 @@
 """Going on with a run: under its own arguments, from a checkpoint on disk or one that it has pushed."""
 
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..hub.client import HUB_ERRORS, ask, keep_trying, why
-from ..hub.files import write_json
+from ..hub.files import read_json, write_json
 from ..hub.run_folder import RECIPE_FILE, STATE_FILE, last_whole_checkpoint
 from ..recipes import load_recipe
 from ..recipes.resolve import Arguments, check_same_run, take_revisions
@@ -156,8 +155,7 @@ def adopt_checkpoint(fetched: str, output_dir: str) -> str:
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(fetched, unfinished)
     path = os.path.join(unfinished, STATE_FILE)
-    with open(path, encoding="utf-8") as file:
-        state = json.load(file)
+    state = read_json(path)
     checkpoint = os.path.join(output_dir, f"checkpoint-{state['global_step']}")
     best = state.get("best_model_checkpoint")
     if best == os.path.basename(checkpoint):

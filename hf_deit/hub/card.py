@@ -23,19 +23,19 @@ def make_card(facts: RunFacts, repo_id: str, revision: str | None = None) -> str
     """The whole card of a run's model.
 
     Args:
-        facts: of the run.
-        repo_id, revision: where it is published; None for the main branch.
+        repo_id: the repository that it is published in.
+        revision: the branch; None for the main one.
     """
     metadata, body = _metadata(facts, repo_id).to_yaml(), _body(facts, repo_id, revision)
     return f"---\n{metadata}\n---\n\n{BEGIN}\n\n{body}\n\n{END}\n"
 
 
 def update_card(existing: str | None, facts: RunFacts, repo_id: str, revision: str | None = None) -> str:
-    """Writes the card into an existing one: what people have added to the text and to the metadata stays.
+    """Writes the card into an existing one. What people have added to its text and its metadata stays.
 
     Args:
-        existing: a card's text, or None. The part between the two marks is replaced; a card without marks stays as it
-            is, with the new part at its end.
+        existing: a card's text, or None. The part between `BEGIN` and `END` is replaced. A card without them stays as
+            it is, and gets the new part at its end.
         facts, repo_id, revision: see `make_card`.
     """
     if not (existing or "").strip():
@@ -54,7 +54,7 @@ def update_card(existing: str | None, facts: RunFacts, repo_id: str, revision: s
 
 
 def merge_cards(remote: str | None, local: str | None) -> str | None:
-    """The card on the Hub with what has been written by hand into the local one, and is not in it yet."""
+    """The card on the Hub, with what people have written into the local one alone. Either may be missing."""
     if not remote or not local:
         return remote or local
     (metadata, text), (others, other_text) = _split(remote), _split(local)
@@ -67,7 +67,7 @@ def merge_cards(remote: str | None, local: str | None) -> str | None:
 
 
 def _split(card: str) -> tuple[dict[str, Any], str]:
-    """Metadata and text; what is no mapping is no metadata."""
+    """A card's metadata and its text. Metadata that are no mapping count as none."""
     match = _METADATA.match(card)
     try:
         metadata = yaml.safe_load(match[1]) if match else {}
@@ -81,7 +81,7 @@ def _joined(metadata: dict[str, Any], text: str) -> str:
 
 
 def _foreign(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What people have added to metadata that was written for a run."""
+    """What people have added to metadata that were written for a run."""
     kept = {key: value for key, value in metadata.items() if key not in _CLAIMS}
     tags = [tag for tag in _as_list(metadata.get("tags")) if tag not in (*_TAGS, _DISTILLED)]
     return {**kept, "tags": tags}
@@ -99,7 +99,7 @@ def hand_written(text: str | None) -> str:
 
 
 def card_faults(text: str) -> list[str]:
-    """What a card lacks that people need: a sentence each."""
+    """What a card lacks that its readers need: a sentence for each fault."""
     match = _METADATA.match(text)
     try:
         metadata = yaml.safe_load(match[1]) if match else None

@@ -13,10 +13,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers.utils import logging
 
 from ..errors import first_line
@@ -44,6 +41,7 @@ _Refusal = HfHubHTTPError | httpx2.HTTPStatusError
 
 
 def status_of(error: BaseException) -> int | None:
+    """The HTTP status of a refusal, or None for another error."""
     return error.response.status_code if isinstance(error, _Refusal) else None
 
 
@@ -90,10 +88,10 @@ def keep_trying(function: Callable[[], T], *, what: str, seconds: float) -> T:
     """Calls a function until it succeeds, with exponential backoff, while that can help and the time is not up.
 
     Args:
-        function: may be called again after it failed: what is already there must not be made twice. (Commits of
-            huggingface_hub leave out what has not changed, and make none if nothing has.)
-        what: it does, for the log.
-        seconds: from the first call; no other call begins afterwards.
+        function: must not make twice what is already there, as it may have failed after it had done its work. (Commits
+            of huggingface_hub leave out what has not changed, and make none if nothing has.)
+        what: what the function does, for the log.
+        seconds: after the first call, in which it may be called again.
 
     Raises:
         HUB_ERRORS: of the last call.
@@ -115,12 +113,9 @@ def keep_trying(function: Callable[[], T], *, what: str, seconds: float) -> T:
 class Attempt(Thread):
     """A call in a thread of its own, which ends with the process: nobody has to wait for an answer that never comes.
 
-    Args:
-        function: what to call.
-
     Attributes:
-        result: that it gave, or None.
-        error: that it raised, or None.
+        result: what the function gave, or None.
+        error: what it raised, or None.
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -138,11 +133,11 @@ class Attempt(Thread):
 
 
 def ask(function: Callable[[], T], *, what: str, seconds: float | None = None) -> T:
-    """`keep_trying`, but not longer than the time, whatever the Hub does.
+    """`keep_trying` for questions that are answered soon: it ends with its time, even if an answer never comes.
 
     Args:
         function, what: see `keep_trying`.
-        seconds: by default enough for a question.
+        seconds: `CHECK_SECONDS` by default.
 
     Raises:
         HUB_ERRORS: of the last call; a `TimeoutError` if there was no answer.

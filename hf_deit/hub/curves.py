@@ -1,5 +1,6 @@
 """The curves of a training, as a picture."""
 
+import os
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -20,12 +21,12 @@ _ACCURACIES = {
 }
 
 
-def plot_curves(log_history: Sequence[Mapping[str, Any]], path: str) -> None:
+def plot_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draws the losses, the accuracies on the validation images, and the learning rate over the steps.
 
     Args:
         log_history: of transformers' `TrainerState`: one mapping per log line, with its "step".
-        path: of the PNG.
+        path: of the picture, a PNG of 120 dpi.
 
     Raises:
         OSError: it cannot be written.

@@ -27,10 +27,14 @@ _LIBRARIES = [
 
 
 def describe_environment(*, num_processes: int = 1) -> dict[str, Any]:
-    """The environment of this process, without names of people, machines and folders.
+    """What this process computes with, without names of people, machines and folders.
 
     Args:
-        num_processes: of the run.
+        num_processes: of the whole run.
+
+    Returns:
+        python, system, libraries (versions by name), hf_deit_commit (None if it is not known), device, num_processes,
+        and cuda (its version, or None).
     """
     return {
         "python": platform.python_version(),
@@ -53,7 +57,7 @@ def _device() -> str:
 
 @functools.cache  # asked for at every push, while the training waits
 def _commit() -> str | None:
-    """Of this code: from where pip installed it, or from the checkout that it runs in."""
+    """The commit of this code: from where pip installed it, or of the checkout that it runs in."""
     try:
         origin = json.loads(distribution("hf_deit").read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run knows of itself, and what it was made from."""
+"""What a run knows of itself, and what it was made from: the facts that cards and records state."""
 
 import re
 import time
@@ -23,7 +23,7 @@ class Source:
 
     Attributes:
         name: its Hub id, or what it is in words.
-        commit: of the Hub, or None.
+        commit: on the Hub, or None where there is none or it is not known.
         on_hub: whether the name is a Hub id.
         is_dataset: whether it is a data set, which has another address there.
     """
@@ -59,9 +59,9 @@ class RunSources:
     Attributes:
         student: the checkpoint that training starts from, or the name of the architecture.
         teacher: the teacher, or None.
-        teacher_datasets: on which the teacher's own card says that it was trained; None if it does not say.
+        teacher_datasets: the data sets on which the teacher was trained, by its own card; None if that does not say.
         dataset, dataset_config, train_split, validation_split: the images.
-        unlabeled: those without labels beside them, or None.
+        unlabeled: the images without labels beside them, or None.
         teacher_labels: the data set on the Hub that kept labels are taken from, or None.
         recipe: the resolved arguments, without folders of this machine.
         start: of the run, as `time.perf_counter()`.
@@ -93,7 +93,7 @@ class RunFacts:
     Attributes:
         architecture: class of the model.
         model_type: of its configuration.
-        parameters: how many.
+        parameters: their number.
         image_size: input size in pixels.
         needs_code: whether the repository brings the model's code, as for CaiT.
         is_distilled: whether there was a teacher.
@@ -101,22 +101,22 @@ class RunFacts:
         student: the checkpoint that training started from, or the name of the architecture.
         teacher: the teacher, or None.
         teacher_top1, teacher_images: its accuracy in [0, 1] and the number of validation images it was measured on.
-        teacher_datasets: on which its own card says that it was trained; None if it does not say.
+        teacher_datasets: the data sets on which the teacher was trained, by its own card; None if that does not say.
         dataset, dataset_config, train_split, validation_split, unlabeled: the images.
-        num_train, num_validation: how many images they are.
+        num_train, num_validation: numbers of images; None for a stream, or for none.
         teacher_labels: the data set on the Hub that kept labels were taken from, or None.
-        num_replayed: views whose teacher's label had been kept before; None without a store of them.
+        num_replayed: views whose label by the teacher had been kept before; None without a label store.
         metrics: of an evaluation of these weights, as transformers' Trainer logs them; empty if there was none.
-        weights: which are published, "raw" or "ema".
-        step, num_steps: optimizer steps done, and of the whole run.
-        best_step: after which the weights were the best, if those are published and not the last ones.
+        weights: which are published: "raw", as trained, or "ema", their moving average.
+        step, num_steps: optimizer steps that are done, and those of the whole run.
+        best_step: the step after which the weights were the best, if those are published instead of the last ones.
         is_finished: whether the training has come to its end.
-        num_epochs: done.
-        batch_size: of all devices and accumulation steps.
+        num_epochs: epochs that are done; the last one may be a fraction.
+        batch_size: images of a step, over all devices and accumulation steps.
         images_per_second: in training, over all devices.
         minutes: of the whole run.
-        environment: see `hf_deit.environment`.
-        recipe: the resolved arguments.
+        environment: from `describe_environment`.
+        recipe: the resolved arguments, without folders of this machine.
     """
 
     architecture: str
@@ -177,13 +177,10 @@ class RunFacts:
             model: the student, unwrapped.
             args: `DistillationTrainingArguments`.
             state: of the Trainer.
-            sources: what the run is made from.
-            image_size: input size in pixels.
-            metrics, is_finished, best_step: see the attributes.
-            num_train, num_validation: numbers of images; None for a stream, or for none.
-            teacher_report: of `check_teacher`, with `teacher_images` beside `teacher_top1`.
-            images_per_second: so far.
-            num_replayed: see the attributes.
+            teacher_report: may have `teacher_top1` and `teacher_images`.
+            images_per_second: so far; 0 if this process has trained nothing.
+            sources, image_size, metrics, is_finished, best_step, num_train, num_validation, num_replayed: see the
+                attributes.
         """
         config = model.config
         named = {item.name: getattr(sources, item.name) for item in fields(sources)}
@@ -216,13 +213,14 @@ class RunFacts:
         )
 
     def taken_up(self, earlier: "RunFacts | None") -> "RunFacts":
-        """With what an earlier process has measured, if it has ended this run and this one has trained nothing."""
+        """These facts, with what an earlier process measured, if that ended the run and this one trained nothing."""
         if earlier is None or self.images_per_second or not earlier.is_finished or earlier.step != self.step:
             return self
         names = ("teacher_top1", "teacher_images", "num_replayed", "images_per_second", "minutes", "environment")
         return replace(self, **{name: getattr(earlier, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold; `from_dict` reads it."""
         return asdict(self)
 
     @classmethod

@@ -40,9 +40,15 @@ def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str])
         os.close(descriptor)
 
 
-def link(source: str, target: str) -> None:
-    """Puts a file at another place, too, without copying it where the file system can."""
+def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Puts a file at another place, too, without copying it where the file system can. What is there is replaced.
+
+    Raises:
+        OSError: it cannot be put there.
+    """
     if os.path.lexists(target):
+        if os.path.exists(target) and os.path.samefile(source, target):
+            return
         os.remove(target)
     try:
         os.link(source, target)
@@ -50,7 +56,7 @@ def link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def read_text(path: str) -> str | None:
+def read_text(path: str | os.PathLike[str]) -> str | None:
     """A file's text, or None if there is no such file."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -59,17 +65,17 @@ def read_text(path: str) -> str | None:
         return None
 
 
-def read_json(path: str) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON.
+        ValueError: it holds no JSON.
     """
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
-def write_json(values: Mapping[str, Any], path: str) -> None:
+def write_json(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes a JSON object; see `write_whole`."""
     write_whole(json.dumps(values, indent=2, ensure_ascii=False) + "\n", path)

@@ -20,8 +20,8 @@ logger = logging.get_logger(__name__)
 _TREE = "_publishing"
 
 
-def publish_tree(repository: HubRepository, tree: str, message: str) -> None:
-    """Pushes a tree that `stage` has filled, with its card written into the one that is on the Hub.
+def publish_tree(repository: HubRepository, tree: str | os.PathLike[str], message: str) -> None:
+    """Pushes a folder that `stage` has filled. Its card is written into the one that is on the Hub.
 
     Raises:
         InputError: the Hub does not accept the card.
@@ -35,18 +35,19 @@ def publish_tree(repository: HubRepository, tree: str, message: str) -> None:
 
 
 class Publisher:
-    """Pushes in the background, one push at a time; what fails is told, kept, and pushed again with the next.
+    """Pushes in the background, one push at a time. What fails is logged, and its files are pushed with the next push.
 
     Args:
-        repository: which exists.
-        output_dir: of the run; what is pushed is collected in it.
+        repository: one that exists.
+        output_dir: of the run. What is pushed is collected in a folder in it.
         seconds: after which a push is given up.
 
     Attributes:
-        failures: of pushes: a line each.
+        failures: a line for each push that has failed.
     """
 
-    def __init__(self, repository: HubRepository, output_dir: str, *, seconds: float) -> None:
+    def __init__(self, repository: HubRepository, output_dir: str | os.PathLike[str], *, seconds: float) -> None:
+        output_dir = os.fspath(output_dir)
         self.repository = repository
         self.failures: list[str] = []
         self._output_dir = output_dir
@@ -66,7 +67,7 @@ class Publisher:
         return self._attempt is not None and self._attempt.is_alive()
 
     def wait(self) -> None:
-        """Until the push that is under way has ended, or its time is up; then logs it if it has failed."""
+        """Waits until the push that is under way has ended, or its time is up. Logs it if it has failed."""
         if self._attempt is None:
             return
         # A call may have begun just before the time was up.
@@ -81,7 +82,7 @@ class Publisher:
         self._attempt = None
 
     def _leave_tree(self) -> None:
-        """Goes on in another tree, with the checkpoints of this one, which the thread may still read."""
+        """Goes on in another folder, with links to the checkpoints of this one, which the thread may still read."""
         left, self._tree = self._tree, f"{self._tree}_"
         self._abandoned.append((self._attempt, left))
         for entry in os.scandir(left):
@@ -96,10 +97,10 @@ class Publisher:
         logger.warning("could not push to %s: %s (%s)", self.repository.repo_id, self._message, reason)
 
     def push(self, fill: Callable[[str], None], message: str) -> None:
-        """Begins a push. One that is under way is waited for; if it has failed, its files are pushed with this one.
+        """Begins a push, when the one before has ended. If that has failed, its files are pushed with this one.
 
         Args:
-            fill: writes what is to be pushed into the folder that it is given.
+            fill: a function that writes what is to be pushed into the folder that it is given.
             message: of the commit.
         """
         self.wait()
@@ -126,7 +127,7 @@ class Publisher:
         """Pushes and waits until it is done.
 
         Raises:
-            PublishError: it failed; nothing that is in the output folder is lost.
+            PublishError: the push has failed. Nothing in the output folder is lost.
         """
         self.wait()
         count = len(self.failures)

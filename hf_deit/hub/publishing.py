@@ -1,4 +1,4 @@
-"""What of a run is published, and how it gets to the Hub: checked, whole, and without losing a result on the way."""
+"""Publishing the folder of a model: it is checked as its users will load it, and pushed."""
 
 import os
 
@@ -17,13 +17,14 @@ from .run_folder import CARD_FILE, last_whole_checkpoint
 logger = logging.get_logger(__name__)
 
 
-def check_folder(folder: str) -> None:
+def check_folder(folder: str | os.PathLike[str]) -> None:
     """Refuses a folder that cannot be published as it is: everything is loaded as its users will load it.
 
     Raises:
         InputError: no configuration, no weights or not all of them, an image processor or labels that do not fit, a
             card that is missing or not complete, a run that is not finished.
     """
+    folder = os.fspath(folder)
     if not os.path.isfile(os.path.join(folder, "config.json")):
         checkpoint = last_whole_checkpoint(folder) if os.path.isdir(folder) else None
         raise InputError(
@@ -82,7 +83,7 @@ def _check_processor(folder: str, config: PreTrainedConfig) -> None:
 
 
 def publish_folder(
-    folder: str,
+    folder: str | os.PathLike[str],
     repo_id: str,
     *,
     token: str | None = None,
@@ -90,15 +91,13 @@ def publish_folder(
     revision: str | None = None,
     seconds: float = 600.0,
 ) -> HubRepository:
-    """Checks a folder and the repository, creates that if need be, and pushes the model with its card and record.
+    """Pushes a model with its card and the record of its run, once the folder and the repository have been checked.
 
     Args:
         folder: of a finished run, or of any classifier with a card.
-        repo_id, token, private, revision: see `check_repository`.
-        seconds: after which a push that fails is given up.
-
-    Returns:
-        The repository.
+        repo_id: name of the repository, which is created if it is not there.
+        token, private, revision: see `check_repository`.
+        seconds: after which the push is given up.
 
     Raises:
         InputError: the folder or the repository cannot be used.

@@ -1,4 +1,4 @@
-"""What is published of a run: its model's files, its card, facts, environment and curves."""
+"""What is published of a run: the files of its model, its card, facts, environment, curves and arguments."""
 
 import os
 import re
@@ -21,8 +21,8 @@ _RECORD_FILES = {CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RUN_FILE}
 _NEVER_PUBLISHED = {"training_args.bin"}
 
 
-def model_files(folder: str) -> list[str]:
-    """The files in a folder that make a model: configuration, weights, image processor, and its code if it has any."""
+def model_files(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the files in a folder that make a model: configuration, weights, image processor, perhaps code."""
     if not os.path.isdir(folder):
         return []
     names = [name for name in sorted(os.listdir(folder)) if _MODEL_FILES.fullmatch(name)]
@@ -36,7 +36,7 @@ def model_files(folder: str) -> list[str]:
 
 
 def write_record(
-    folder: str,
+    folder: str | os.PathLike[str],
     facts: RunFacts,
     log_history: Sequence[Mapping[str, Any]],
     repo_id: str,
@@ -44,7 +44,11 @@ def write_record(
 ) -> None:
     """Writes what is published of a run beside its model: card, facts, environment and curves.
 
-    Hand-written parts of a card that is there stay.
+    What people have written into a card that is there stays.
+
+    Args:
+        log_history: see `plot_curves`.
+        repo_id, revision: see `make_card`.
 
     Raises:
         OSError: it cannot be written.
@@ -58,11 +62,11 @@ def write_record(
     write_whole(update_card(read_text(card), facts, repo_id, revision), card)
 
 
-def read_facts(folder: str) -> RunFacts | None:
-    """The facts of a folder's run, or None if it holds none.
+def read_facts(folder: str | os.PathLike[str]) -> RunFacts | None:
+    """The facts of the run that a folder is of, or None if there are none in it.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: the file cannot be read.
     """
     path = os.path.join(folder, RUN_FILE)
     if not os.path.isfile(path):
@@ -75,12 +79,12 @@ def read_facts(folder: str) -> RunFacts | None:
         ) from error
 
 
-def stage(folder: str, tree: str) -> None:
-    """Collects what is published of a model's folder in another one, without copying: with hard links.
+def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
+    """Collects what is published of a model's folder in another folder, with hard links instead of copies.
 
     Args:
-        folder: with the model, and perhaps card, curves, environment and facts.
-        tree: to be filled; files that are there are replaced, or stay if the folder has no such.
+        folder: the model's, perhaps with card, curves, environment and facts.
+        tree: the folder to fill. Files of the same names are replaced; others that are there stay.
 
     Raises:
         OSError: it cannot be written.
@@ -94,8 +98,12 @@ def stage(folder: str, tree: str) -> None:
         write_whole(text, os.path.join(tree, RECIPE_FILE))
 
 
-def stage_checkpoint(checkpoint: str, tree: str) -> None:
-    """Collects a checkpoint, from which a run can go on, without what names this machine.
+def stage_checkpoint(checkpoint: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
+    """Collects a checkpoint from which a run can go on elsewhere, without what names this machine or holds a token.
+
+    Args:
+        checkpoint: its folder.
+        tree: the folder to fill; what was there is removed.
 
     Raises:
         OSError: it cannot be written.

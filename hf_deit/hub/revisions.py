@@ -11,7 +11,14 @@ from .client import HUB_ERRORS, ask, why
 
 
 def resolve_dataset_revision(name: str, revision: str | None = None) -> str | None:
-    """The commit that a branch or tag of a data set on the Hub stands for; None offline, or for a local one.
+    """The commit that a branch, tag or commit of a data set on the Hub stands for.
+
+    Args:
+        name: Hub id of the data set, or a local one.
+        revision: None for the main branch.
+
+    Returns:
+        The commit; None offline, or for a data set that is not on the Hub.
 
     Raises:
         InputError: there is no such data set, no right to read it, or the Hub is not there.
@@ -34,7 +41,7 @@ def resolve_dataset_revision(name: str, revision: str | None = None) -> str | No
 
 
 def declared_datasets(repo_id: str, revision: str | None = None) -> list[str] | None:
-    """The data sets that a model's card on the Hub names in its metadata; None if it does not say, or has no card."""
+    """The data sets that a model was trained on, by its card on the Hub; None if it has no card that says so."""
     try:
         path = cached_file(repo_id, "README.md", revision=revision)
         with open(path, encoding="utf-8") as file:

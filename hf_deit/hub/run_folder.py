@@ -1,4 +1,4 @@
-"""What a run writes into its folder: the names of its files, and its checkpoints that are whole."""
+"""What a run writes into its folder: the names of its files, and its checkpoints."""
 
 import os
 import re
@@ -16,15 +16,15 @@ RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"  # of a checkpoint: what the Trainer writes last
 
 
-def list_checkpoints(output_dir: str) -> list[str]:
-    """The folders checkpoint-N of a run, by N."""
+def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[str]:
+    """The folders checkpoint-N of a run, N ascending; none if there is no such run."""
     if not os.path.isdir(output_dir):
         return []
     numbered = [(re.fullmatch(r"checkpoint-(\d+)", entry.name), entry.path) for entry in os.scandir(output_dir)]
     return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
 
 
-def is_whole(checkpoint: str) -> bool:
+def is_whole(checkpoint: str | os.PathLike[str]) -> bool:
     """Whether a checkpoint was written to its end: the Trainer writes its state last."""
     try:
         TrainerState.load_from_json(os.path.join(checkpoint, STATE_FILE))
@@ -33,7 +33,7 @@ def is_whole(checkpoint: str) -> bool:
     return True
 
 
-def last_whole_checkpoint(output_dir: str) -> str | None:
+def last_whole_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     """The newest checkpoint in a folder that was written to its end, or None. Warns of those that were not."""
     for path in reversed(list_checkpoints(output_dir)):
         if is_whole(path):

@@ -13,7 +13,7 @@ class EpochLabels:
     """What is kept of the views of one epoch.
 
     Args:
-        columns: of the epoch, sorted by slot; see `hf_deit.label_files`.
+        columns: of the epoch, sorted by slot; see `hf_deit.labels.files`.
         identity: of the store.
         device: for the tensors that `labels` and `logits` look up; the CPU by default.
 
@@ -40,15 +40,15 @@ class EpochLabels:
             self._top = TopLogits(*(torch.tensor(column, device=self._codes.device) for column in top))
 
     def to(self, device: torch.device | str) -> "EpochLabels":
-        """The same on a device."""
+        """The same epoch, with its tensors on a device."""
         return self if self._codes.device == torch.device(device) else type(self)(self.columns, self._identity, device)
 
     def absent(self, num_views: int | None = None) -> np.ndarray:
-        """The slots, ascending, of the epoch's first views (of all by default) of which nothing is known."""
+        """The slots without a label, ascending, among the epoch's first views; among all of them by default."""
         return np.flatnonzero(self.codes[:num_views] == ABSENT)
 
     def has(self, slots: torch.Tensor) -> torch.Tensor:
-        """Whether a label is known: (B,) bool, for (B,) slots on the device."""
+        """Whether views have a label: (B,) bool, for (B,) slots on the device."""
         return self._codes[slots] != ABSENT
 
     def labels(self, slots: torch.Tensor, true_labels: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ class EpochLabels:
             true_labels: (B,) int64.
 
         Returns:
-            (B,) int64; negative where nothing is known, or where the teacher said the true label and there is none.
+            (B,) int64; negative where nothing is known, or where the label is the true one and `true_labels` has none.
         """
         codes = self._codes[slots].long()
         return torch.where(codes == TRUE_LABEL, true_labels, codes)

@@ -26,17 +26,18 @@ Columns = dict[str, np.ndarray]  # by the names of the file's columns, (N,) or (
 
 
 def wants_crc(identity: StoreIdentity, epoch: int, slots: np.ndarray) -> np.ndarray:
-    """Of which views a CRC is to be recorded: (B,) bool, a pure function of (seed, epoch, slot)."""
+    """Which views have the CRC of their pixels kept: (B,) bool, a pure function of (seed, epoch, slot)."""
     every = min(_CRC_EVERY, max(1, identity.views_per_epoch // _CRCS_PER_EPOCH))
     return fold_array(identity.seed, epoch, _CRC_PURPOSE, last=slots) % np.uint64(every) == 0
 
 
-def check_new_folder(folder: str) -> None:
+def check_new_folder(folder: str | os.PathLike[str]) -> None:
     """Refuses to make a store of a folder that holds something else.
 
     Raises:
-        InputError: it does.
+        InputError: the folder has files, and none of a store.
     """
+    folder = os.fspath(folder)
     names = [name for name in sorted(os.listdir(folder)) if name[0] != "."] if os.path.isdir(folder) else []
     if STORE_FILE not in names and (others := [name for name in names if name not in (DATA, PARTS)]):
         raise InputError(
@@ -45,21 +46,21 @@ def check_new_folder(folder: str) -> None:
         )
 
 
-def is_store(folder: str) -> bool:
+def is_store(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder is a label store."""
     return os.path.exists(os.path.join(folder, STORE_FILE))
 
 
-def has_labels(folder: str) -> bool:
-    """Whether a folder is a store in which something has been recorded: an empty one is anybody's."""
+def has_labels(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a store with labels. One without any may become the store of any run."""
     if not is_store(folder):
         return False
     parents = [os.path.join(folder, name) for name in (DATA, PARTS)]
     return any(name.endswith(".parquet") for parent in parents if os.path.isdir(parent) for name in os.listdir(parent))
 
 
-def probe_store(folder: str) -> None:
-    """Raises what opening a store to write to it would raise, but for what depends on its identity.
+def probe_store(folder: str | os.PathLike[str]) -> None:
+    """Checks that a folder can be written to as a store, whatever the labels depend on.
 
     Raises:
         InputError: the folder holds something else, or another process writes to it.
@@ -69,13 +70,14 @@ def probe_store(folder: str) -> None:
     lock_store(folder).release()
 
 
-def lock_store(folder: str) -> filelock.BaseFileLock:
+def lock_store(folder: str | os.PathLike[str]) -> filelock.BaseFileLock:
     """Makes the folders of a store and takes its lock, which ends with the process.
 
     Raises:
         InputError: another process has it.
         CheckpointError: nothing can be written there.
     """
+    folder = os.fspath(folder)
     try:
         for name in (DATA, PARTS):
             os.makedirs(os.path.join(folder, name), exist_ok=True)
@@ -111,15 +113,16 @@ def _checksum(epoch: int, columns: Columns, identity: StoreIdentity) -> str:
     return digest.hexdigest()
 
 
-def damaged(path: str, reason: str) -> InputError:
-    """The refusal of a file."""
+def damaged(path: str | os.PathLike[str], reason: str) -> InputError:
+    """The error for a file that holds no labels of a store."""
     return InputError(
-        f"{path!r} holds no labels of this store ({reason}): delete that file, and it is recorded, or downloaded, anew"
+        f"{os.fspath(path)!r} holds no labels of this store ({reason}): delete that file, and it is recorded, or "
+        "downloaded, anew"
     )
 
 
-def read_columns(path: str, epoch: int, identity: StoreIdentity) -> Columns:
-    """A file's columns.
+def read_columns(path: str | os.PathLike[str], epoch: int, identity: StoreIdentity) -> Columns:
+    """Reads a file, and checks it against its checksum.
 
     Raises:
         InputError: it is truncated, corrupt, or of another epoch or store.
@@ -150,8 +153,11 @@ def read_columns(path: str, epoch: int, identity: StoreIdentity) -> Columns:
     return columns
 
 
-def write_columns(path: str, epoch: int, columns: Columns, identity: StoreIdentity) -> None:
-    """Writes a file of one row group.
+def write_columns(path: str | os.PathLike[str], epoch: int, columns: Columns, identity: StoreIdentity) -> None:
+    """Writes columns as a file with one row group.
+
+    Args:
+        columns: sorted by slot, with the types of `no_views`; negative labels and CRCs become nulls.
 
     Raises:
         CheckpointError: it cannot be written, say on a full disk.
@@ -184,10 +190,13 @@ def write_columns(path: str, epoch: int, columns: Columns, identity: StoreIdenti
 
 
 def merge(parts: Sequence[Columns], epoch: int, name: str) -> Columns:
-    """One of several parts of an epoch, sorted by slot, each slot once.
+    """Merges parts of an epoch into one, sorted by slot, each slot once.
+
+    Args:
+        name: of the store, for messages.
 
     Raises:
-        InputError: a slot is there twice, with another label or other pixels.
+        InputError: a slot is there twice, with different labels or pixels.
     """
     together = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     order = np.argsort(together["slot"], kind="stable")
@@ -213,7 +222,7 @@ def merge(parts: Sequence[Columns], epoch: int, name: str) -> Columns:
 
 
 def no_views(identity: StoreIdentity) -> Columns:
-    """The columns of a file as they are in memory, with no rows."""
+    """The columns of a file without rows, with the types that they have in memory."""
     columns = {"slot": np.empty(0, np.uint32), "label": np.empty(0, np.int32), "pixel_crc": np.empty(0, np.int64)}
     if k := identity.top_k:
         labels = schema_of(identity).field("label").type.to_pandas_dtype()

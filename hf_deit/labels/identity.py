@@ -1,4 +1,4 @@
-"""What the labels of a store depend on, and how data and teacher are told apart."""
+"""What the labels of a store depend on, and the fingerprint by which images are recognised."""
 
 import hashlib
 import json
@@ -30,37 +30,38 @@ _HINTS = {
 }
 
 
-def write_labels(content: Any, path: str) -> None:
+def write_labels(content: Any, path: str | os.PathLike[str]) -> None:
     """Writes a file of a store, whole or not at all.
 
     Raises:
         CheckpointError: it cannot be written, say on a full disk.
     """
+    path = os.fspath(path)
     try:
         write_whole(content, path)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write the teacher's labels to {path!r} ({error.strerror or error}): what was there before is "
-            "whole; free some space, or mend the folder's rights, and go on from the last checkpoint"
+            f"cannot write the teacher's labels to {path!r} ({error.strerror or error}): what was there before "
+            "is whole; free some space, or mend the folder's rights, and go on from the last checkpoint"
         ) from error
 
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """What labels depend on. Values are what JSON can hold; groups may have more keys than these.
+    """What labels depend on. Values are what JSON can hold; groups may have more keys than those that are named here.
 
     Attributes:
         teacher: `name`, `revision` (a commit, or `weights_digest` of a folder), `labels` (their names in the student's
             order), `dtype`, `preprocessing`.
         data: `name`, `config`, `revision`, `rows`, `fingerprint` (from `data_fingerprint`).
-        augmentation: all settings, resolved.
-        versions: of the libraries that make pixels. Others are no other identity, but must give the same pixels.
+        augmentation: all settings that views depend on, with defaults filled in.
+        versions: of the libraries that make pixels. They may differ, as long as the pixels are the same.
         seed: of the views.
-        group_size: of mixup's groups.
-        repeated_augmentation: views of an image that lie side by side.
+        group_size: views that mixup mixes with each other.
+        repeated_augmentation: views of one image in an epoch, in slots side by side.
         views_per_epoch: slots of an epoch. A run that only reads may have fewer.
-        num_labels: of the teacher, in the student's order.
-        top_k: logits that are kept beside the label, 0 for none.
+        num_labels: how many labels the teacher tells apart.
+        top_k: logits that are kept of a view, beside its label; 0 for none.
     """
 
     teacher: Mapping[str, Any]
@@ -74,7 +75,7 @@ class StoreIdentity:
     num_labels: int
     top_k: int = 0
 
-    # The revision and the fingerprint say more; these are for people.
+    # For people: they may differ, as the revision of the teacher and the fingerprint of the data say more.
     INFORMATIONAL = ("teacher.name", "teacher.labels", "data.name", "data.config", "data.revision")
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class StoreIdentity:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """What another value of is another store, by dotted name."""
+        """The values that must be the same for labels to be the same, by dotted name."""
         flat = dict(_flatten(asdict(self)))
         return {
             name: flat[name] for name in flat if name not in self.INFORMATIONAL and name.split(".")[0] != "versions"
@@ -104,10 +105,11 @@ class StoreIdentity:
 
     @property
     def digest(self) -> str:
+        """Hexadecimal, of the decisive values: two stores with one digest hold the same labels."""
         return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: "StoreIdentity") -> dict[str, str]:
-        """By dotted name, in words with both values, what makes this store ("there") no store of another ("here")."""
+        """Sentences on the decisive values that differ, by dotted name. "There" is this identity, "here" the other."""
         return {
             name: f"{name} is {there!r} there, {here!r} here"
             for name, (there, here) in sorted(_differences(asdict(self), asdict(other)))
@@ -117,12 +119,12 @@ class StoreIdentity:
         """Refuses labels of a store with this identity for a run with another one.
 
         Args:
-            other: the run's.
+            other: the run's identity.
             source: the store's name, for the message.
             fewer_views: whether the run may take only the first slots of an epoch.
 
         Raises:
-            InputError: with each field that differs.
+            InputError: they differ. The message names the fields and both values.
         """
         changed = self.differences(other)
         has_fewer = other.views_per_epoch < self.views_per_epoch
@@ -138,8 +140,8 @@ class StoreIdentity:
                 f"{'; '.join(['Train with the settings of the store, or give another one', *hints])}"
             )
 
-    def write(self, path: str) -> None:
-        """Writes the description of a store.
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes store.json, the description of a store.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -148,12 +150,13 @@ class StoreIdentity:
         write_labels(json.dumps(described, indent=2, ensure_ascii=False) + "\n", path)
 
     @classmethod
-    def read(cls, path: str) -> "StoreIdentity":
-        """Reads the description of a store.
+    def read(cls, path: str | os.PathLike[str]) -> "StoreIdentity":
+        """Reads store.json, the description of a store.
 
         Raises:
-            InputError: it is none, or of another format.
+            InputError: it describes none, or has another format.
         """
+        path = os.fspath(path)
         try:
             with open(path, encoding="utf-8") as file:
                 described = json.load(file)
@@ -191,14 +194,14 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def data_fingerprint(dataset: datasets.Dataset, *, image_column: str = "image", label_column: str = "label") -> str:
-    """A digest of a data set's rows, in their order: their number, all labels and the encoded images of up to 1,024.
+    """A digest of a data set's rows in their order: how many, all labels, and the encoded bytes of up to 1,024 images.
 
-    The same for the same rows from arrow, parquet, memory or a folder, as long as the encoded bytes are the same. An
-    image that is not there to be read counts by its file name. Nothing is decoded.
+    Rows from arrow, parquet, memory or a folder have the same digest if their encoded bytes are the same. Of an image
+    that cannot be read, the file name counts. Nothing is decoded.
 
     Args:
         dataset: with an `Image` column.
-        label_column: may be missing.
+        label_column: with the labels, if there is such a column.
     """
     digest = hashlib.sha256(f"{len(dataset)}".encode())
     if label_column in dataset.column_names:

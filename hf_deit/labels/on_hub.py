@@ -30,10 +30,10 @@ def hub_id(source: str, *, bare: bool) -> str | None:
 
     Args:
         source: "hf://datasets/user/name", or a folder.
-        bare: whether "user/name" may stand for a data set, too, if it is no folder.
+        bare: whether "user/name" names a data set, too, if there is no folder of that name.
 
     Raises:
-        InputError: it is no name on the Hub.
+        InputError: what stands behind "hf://datasets/" is no name of a data set.
     """
     name = source.removeprefix(_SCHEME)
     if name == source and (not bare or os.path.exists(source) or source.count("/") != 1):
@@ -100,16 +100,16 @@ class HubFolder:
 
     Args:
         repo_id: of the data set.
-        revision: branch, tag or commit.
-        token: of a user.
+        revision: branch, tag or commit; None for the main branch.
+        token: of a user; None for the one that the client finds.
 
     Attributes:
-        commit: that the revision stands for.
-        folder: of this commit in the cache.
-        files: all that there are.
+        commit: the one that the revision stands for.
+        folder: in the cache, of this commit.
+        files: names of all files of the commit; without the Hub, of those in the cache.
 
     Raises:
-        InputError: it is not there.
+        InputError: there is no such data set, or it is no label store.
     """
 
     def __init__(self, repo_id: str, revision: str | None, token: str | None) -> None:
@@ -122,11 +122,14 @@ class HubFolder:
         self._prefetch: threading.Thread | None = None
 
     def names(self, parent: str) -> list[str]:
-        """Of the files in a folder."""
+        """The names of the files in one of its folders."""
         return [os.path.basename(name) for name in self.files if os.path.dirname(name) == parent]
 
     def path(self, name: str, *, then: str) -> str:
-        """Where a file lies in the cache; in the background, the one that comes `then` is fetched.
+        """Downloads a file, and gives its path in the cache.
+
+        Args:
+            then: the file that is wanted next. It is downloaded in the background, if there is one of that name.
 
         Raises:
             InputError: it cannot be downloaded.

@@ -1,4 +1,4 @@
-"""Records of a label store that are not written yet."""
+"""What has been recorded for a label store, and not been written yet."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +10,11 @@ from ..errors import InputError
 from .files import TRUE_LABEL, Columns, no_views, wants_crc
 from .identity import StoreIdentity
 
-_SETTLE_AFTER = 256  # records, which until then may stay on their device, so that nothing waits for it
+_SETTLE_AFTER = 256  # records, which stay on their device until then
 
 
 class PendingLabels:
-    """Records that are not written yet.
-
-    Args:
-        identity: of the store.
-    """
+    """Records in memory, by epoch. For a while they stay on their device, so that nothing waits for it."""
 
     def __init__(self, identity: StoreIdentity) -> None:
         self._identity = identity
@@ -27,17 +23,26 @@ class PendingLabels:
 
     @property
     def epochs(self) -> list[int]:
+        """Those with records, ascending."""
         return sorted({*self._records, *self._settled})
 
     def add(self, epoch: int, record: tuple[Any, ...]) -> None:
-        """Notes slots, the teacher's labels, true labels, CRCs or None and, with logits, the parts of `TopLogits`."""
+        """Takes one record.
+
+        Args:
+            record: slots, the teacher's labels, true labels, CRCs or None and, where logits are kept, those of
+                `TopLogits`: one value of each for B views.
+        """
         records = self._records.setdefault(epoch, [])
         records.append(record)
         if len(records) >= _SETTLE_AFTER:
             self.settled(epoch)
 
     def settled(self, epoch: int) -> list[Columns]:
-        """An epoch's records on the host, checked.
+        """Moves an epoch's records to the host, and checks them.
+
+        Returns:
+            Columns as a file has them, not sorted by slot.
 
         Raises:
             InputError: slots or labels are out of range, or logits are too large for float16.
@@ -49,6 +54,7 @@ class PendingLabels:
         return self._settled[epoch]
 
     def discard(self, epoch: int) -> None:
+        """Forgets the settled records of an epoch, once they are written."""
         del self._settled[epoch]
 
     def _columns(self, epoch: int, records: list[tuple[Any, ...]]) -> Columns:
@@ -76,7 +82,7 @@ class PendingLabels:
 
 
 def _joined(column: Sequence[Any]) -> np.ndarray:
-    """Arrays, or tensors, which come from their device in one piece, as one array."""
+    """Arrays or tensors as one array. Tensors come from their device in one piece."""
     if all(isinstance(values, torch.Tensor) for values in column):
         return torch.cat(list(column)).detach().cpu().numpy()
     return np.concatenate([v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for v in column])

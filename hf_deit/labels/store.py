@@ -5,9 +5,7 @@ or world size, or another student, replays it. One parquet file holds an epoch; 
 """
 
 import os
-import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import filelock
@@ -17,24 +15,8 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from .epoch import EpochLabels
-from .files import (
-    ABSENT,
-    DATA,
-    PARTS,
-    STORE_FILE,
-    TRUE_LABEL,
-    Columns,
-    check_new_folder,
-    damaged,
-    has_labels,
-    is_store,
-    lock_store,
-    merge,
-    no_views,
-    read_columns,
-    wants_crc,
-    write_columns,
-)
+from .epoch_files import EpochFiles, epoch_file
+from .files import ABSENT, STORE_FILE, TRUE_LABEL, check_new_folder, has_labels, is_store, lock_store, merge, wants_crc
 from .identity import StoreIdentity
 from .on_hub import HubFolder, hub_id, push
 from .pending import PendingLabels
@@ -42,38 +24,42 @@ from .top_k import TopLogits
 
 logger = logging.get_logger(__name__)
 
-_EPOCH_FILE = re.compile(r"epoch-(\d{5,})\.parquet")
-_PART_FILE = re.compile(r"epoch-(\d{5,})\.rank-\d+\.\w+\.parquet")
-
-
-def _epoch_file(epoch: int) -> str:
-    return f"{DATA}/epoch-{epoch:05d}.parquet"
-
 
 class TeacherLabelStore:
     """The teacher's labels of a run's views, by epoch and slot. Made by `open`.
 
-    A run that writes calls `record` at each step, `flush` on every process at checkpoints and at the end of an epoch,
-    and then, on the main process, when all have flushed, `finish_epoch`. One that resumes finds what was flushed by
-    `lookup`, also of an epoch that is not complete: those views need no teacher and must not be recorded again.
+    A run that writes calls `record` at each step, and `flush` on every process at checkpoints and at the end of an
+    epoch. When all processes have flushed an epoch, the main process calls `finish_epoch`. A run that resumes finds
+    what was flushed with `lookup`, in an epoch that is not complete, too. Those views need no teacher.
 
-    In the folder, `store.json` holds the identity, `data/epoch-NNNNN.parquet` an epoch, one row per view, and `parts/`
-    what is there of epochs that are not complete. A null label is the true one: the teacher mostly says that.
+    In the folder, `store.json` says what the labels depend on, `data/epoch-NNNNN.parquet` holds a complete epoch, one
+    row per view, and `parts/` what is there of the others. A null label stands for the true one, which is what the
+    teacher mostly says.
 
     Attributes:
-        identity: of the store.
-        readonly: whether it takes no records; those on the Hub never do.
+        folder: of the store; for one on the Hub, that in the cache.
+        identity: what the labels depend on.
+        readonly: whether it takes no records. Stores on the Hub take none.
         changed_versions: library to (version that recorded, version now), where they differ: see `check_pixels`.
     """
 
-    def __init__(self, folder: str, identity: StoreIdentity, *, readonly: bool, hub: HubFolder | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        identity: StoreIdentity,
+        *,
+        readonly: bool,
+        hub: HubFolder | None = None,
+    ) -> None:
+        self.folder = os.fspath(folder)
         self.identity = identity
         self.readonly = readonly
         self.changed_versions: dict[str, tuple[str | None, str | None]] = {}
         self._hub = hub
         self._lock: filelock.BaseFileLock | None = None
         self._has_warned = False
+        self._files = EpochFiles(self.folder, identity, hub)
+        self._name = self._files.name
         self._pending = PendingLabels(identity)
         self._cache: dict[int, EpochLabels] = {}
 
@@ -95,14 +81,15 @@ class TeacherLabelStore:
         Args:
             source: a folder, or a data set on the Hub as "hf://datasets/user/name"; with `readonly` also "user/name",
                 if it is no folder.
-            identity: of the run, to be the store's; None takes a store that is there as it is.
-            readonly: never write, and refuse a store that is not there.
-            revision: branch, tag or commit on the Hub.
-            token: of a user on the Hub; None for the one that the client finds.
-            is_main_process: that one creates and locks; others of a run must open after it.
+            identity: what the run's labels depend on; another store is refused. None takes any store that is there.
+            readonly: whether nothing shall be written. A store that is not there is refused then.
+            revision: branch, tag or commit of a data set on the Hub.
+            token: of a user on the Hub; by default the one that `hf auth login` or HF_TOKEN gives.
+            is_main_process: whether this process creates and locks the store. The others of its run open it later.
 
         Raises:
-            InputError: there is no store, it is another run's, it is broken, or another process writes to it.
+            InputError: there is no store, it has other labels, it is broken, or another run writes to it.
+            CheckpointError: nothing can be written to the folder.
         """
         source = os.fspath(source)
         repo_id = hub_id(source, bare=readonly)
@@ -120,7 +107,7 @@ class TeacherLabelStore:
             if identity is not None:
                 store.check_identity(identity)
             if store._lock is not None:
-                store._recover()
+                store._files.recover()
         except BaseException:
             store.close()
             raise
@@ -162,22 +149,14 @@ class TeacherLabelStore:
         Raises:
             InputError: with each field that differs.
         """
-        self.identity.check_same(identity, self.name, fewer_views=self.readonly)
+        where = self._hub.repo_id if self._hub else self.folder
+        self.identity.check_same(identity, where, fewer_views=self.readonly)
         then, now = self.identity.versions, identity.versions
         names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
         self.changed_versions = {name: (then.get(name), now.get(name)) for name in names}
 
-    def _recover(self) -> None:
-        """Removes what a killed run left half-written, and ends what it had not: called with the lock."""
-        for folder in (self.folder, os.path.join(self.folder, DATA), os.path.join(self.folder, PARTS)):
-            for name in os.listdir(folder):
-                if name.endswith(".tmp"):
-                    os.remove(os.path.join(folder, name))
-        for epoch in sorted({epoch for epoch, _ in self._parts()}):
-            self.finish_epoch(epoch)
-
     def close(self) -> None:
-        """Lets others write. What is not flushed is gone."""
+        """Frees the lock, so that others can write. What is not flushed is lost."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -192,25 +171,23 @@ class TeacherLabelStore:
 
     @property
     def complete_epochs(self) -> list[int]:
-        folder = os.path.join(self.folder, DATA)
-        names = self._hub.names(DATA) if self._hub else os.listdir(folder) if os.path.isdir(folder) else []
-        return sorted(int(match[1]) for match in map(_EPOCH_FILE.fullmatch, names) if match)
+        """The epochs of which all views are there, ascending."""
+        return self._files.complete
 
     @property
     def partial_epochs(self) -> list[int]:
-        """Those of which some views are there, and not all."""
-        return sorted({epoch for epoch, _ in self._parts()} - {*self.complete_epochs})
+        """Those of which some views are there, and not all, ascending."""
+        return sorted({*self._files.with_parts} - {*self.complete_epochs})
 
     def has(self, epoch: int) -> bool:
         """Whether all views of an epoch are there."""
-        name = _epoch_file(epoch)
-        return name in self._hub.files if self._hub else os.path.exists(os.path.join(self.folder, name))
+        return self._files.has(epoch)
 
     def missing(self, needed: Mapping[int, int]) -> list[int]:
-        """The epochs of which views are not there.
+        """The epochs that lack some of the views that are needed.
 
         Args:
-            needed: by epoch, how many of its first views.
+            needed: by epoch, how many of its first views are needed.
         """
         complete, partial = {*self.complete_epochs}, {*self.partial_epochs}
         return [
@@ -241,8 +218,8 @@ class TeacherLabelStore:
             (B,) int64, -1 where nothing is known: in an epoch that is not complete.
 
         Raises:
-            InputError: the epoch's file is broken, or missing from a store on the Hub; or true labels are not those of
-                the run that recorded.
+            InputError: the epoch's file is broken, or missing from a store on the Hub; or a view has no true label
+                here, but had one in the run that recorded.
         """
         codes = self.epoch(epoch).codes[slots].astype(np.int64)
         is_true = codes == TRUE_LABEL
@@ -275,11 +252,13 @@ class TeacherLabelStore:
         return columns["slot"][kept].astype(np.int64), columns["pixel_crc"][kept]
 
     def wants_crc(self, epoch: int, slots: np.ndarray) -> np.ndarray:
-        """Of which views a CRC is to be recorded: (B,) bool, a pure function of (seed, epoch, slot)."""
+        """Which views have the CRC of their pixels kept: (B,) bool, a pure function of (seed, epoch, slot)."""
         return wants_crc(self.identity, epoch, slots)
 
     def check_pixels(self, recomputed: Iterable[tuple[int, int, int]]) -> int:
-        """Compares CRCs of views made now with those of the run that recorded, and warns of other versions.
+        """Compares CRCs of views made now with those of the run that recorded.
+
+        Other versions of the libraries are warned of once; they do no harm as long as they make the same pixels.
 
         Args:
             recomputed: (epoch, slot, CRC) of some of the views that `crcs` names.
@@ -288,7 +267,7 @@ class TeacherLabelStore:
             How many were compared.
 
         Raises:
-            InputError: pixels are others, or there was nothing to compare.
+            InputError: pixels differ, or there was nothing to compare.
         """
         kept: dict[int, dict[int, int]] = {}
         compared = differing = 0
@@ -313,17 +292,8 @@ class TeacherLabelStore:
 
     @property
     def source(self) -> tuple[str, str] | None:
-        """The data set on the Hub that it is, and its commit, or None."""
+        """Hub id and commit of a store on the Hub; None for a folder."""
         return None if self._hub is None else (self._hub.repo_id, self._hub.commit)
-
-    @property
-    def name(self) -> str:
-        """Its folder, or the data set on the Hub that it is."""
-        return self._hub.repo_id if self._hub else self.folder
-
-    @property
-    def _name(self) -> str:
-        return repr(self.name)
 
     def epoch(self, epoch: int) -> EpochLabels:
         """What is kept of an epoch.
@@ -332,42 +302,10 @@ class TeacherLabelStore:
             InputError: its file is broken, or missing from a store on the Hub.
         """
         found = self._cache.get(epoch)
-        if found is not None and (found.is_complete or not self.has(epoch)):
-            return found
-        if self._hub is not None and not self.has(epoch):
-            raise InputError(f"the label store {self._name} lacks epoch {epoch}: it has {len(self.complete_epochs)}")
-        try:
-            columns = self._read_whole(epoch) if self.has(epoch) else self._union(epoch)[0]
-        except InputError:
-            if not self.readonly or self._hub is not None or not self.has(epoch):
-                raise
-            columns = self._read_whole(epoch)  # a writer has just put its parts together
-        found = EpochLabels(columns, self.identity)
-        self._cache = {epoch: found}
+        if found is None or not (found.is_complete or not self.has(epoch)):
+            found = EpochLabels(self._files.read(epoch, others_write=self.readonly), self.identity)
+            self._cache = {epoch: found}
         return found
-
-    def _read_whole(self, epoch: int) -> Columns:
-        name = _epoch_file(epoch)
-        path = self._hub.path(name, then=_epoch_file(epoch + 1)) if self._hub else os.path.join(self.folder, name)
-        columns = read_columns(path, epoch, self.identity)
-        if not np.array_equal(columns["slot"], np.arange(self.identity.views_per_epoch)):
-            raise damaged(path, f"it has {len(columns['slot'])} of {self.identity.views_per_epoch} views")
-        return columns
-
-    def _parts(self) -> Iterator[tuple[int, str]]:
-        """Epoch and path of each part."""
-        folder = os.path.join(self.folder, PARTS)
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        for match in filter(None, map(_PART_FILE.fullmatch, names)):
-            yield int(match[1]), os.path.join(folder, match[0])
-
-    def _union(self, epoch: int) -> tuple[Columns, list[str]]:
-        """What is there of an epoch, and the parts that it was read from."""
-        paths = [path for number, path in self._parts() if number == epoch]
-        parts = [read_columns(path, epoch, self.identity) for path in paths]
-        if self.has(epoch):
-            parts.insert(0, self._read_whole(epoch))
-        return merge([*parts, no_views(self.identity)], epoch, self._name), paths
 
     # Writing
 
@@ -393,8 +331,8 @@ class TeacherLabelStore:
             top: of the teacher's logits, if the store's `top_k` is not 0.
 
         Raises:
-            InputError: the store is only read, or takes logits and got none, or the other way round; and, here or in
-                `flush`, slots or labels that are out of range.
+            InputError: the store is only read, or takes logits and got none, or the other way round. Slots and labels
+                that are out of range are refused here, or later by `flush`.
         """
         if self.readonly:
             raise InputError(f"the label store {self._name} is only read, so it takes no labels: give a folder")
@@ -407,12 +345,11 @@ class TeacherLabelStore:
 
         Raises:
             InputError: see `record`; or a view was recorded twice, with different labels.
-            CheckpointError: it cannot be written, say on a full disk. It stays in memory.
+            CheckpointError: it cannot be written, say on a full disk. What was recorded stays in memory.
         """
         for epoch in self._pending.epochs:
             columns = merge(self._pending.settled(epoch), epoch, self._name)
-            name = f"epoch-{epoch:05d}.rank-{rank:05d}.{secrets.token_hex(4)}.parquet"
-            write_columns(os.path.join(self.folder, PARTS, name), epoch, columns, self.identity)
+            self._files.write_part(epoch, columns, rank)
             self._pending.discard(epoch)
         self._cache = {epoch: known for epoch, known in self._cache.items() if known.is_complete}
 
@@ -428,15 +365,10 @@ class TeacherLabelStore:
         """
         if self._lock is None:
             raise InputError(f"only the process that has locked the label store {self._name} may finish an epoch")
-        columns, paths = self._union(epoch)
-        if len(columns["slot"]) < self.identity.views_per_epoch:
-            return False
-        if not self.has(epoch):
-            write_columns(os.path.join(self.folder, _epoch_file(epoch)), epoch, columns, self.identity)
-        for path in paths:
-            os.remove(path)
-        self._cache.pop(epoch, None)
-        return True
+        is_complete = self._files.put_together(epoch)
+        if is_complete:
+            self._cache.pop(epoch, None)
+        return is_complete
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, seconds: float = 60.0
@@ -462,6 +394,6 @@ class TeacherLabelStore:
         if not epochs or self._hub is not None:
             raise InputError(f"{self._name} has no complete epoch in a folder to push: record one first")
         for epoch in epochs:
-            self._read_whole(epoch)
-        names = [_epoch_file(epoch) for epoch in epochs]
+            self._files.read_whole(epoch)
+        names = [epoch_file(epoch) for epoch in epochs]
         return push(repo_id, self.folder, names, self.identity, private=private, token=token, seconds=seconds)

@@ -7,12 +7,12 @@ import torch
 
 
 class TopLogits(NamedTuple):
-    """The largest logits of B views, and one that stands for each of the others. From `top_logits`.
+    """The k largest logits of B views, and one value that stands for each of the others. Made by `top_logits`.
 
     Attributes:
-        labels: (B, k) integers.
+        labels: (B, k) integers, those of the largest logits.
         logits: (B, k), descending.
-        rest: (B,), the log of the mean of the others' exponentials.
+        rest: (B,), the logarithm of the mean of the other logits' exponentials.
     """
 
     labels: Any
@@ -23,8 +23,8 @@ class TopLogits(NamedTuple):
 def top_logits(logits: torch.Tensor, k: int) -> TopLogits:
     """Cuts (B, num_labels) logits to their largest k, 1 ≤ k < num_labels, on their device.
 
-    The softmax of what `TeacherLabelStore.lookup_logits` makes of it gives the k labels, and all others together,
-    their probabilities at temperature 1.
+    At temperature 1, the softmax of what `rebuilt_logits` makes of them gives each of the k labels the probability it
+    had, and all others together theirs.
     """
     values, labels = logits.float().topk(k, dim=-1)
     others = logits.float().scatter(-1, labels, -torch.inf)
@@ -33,6 +33,6 @@ def top_logits(logits: torch.Tensor, k: int) -> TopLogits:
 
 
 def rebuilt_logits(top: TopLogits, num_labels: int) -> torch.Tensor:
-    """(B, num_labels) float32 from what `top_logits` has kept of them."""
+    """(B, num_labels) float32 logits from what `top_logits` has kept: the top k as they were, the others all alike."""
     logits = top.rest.float().unsqueeze(1).repeat(1, num_labels)
     return logits.scatter_(1, top.labels.long(), top.logits.float())

@@ -6,11 +6,8 @@ Nothing that is killed, torn, full or written twice ever yields another label.
 import io
 import json
 import os
-import resource
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from support.faults import full_disk
 from support.stores import VIEWS, assert_holds, files, fill, identity, record, verdicts
 
 from hf_deit import InputError, TeacherLabelStore
@@ -561,16 +559,6 @@ def test_a_run_killed_while_it_writes_loses_nothing_that_was_flushed(tmp_path, k
         assert_holds(store, 0)
         assert_holds(store, 1)
     assert files(tmp_path) == ["data/epoch-00000.parquet", "data/epoch-00001.parquet", "store.json"]
-
-
-@contextmanager
-def full_disk(bytes_left: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
