@@ -48,6 +48,11 @@ def command(name: str, *arguments: str) -> str:
     return f"{program} {shlex.join([name, *arguments])}"
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's whole message, without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def shortlist(items: Iterable[object], most: int = 5, separator: str = ", ") -> str:
     """The first `most` items in one line, "a, b, c, …"; the ellipsis stands for the others."""
     words = [str(item) for item in items]

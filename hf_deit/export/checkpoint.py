@@ -1,21 +1,21 @@
-"""A classifier in no particular format."""
+"""A classifier in no particular format, and what it must be."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from ..models.configuration_cait import CaiTConfig
-from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig
+from ..errors import InputError, one_line, shortlist
+from ..models.configuration_deit import DeiTConfigBase
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.zoo import model_class_of
 
-# What is kept of this package's configuration and image processor in formats that have no place for them.
+# Under this key files and folders of other formats hold our configuration and image processor, for which they have no
+# place: written by write.py, found by read.py.
 METADATA_KEY = "hf_deit"
-HEAD_DIM = 64  # of every DeiT
-CONFIG_CLASSES = {"deit": DistilledDeiTConfig, "vit": PlainDeiTConfig, "cait": CaiTConfig}
-PROCESSOR_SETTINGS = ("image_mean", "image_std", "crop_ratio", "rescale_factor", "resample", "size", "crop_size")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PROCESSOR_SETTINGS = ("image_mean", "image_std", "crop_ratio", "rescale_factor", "resample", "size", "crop_size")
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Checkpoint:
         config: of this package.
         weights: by the names of this package's classifier.
         processor: what its images must look like.
-        source_format: "facebook", "timm", "transformers" or "hf_deit".
+        source_format: what it was read from: "facebook", "timm", "transformers" or "hf_deit".
     """
 
     config: DeiTConfigBase
@@ -42,6 +42,71 @@ class Checkpoint:
         return model.eval()
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+def expected_shapes(config: DeiTConfigBase, where: str) -> dict[str, torch.Size]:
+    """The names and shapes that the weights of a configuration have.
+
+    Args:
+        config: may be of no possible model.
+        where: what to call the checkpoint in the message.
+
+    Raises:
+        InputError: no model can be made from the configuration.
+    """
+    try:
+        with torch.device("meta"):
+            model = model_class_of(config)(config)
+    except Exception as error:
+        raise InputError(f"{where!r} is of an impossible model: {one_line(error)}") from error
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def checked(checkpoint: Checkpoint, where: str) -> Checkpoint:
+    """The checkpoint, if it is whole.
+
+    Args:
+        checkpoint: as it was read.
+        where: what to call it in the message.
+
+    Raises:
+        InputError: weights are missing, unknown, of another shape or not finite, or settings contradict each other;
+            the message names them.
+    """
+    config, found = checkpoint.config, checkpoint.weights
+    expected = expected_shapes(config, where)
+    for problem, names in (
+        ("lacks", sorted(expected.keys() - found.keys())),
+        ("has the unknown", sorted(found.keys() - expected.keys())),
+    ):
+        if names:
+            raise InputError(f"{where!r} {problem} {shortlist(names, 4)}")
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise InputError(f"{where!r}: {name} must be {tuple(shape)}, got {tuple(found[name].shape)}")
+        if not found[name].isfinite().all():
+            raise InputError(f"{where!r}: {name} holds numbers that are not finite")
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{where!r}: {name} must be finite, got {value}")
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        raise InputError(f"{where!r}: id2label must name the labels 0 to {config.num_labels - 1}")
+    _check_processor(checkpoint.processor, where)
+    return checkpoint
+
+
+def _check_processor(processor: DistilledDeiTImageProcessor, where: str) -> None:
+    stated = {name: getattr(processor, name, None) for name in _PROCESSOR_SETTINGS}
+    mean, std, crop_ratio, factor, resample, *sizes = stated.values()
+    try:
+        edges = [tuple(dict(size).values()) for size in sizes]
+        is_possible = (
+            len(mean) == len(std) > 0
+            and all(-math.inf < value < math.inf for value in mean)
+            and all(0 < value < math.inf for value in (*std, factor))
+            and all(pair and all(type(edge) is int and edge > 0 for edge in pair) for pair in edges)
+            and 0 < crop_ratio <= 1
+            and resample in range(6)
+        )
+    except TypeError:
+        is_possible = False
+    if not is_possible:
+        raise InputError(f"{where!r} has an image processor of impossible settings: {stated}")

@@ -1,4 +1,4 @@
-"""Two checkpoints on the same images, each by the library that its format belongs to."""
+"""Two checkpoints on the same images, each run by the library that its format belongs to."""
 
 import os
 from collections.abc import Callable
@@ -6,24 +6,30 @@ from collections.abc import Callable
 import timm
 import torch
 
-from ..errors import InputError
-from ..models.configuration_deit import as_pair
+from ..errors import InputError, one_line
+from ..models.configuration_deit import DeiTConfigBase, as_pair
 from ..models.pretrained import LOADING_ERRORS
 from ..models.zoo import model_class_of
-from .checkpoint import Checkpoint, one_line
+from .checkpoint import Checkpoint
 from .read import load_weights, read_checkpoint
 from .write import Format, native_model, timm_architecture
 
 
 def largest_difference(
-    source: str, destination: str, *, averaged: bool = False, to: Format | None = None, num_images: int = 2
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    averaged: bool = False,
+    to: Format | None = None,
+    num_images: int = 2,
 ) -> float:
-    """Runs two checkpoints, each by the library its format belongs to, on the same images.
+    """Runs two checkpoints on the same images, each by the library that its format belongs to.
 
     Args:
         source, destination: checkpoints of any format.
-        averaged: as `convert_checkpoint` took it.
-        to: the destination's format: hf_deit and transformers write the same files of a DeiT.
+        averaged: whether the source is a facebookresearch file whose moving average was converted.
+        to: the destination's format, by default as it is found out. (A DeiT has the same files in "hf_deit" and in
+            "transformers": this says which library shall run them.)
         num_images: of standard normal noise, at the checkpoint's size.
 
     Returns:
@@ -31,30 +37,34 @@ def largest_difference(
         transformers know.
 
     Raises:
-        InputError: a checkpoint is damaged, or its library does not open it.
+        InputError: a checkpoint is damaged, its library does not open it, or the two are for other images or labels.
     """
+    source, destination = os.fspath(source), os.fspath(destination)
     one, other = read_checkpoint(source, averaged=averaged), read_checkpoint(destination)
-    (size, *rest), others = (
-        (as_pair(config.image_size), config.num_channels, config.num_labels) for config in (one.config, other.config)
-    )
-    if (size, *rest) != others:
+    if _interface(one.config) != _interface(other.config):
         raise InputError(f"{source!r} and {destination!r} differ in the size of images or the number of labels")
-    images = torch.randn(num_images, one.config.num_channels, *size, generator=torch.Generator().manual_seed(0))
-    logits = []
-    for checkpoint, path, library, take_average in (
-        (one, source, one.source_format, averaged),
-        (other, destination, to or other.source_format, False),
-    ):
-        try:
-            with torch.no_grad():
-                logits.append(_open(checkpoint, path, library, take_average)(images))
-        except LOADING_ERRORS as error:
-            raise InputError(f"{library} cannot run {path!r}: {one_line(error)}") from error
-    return (logits[0] - logits[1]).abs().max().item()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(num_images, one.config.num_channels, *as_pair(one.config.image_size), generator=generator)
+    first = _logits(images, one, source, one.source_format, averaged)
+    second = _logits(images, other, destination, to or other.source_format, False)
+    return (first - second).abs().max().item()
+
+
+def _interface(config: DeiTConfigBase) -> tuple:
+    """What goes in and what comes out."""
+    return as_pair(config.image_size), config.num_channels, config.num_labels
+
+
+@torch.no_grad()
+def _logits(images: torch.Tensor, checkpoint: Checkpoint, path: str, library: str, averaged: bool) -> torch.Tensor:
+    try:
+        return _open(checkpoint, path, library, averaged)(images)
+    except LOADING_ERRORS as error:
+        raise InputError(f"{library} cannot run {path!r}: {one_line(error)}") from error
 
 
 def _open(checkpoint: Checkpoint, path: str, library: str, averaged: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The checkpoint in the hands of the library that its format belongs to, in float32."""
+    """A function from images to logits, in float32: the checkpoint in the hands of a library."""
     if library in ("hf_deit", "transformers"):
         is_ours = library == "hf_deit"
         model_class = model_class_of(checkpoint.config) if is_ours else type(native_model(checkpoint))

@@ -1,7 +1,7 @@
-"""Checkpoints of DeiT and CaiT as people hold them: facebookresearch's, timm's, transformers' and this package's.
+"""Reads checkpoints of DeiT and CaiT as people hold them: facebookresearch's, timm's, transformers' and hf_deit's.
 
-Reading gives one `Checkpoint`, whatever the format was; nothing is guessed that the file does not say or imply, and no
-code in a file is ever run. What other libraries say to a damaged file can be any exception.
+Whatever the format, a `Checkpoint` comes out. Nothing is guessed that the file does not say or imply, and no code in a
+file is ever run. Where other libraries are handed what may be damaged, any exception is caught: they promise none.
 """
 
 import argparse
@@ -21,17 +21,20 @@ from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 from transformers import ViTImageProcessor
 
-from ..errors import InputError, shortlist
+from ..errors import InputError, one_line, shortlist
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair, label2id_of
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.zoo import create_config, list_models, model_class_of
-from .checkpoint import CONFIG_CLASSES, DTYPES, HEAD_DIM, METADATA_KEY, PROCESSOR_SETTINGS, Checkpoint, one_line
+from .checkpoint import DTYPES, METADATA_KEY, Checkpoint, checked, expected_shapes
 from .names import our_weights
 
+_CONFIG_CLASSES = {"deit": DistilledDeiTConfig, "vit": PlainDeiTConfig, "cait": CaiTConfig}
+_HEAD_DIM = 64  # of every DeiT
 
-def read_checkpoint(source: str, *, averaged: bool = False) -> Checkpoint:
-    """Reads a checkpoint; its format, architecture and resolution are found out.
+
+def read_checkpoint(source: str | os.PathLike[str], *, averaged: bool = False) -> Checkpoint:
+    """Reads a checkpoint. Its format, architecture and resolution are found out.
 
     Args:
         source: a `.pth`, `.bin` or `.safetensors` file, or a folder.
@@ -40,6 +43,7 @@ def read_checkpoint(source: str, *, averaged: bool = False) -> Checkpoint:
     Raises:
         InputError: there is none, it is damaged, or it is no DeiT or CaiT. The message says which.
     """
+    source = os.fspath(source)
     if os.path.isfile(source):
         return _read_file(source, averaged)
     if averaged:
@@ -50,7 +54,7 @@ def read_checkpoint(source: str, *, averaged: bool = False) -> Checkpoint:
     if "architecture" in config:
         return _read_timm_folder(source, config)
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_CLASSES:
+    if not isinstance(model_type, str) or model_type not in _CONFIG_CLASSES:
         raise InputError(f"{source!r} holds a model of type {model_type!r}: expected deit, vit or cait, or timm's")
     return _read_transformers_folder(source, config)
 
@@ -73,12 +77,27 @@ def _read_file(path: str, averaged: bool) -> Checkpoint:
         config = _infer_config(weights, path, getattr((beside or {}).get("args"), "model", None))
         # What the authors' files mean without saying it: ImageNet's statistics, and their crop ratios.
         found = config, _processor(config, path, crop_ratio=1.0 if isinstance(config, CaiTConfig) else 0.875)
-    kind = "timm" if beside is None else "facebook"
-    return _checked(Checkpoint(found[0], our_weights(weights, found[0], path), found[1], kind), path)
+    config, processor = found
+    source_format = "timm" if beside is None else "facebook"
+    return checked(Checkpoint(config, our_weights(weights, config, path), processor, source_format), path)
 
 
-def load_weights(path: str, *, averaged: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """The tensors of a file by timm's names, and what the authors' file has beside them; None for timm's."""
+def load_weights(
+    path: str | os.PathLike[str], *, averaged: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """Reads the tensors of a file of the authors' or of timm's.
+
+    Args:
+        path: a `.pth`, `.bin` or `.safetensors` file.
+        averaged: of the authors' file take "model_ema" instead of "model".
+
+    Returns:
+        The tensors by timm's names, and all that an authors' file holds; None if it is timm's, with tensors alone.
+
+    Raises:
+        InputError: the file is damaged, would run code, or holds something else.
+    """
+    path = os.fspath(path)
     content, key = _load(path), "model_ema" if averaged else "model"
     if averaged and key not in content:
         raise InputError(f"{path!r} has no averaged weights ({key}); it has {shortlist(content)}")
@@ -139,7 +158,8 @@ def _read_timm_folder(folder: str, stated: dict[str, Any]) -> Checkpoint:
         config.id2label = dict(enumerate(map(str, labels)))
         config.label2id = label2id_of(config.id2label)
         found = config, _timm_processor(settings, config, folder)
-    return _checked(Checkpoint(found[0], our_weights(weights, found[0], folder), found[1], "timm"), folder)
+    config, processor = found
+    return checked(Checkpoint(config, our_weights(weights, config, folder), processor, "timm"), folder)
 
 
 def _timm_processor(stated: dict[str, Any], config: DeiTConfigBase, folder: str) -> DistilledDeiTImageProcessor:
@@ -164,8 +184,8 @@ def _read_transformers_folder(folder: str, stated: dict[str, Any]) -> Checkpoint
     dtype, num_tensors, num_values = _measure(folder)
     _check_extent(stated, num_tensors, num_values, folder)
     try:
-        config = CONFIG_CLASSES[stated["model_type"]].from_pretrained(folder)
-        expected_values = sum(map(math.prod, _shapes(config, folder).values()))
+        config = _CONFIG_CLASSES[stated["model_type"]].from_pretrained(folder)
+        expected_values = sum(map(math.prod, expected_shapes(config, folder).values()))
         if expected_values > 2 * num_values:  # the rest would be made up, however much it is
             raise InputError(f"{folder!r}: config.json wants {expected_values} numbers, the weights are {num_values}")
         model = model_class_of(config).from_pretrained(folder, config=config, dtype=dtype)
@@ -176,11 +196,11 @@ def _read_transformers_folder(folder: str, stated: dict[str, Any]) -> Checkpoint
         raise InputError(f"cannot read {folder!r}: {one_line(error)}") from error
     ours = "drop_path_rate" in stated or stated["model_type"] == "cait"
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return _checked(Checkpoint(model.config, weights, processor, "hf_deit" if ours else "transformers"), folder)
+    return checked(Checkpoint(model.config, weights, processor, "hf_deit" if ours else "transformers"), folder)
 
 
 def _measure(folder: str) -> tuple[torch.dtype, int, int]:
-    """The type of a folder's weights, and how many tensors and how many numbers they are, before they are loaded."""
+    """The type of a folder's weights, and how many tensors and numbers they are, without loading them."""
     pieces = []
     for path in glob.glob(os.path.join(glob.escape(folder), "model*.safetensors")):
         try:
@@ -207,7 +227,7 @@ def _transformers_processor(folder: str, config: DeiTConfigBase) -> DistilledDei
         return DistilledDeiTImageProcessor.from_pretrained(folder)
     if not kind.startswith("ViT"):
         raise InputError(f"{folder!r} has an image processor of type {kind}: expected DeiT's or ViT's")
-    # A ViT's resizes, and crops nothing.
+    # A ViT's image processor resizes, and crops nothing.
     native = {key: value for key, value in ViTImageProcessor.from_dict(stated).to_dict().items() if value is not None}
     return _processor(config, folder, **{"do_center_crop": False, **native})
 
@@ -229,30 +249,24 @@ def _from_metadata(
     try:
         stated = dict(metadata["config"])
         _check_extent(stated, len(weights), sum(tensor.numel() for tensor in weights.values()), where)
-        config = CONFIG_CLASSES[stated["model_type"]].from_dict(stated)
+        config = _CONFIG_CLASSES[stated["model_type"]].from_dict(stated)
         config.validate()
         return config, DistilledDeiTImageProcessor.from_dict(dict(metadata["image_processor"]))
     except Exception as error:
         raise InputError(f"{where!r} has unusable hf_deit metadata: {one_line(error)}") from error
 
 
-def _num_heads(name: Any, model_args: Any, hidden_size: int) -> int | None:
-    """Attention heads of a DeiT: as stated, as timm's model of that name and width has them, or of 64 each."""
-    if isinstance(model_args, dict) and isinstance(model_args.get("num_heads"), int):
-        return model_args["num_heads"]
-    if isinstance(name, str) and timm.is_model(name):
-        with torch.device("meta"):
-            model = timm.create_model(name)
-        heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
-        if heads and getattr(model, "embed_dim", None) == hidden_size:
-            return heads[0]
-    return hidden_size // HEAD_DIM if hidden_size % HEAD_DIM == 0 else None
-
-
 def _infer_config(
     weights: Mapping[str, torch.Tensor], where: str, name: Any, model_args: Any = None
 ) -> DeiTConfigBase:
-    """The configuration that the weights of timm and the authors imply."""
+    """The configuration that weights by timm's names imply.
+
+    Args:
+        weights: of timm or the authors.
+        where: what to call the checkpoint in the message.
+        name: of timm's model, as far as something states it.
+        model_args: of timm's model; likewise.
+    """
 
     def shape(key: str, ndim: int) -> torch.Size:
         tensor = weights.get(key)
@@ -295,7 +309,7 @@ def _infer_config(
         config_class = DistilledDeiTConfig if is_distilled else PlainDeiTConfig
         fields["num_attention_heads"] = _num_heads(name, model_args, hidden_size)
         if fields["num_attention_heads"] is None:
-            reason = f"its width of {hidden_size} is no multiple of a DeiT's {HEAD_DIM}"
+            reason = f"its width of {hidden_size} is no multiple of a DeiT's {_HEAD_DIM}"
             raise InputError(f"{where!r} does not say how many attention heads it has, and {reason}")
     if num_labels == 1000:  # in the order of ILSVRC-2012, as all of their classifiers have them
         fields["id2label"] = dict(enumerate(map(ImageNetInfo().index_to_description, range(1000))))
@@ -306,52 +320,14 @@ def _infer_config(
         raise InputError(f"{where!r} has weights of an impossible model: {one_line(error)}") from error
 
 
-def _shapes(config: DeiTConfigBase, where: str) -> dict[str, torch.Size]:
-    try:
+def _num_heads(name: Any, model_args: Any, hidden_size: int) -> int | None:
+    """Attention heads of a DeiT: as stated, as timm's model of that name and width has them, or of 64 each."""
+    if isinstance(model_args, dict) and isinstance(model_args.get("num_heads"), int):
+        return model_args["num_heads"]
+    if isinstance(name, str) and timm.is_model(name):
         with torch.device("meta"):
-            model = model_class_of(config)(config)
-    except Exception as error:
-        raise InputError(f"{where!r} is of an impossible model: {one_line(error)}") from error
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-def _checked(checkpoint: Checkpoint, where: str) -> Checkpoint:
-    """Refuses what is missing, unknown, of another shape, not finite or contradictory; by its name."""
-    config, expected, found = checkpoint.config, _shapes(checkpoint.config, where), checkpoint.weights
-    for problem, names in (
-        ("lacks", sorted(expected.keys() - found.keys())),
-        ("has the unknown", sorted(found.keys() - expected.keys())),
-    ):
-        if names:
-            raise InputError(f"{where!r} {problem} {shortlist(names, 4)}")
-    for name, shape in expected.items():
-        if found[name].shape != shape:
-            raise InputError(f"{where!r}: {name} must be {tuple(shape)}, got {tuple(found[name].shape)}")
-        if not found[name].isfinite().all():
-            raise InputError(f"{where!r}: {name} holds numbers that are not finite")
-    for name, value in config.to_dict().items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{where!r}: {name} must be finite, got {value}")
-    if sorted(config.id2label) != list(range(config.num_labels)):
-        raise InputError(f"{where!r}: id2label must name the labels 0 to {config.num_labels - 1}")
-    _check_processor(checkpoint.processor, where)
-    return checkpoint
-
-
-def _check_processor(processor: DistilledDeiTImageProcessor, where: str) -> None:
-    stated = {name: getattr(processor, name, None) for name in PROCESSOR_SETTINGS}
-    mean, std, crop_ratio, factor, resample, *sizes = stated.values()
-    try:
-        edges = [tuple(dict(size).values()) for size in sizes]
-        is_possible = (
-            len(mean) == len(std) > 0
-            and all(-math.inf < value < math.inf for value in mean)
-            and all(0 < value < math.inf for value in (*std, factor))
-            and all(pair and all(type(edge) is int and edge > 0 for edge in pair) for pair in edges)
-            and 0 < crop_ratio <= 1
-            and resample in range(6)
-        )
-    except TypeError:
-        is_possible = False
-    if not is_possible:
-        raise InputError(f"{where!r} has an image processor of impossible settings: {stated}")
+            model = timm.create_model(name)
+        heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
+        if heads and getattr(model, "embed_dim", None) == hidden_size:
+            return heads[0]
+    return hidden_size // _HEAD_DIM if hidden_size % _HEAD_DIM == 0 else None

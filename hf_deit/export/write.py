@@ -1,4 +1,4 @@
-"""Converts checkpoints of DeiT and CaiT between facebookresearch, timm, transformers and hf_deit, without loss."""
+"""Writes checkpoints of DeiT and CaiT for facebookresearch's code, timm, transformers and hf_deit, without loss."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -16,32 +16,46 @@ from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
 from transformers.image_utils import PILImageResampling
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import DeiTConfigBase, as_pair
 from ..models.zoo import create_config, list_models
-from .checkpoint import METADATA_KEY, Checkpoint, one_line
+from .checkpoint import METADATA_KEY, Checkpoint
 from .names import timm_weights
 from .read import read_checkpoint
 
 Format = Literal["hf_deit", "timm", "facebook", "transformers"]
-FORMATS = ("hf_deit", "timm", "facebook", "transformers")
+FORMATS: tuple[str, ...] = get_args(Format)
 _FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+# timm's arguments of a model, and our fields.
+_TIMM_ARGUMENTS = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "in_chans": "num_channels",
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "qkv_bias": "qkv_bias",
+    "depth_token_only": "num_class_layers",
+    "init_values": "layer_scale_init",
+}
 
 
-def convert_checkpoint(source: str, destination: str, *, to: Format, averaged: bool = False) -> Checkpoint:
-    """Writes a checkpoint in another format. Format, name and resolution of the source are found out.
+def convert_checkpoint(
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, to: Format, averaged: bool = False
+) -> Checkpoint:
+    """Writes a checkpoint in another format. Format, architecture and resolution of the source are found out.
 
     Weights, label names, image statistics and crop ratio are carried over, bit for bit.
 
     Args:
-        source: a file or a folder, see `hf_deit.checkpoint_formats.read_checkpoint`.
+        source: a file or a folder, see `hf_deit.export.read.read_checkpoint`.
         destination: a `.pth` file for "facebook", a folder for the others; must not exist yet.
         to: "hf_deit", "timm" (a folder as on the Hub), "facebook" (facebookresearch/deit), "transformers" (DeiT only).
-        averaged: of a facebookresearch file take the moving average.
+        averaged: of a facebookresearch file take the moving average of the weights.
 
     Returns:
-        What was read.
+        The checkpoint that was read.
 
     Raises:
         InputError: the source is damaged or no DeiT or CaiT, the format has no place for it, or the destination cannot
@@ -49,6 +63,7 @@ def convert_checkpoint(source: str, destination: str, *, to: Format, averaged: b
     """
     if to not in FORMATS:
         raise InputError(f"the format must be one of {', '.join(FORMATS)}, got {to!r}")
+    source, destination = os.fspath(source), os.fspath(destination)
     _check_destination(destination, to)
     checkpoint = read_checkpoint(source, averaged=averaged)
     _check_possible(checkpoint, to)
@@ -81,6 +96,7 @@ def _check_destination(destination: str, to: str) -> None:
 
 
 def _check_possible(checkpoint: Checkpoint, to: str) -> None:
+    """Refuses what a format has no place for."""
     config = checkpoint.config
     if to == "transformers" and isinstance(config, CaiTConfig):
         raise InputError('transformers has no CaiT: take "hf_deit", which is published with its code')
@@ -101,6 +117,7 @@ def _check_possible(checkpoint: Checkpoint, to: str) -> None:
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Our configuration and image processor, for formats that have no place for them; see `METADATA_KEY`."""
     # Through JSON, so that a pickled file holds plain containers only; and without the folder that was read.
     config = {key: value for key, value in checkpoint.config.to_dict().items() if key != "_name_or_path"}
     content = {"config": config, "image_processor": checkpoint.processor.to_dict()}
@@ -118,6 +135,7 @@ def _write_transformers(checkpoint: Checkpoint, folder: str) -> None:
 
 
 def native_model(checkpoint: Checkpoint) -> nn.Module:
+    """A DeiT as transformers' own class."""
     config_class, model_class = {
         "deit": (DeiTConfig, DeiTForImageClassificationWithTeacher),
         "vit": (ViTConfig, ViTForImageClassification),
@@ -181,6 +199,31 @@ def _timm_images(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def timm_architecture(config: DeiTConfigBase) -> tuple[str, dict[str, Any]]:
+    """timm's name of the nearest model of the zoo, and the arguments in which this one differs from it."""
+    zoo = {name: create_config(name) for name in list_models()}
+    arguments = {name: _timm_arguments(config, known) for name, known in zoo.items() if type(known) is type(config)}
+    name = min(arguments, key=lambda name: len(arguments[name]))
+    return name, arguments[name]
+
+
+def _timm_arguments(config: DeiTConfigBase, known: DeiTConfigBase) -> dict[str, Any]:
+    """The arguments with which timm makes a model of `config` where it would make one of `known`."""
+    arguments = {
+        theirs: getattr(config, ours)
+        for theirs, ours in _TIMM_ARGUMENTS.items()
+        if getattr(config, ours, None) != getattr(known, ours, None)
+    }
+    if config.intermediate_size != 4 * config.hidden_size:
+        ratio = config.intermediate_size / config.hidden_size
+        if int(config.hidden_size * ratio) != config.intermediate_size:  # timm rounds it down
+            ratio = math.nextafter(ratio, math.inf)
+        arguments["mlp_ratio"] = ratio
+        if isinstance(config, CaiTConfig):
+            arguments["mlp_ratio_token_only"] = ratio
+    return arguments
+
+
 def _write_facebook(checkpoint: Checkpoint, path: str) -> None:
     weights = timm_weights(checkpoint.weights, checkpoint.config)
     torch.save({"model": weights, METADATA_KEY: _metadata(checkpoint)}, path)
@@ -192,42 +235,3 @@ _WRITERS: dict[str, Callable[[Checkpoint, str], None]] = {
     "timm": _write_timm,
     "facebook": _write_facebook,
 }
-
-
-def timm_architecture(config: DeiTConfigBase) -> tuple[str, dict[str, Any]]:
-    """timm's name of the nearest model of the zoo, and the arguments in which this one differs from it."""
-    candidates = [create_config(name) for name in list_models()]
-    same_kind = [
-        (name, candidate)
-        for name, candidate in zip(list_models(), candidates, strict=True)
-        if type(candidate) is type(config)
-    ]
-
-    def arguments(candidate: DeiTConfigBase) -> dict[str, Any]:
-        pairs = {
-            "img_size": "image_size",
-            "patch_size": "patch_size",
-            "in_chans": "num_channels",
-            "embed_dim": "hidden_size",
-            "depth": "num_hidden_layers",
-            "num_heads": "num_attention_heads",
-            "qkv_bias": "qkv_bias",
-            "depth_token_only": "num_class_layers",
-            "init_values": "layer_scale_init",
-        }
-        differing = {
-            theirs: getattr(config, ours)
-            for theirs, ours in pairs.items()
-            if getattr(config, ours, None) != getattr(candidate, ours, None)
-        }
-        if config.intermediate_size != 4 * config.hidden_size:
-            ratio = config.intermediate_size / config.hidden_size
-            if int(config.hidden_size * ratio) != config.intermediate_size:  # it is rounded down
-                ratio = math.nextafter(ratio, math.inf)
-            differing["mlp_ratio"] = ratio
-            if isinstance(config, CaiTConfig):
-                differing["mlp_ratio_token_only"] = ratio
-        return differing
-
-    name, candidate = min(same_kind, key=lambda item: len(arguments(item[1])))
-    return name, arguments(candidate)
