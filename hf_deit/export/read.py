@@ -5,6 +5,7 @@ file is ever run. Where other libraries are handed what may be damaged, any exce
 """
 
 import argparse
+import functools
 import glob
 import json
 import math
@@ -325,9 +326,16 @@ def _num_heads(name: Any, model_args: Any, hidden_size: int) -> int | None:
     if isinstance(model_args, dict) and isinstance(model_args.get("num_heads"), int):
         return model_args["num_heads"]
     if isinstance(name, str) and timm.is_model(name):
-        with torch.device("meta"):
-            model = timm.create_model(name)
-        heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
-        if heads and getattr(model, "embed_dim", None) == hidden_size:
-            return heads[0]
+        heads, width = _heads_and_width(name)
+        if heads and width == hidden_size:
+            return heads
     return hidden_size // _HEAD_DIM if hidden_size % _HEAD_DIM == 0 else None
+
+
+@functools.cache  # timm has to make the model to tell
+def _heads_and_width(name: str) -> tuple[int | None, int | None]:
+    """Of timm's model of that name: attention heads of its first layer that has some, and width; None for none."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    heads = [module.num_heads for module in model.modules() if hasattr(module, "num_heads")]
+    return heads[0] if heads else None, getattr(model, "embed_dim", None)

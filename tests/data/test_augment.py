@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.images import noise
 from timm.data import create_transform
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import ViTImageProcessor
@@ -21,11 +22,6 @@ from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
-
-
-def noise(height: int, width: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.RandomState(seed).randint(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def seed_everything(seed: int) -> None:

@@ -296,11 +296,10 @@ def test_labels_that_cannot_be_kept_are_refused():
 
 def image_folder(folder: Path, count: int, *, size: int = 20) -> str:
     """Images at several depths, each unlike the others."""
-    rng = np.random.default_rng(len(folder.name))
     for index in range(count):
         path = folder.joinpath(*["deep", "deeper"][: index % 3]) / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+        images.noise(size, size, seed=index).save(path)
     return str(folder)
 
 

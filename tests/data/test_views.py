@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from support.images import random_states
 
 from hf_deit.data.views import ViewKey, ViewSampler, preserve_global_random_state, seed_global_random_state
 from hf_deit.models.keyed import fold, view_seed
@@ -39,9 +40,9 @@ def test_order_differs_by_epoch_and_by_seed_and_is_repeatable():
 
 
 def test_sampling_leaves_the_global_generators_alone():
-    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
+    states = random_states()
     keys_of(ViewSampler(50, seed=1, total_batch_size=5), 3)
-    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()) == states
+    assert random_states() == states
 
 
 @pytest.mark.parametrize("repeats", [1, 3])

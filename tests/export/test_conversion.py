@@ -22,18 +22,32 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from support.checkpoints import (
+    DISTILLED,
+    KINDS,
+    NATIVE,
+    PLAIN,
+    TINY,
+    edited,
+    everything_in,
+    native,
+    noise,
+    ours,
+    pth,
+    randomise,
+    reweighted,
+    saved,
+    timm_model,
+    weights_of,
+)
 from support.main_of import load_script
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
-    DeiTConfig,
-    DeiTForImageClassificationWithTeacher,
     DeiTImageProcessor,
-    ViTConfig,
-    ViTForImageClassification,
     ViTImageProcessor,
 )
 
@@ -44,67 +58,33 @@ from hf_deit.export.compare import largest_difference
 from hf_deit.export.read import read_checkpoint
 from hf_deit.export.write import FORMATS, convert_checkpoint
 from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor
-from hf_deit.models.zoo import create_config, create_model, list_models, model_class_of
+from hf_deit.models.zoo import create_config, list_models, model_class_of
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
-KINDS = {
-    "distilled": "deit_tiny_distilled_patch16_224",
-    "plain": "deit_tiny_patch16_224",
-    "cait": "cait_xxs24_224",
-}
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "image_size": 32,
-    "patch_size": 8,
-}
+SIZES = {**TINY, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 LABELS = ["crane", "größe, weight", "crane", "x/y", ""]
 SETTINGS = {"crop_size": 32, "crop_ratio": 0.9, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.9, 0.8, 0.7]}
-NATIVE = {
-    "distilled": (DeiTConfig, DeiTForImageClassificationWithTeacher),
-    "plain": (ViTConfig, ViTForImageClassification),
-}
 
 
 def formats_of(kind: str) -> list[str]:
     return [name for name in FORMATS if kind != "cait" or name != "transformers"]
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Sets every parameter, so that none is at a value that hides a mistake."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            is_scale = "norm" in name and name.endswith("weight")
-            parameter.normal_(1.0 if is_scale else 0.0, 0.05, generator=generator)
-    return model.eval()
-
-
-def timm_model(name: str, **fields) -> nn.Module:
-    with torch.device("meta"):
-        model = timm.create_model(name, **fields)
-    return randomise(model.to_empty(device="cpu"))
-
-
-def ours(kind: str, dtype: torch.dtype = torch.float32, **fields) -> nn.Module:
-    names = {"id2label": dict(enumerate(LABELS))}
+def our_model(kind: str, dtype: torch.dtype = torch.float32, **fields) -> nn.Module:
     fusion = {} if kind == "plain" else {"fusion": "softmax"}
-    return randomise(create_model(KINDS[kind], **{**TINY, **names, **fusion, "drop_path_rate": 0.125, **fields})).to(
-        dtype
-    )
+    return ours(KINDS[kind], LABELS, **{**SIZES, **fusion, "drop_path_rate": 0.125, **fields}).to(dtype)
 
 
-def native(kind: str, **fields) -> nn.Module:
-    """transformers' own, which knows nothing of this package's fields."""
-    config_class, model_class = NATIVE[kind]
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: index for index, name in enumerate(LABELS)}}
-    return randomise(model_class(config_class(**{**TINY, "layer_norm_eps": 1e-6, **names, **fields})))
+def native_model(kind: str) -> nn.Module:
+    return native(kind, LABELS, **SIZES)
 
 
-def path_of(folder: Path, format: str) -> str:
-    return str(folder / (f"{format}.pth" if format == "facebook" else format))
+def processor(**settings) -> DistilledDeiTImageProcessor:
+    return DistilledDeiTImageProcessor(**{**SETTINGS, **settings})
+
+
+def path_of(folder: Path, format: str) -> Path:
+    return folder / (f"{format}.pth" if format == "facebook" else format)
 
 
 def by_timms_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -145,12 +125,12 @@ def by_timms_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def stored(path: str, format: str, kind: str) -> dict[str, torch.Tensor]:
+def stored(path: Path, format: str, kind: str) -> dict[str, torch.Tensor]:
     """What a checkpoint holds, by timm's names, as its own library reads it."""
     if format == "facebook":
         return torch.load(path, weights_only=True)["model"]
     if format == "timm":
-        return load_file(f"{path}/model.safetensors")
+        return load_file(path / "model.safetensors")
     own = NATIVE[kind][1] if format == "transformers" else model_class_of(create_config(KINDS[kind]))
     return by_timms_names(own.from_pretrained(path, dtype="auto").state_dict())
 
@@ -162,19 +142,8 @@ def assert_same_bits(got: dict[str, torch.Tensor], expected: dict[str, torch.Ten
         assert torch.equal(got[name].contiguous().view(torch.uint8), tensor.contiguous().view(torch.uint8)), name
 
 
-def noise(model: nn.Module, size: int | None = None) -> torch.Tensor:
-    config = model.config
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(2, config.num_channels, *([size or config.image_size] * 2), generator=generator)
-
-
-def everything_in(folder: Path) -> dict[str, bytes | None]:
-    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
 # Every model of the zoo
 
-FULL = "deit_tiny_distilled_patch16_224"
 SMALLER = {name for name in list_models() if "base" in name or "cait_m" in name}
 
 
@@ -182,13 +151,13 @@ SMALLER = {name for name in list_models() if "base" in name or "cait_m" in name}
 @torch.no_grad()
 def test_a_file_of_the_authors_answers_alike_in_every_library(tmp_path, name):
     theirs = timm_model(
-        name, **({} if name == FULL else {"depth": 2}), **({"img_size": 96} if name in SMALLER else {})
+        name, **({} if name == DISTILLED else {"depth": 2}), **({"img_size": 96} if name in SMALLER else {})
     )
     content = {"model": theirs.state_dict(), "optimizer": {"state": {}}, "args": argparse.Namespace(model=name)}
     torch.save(content, tmp_path / "theirs.pth")
-    read = convert_checkpoint(str(tmp_path / "theirs.pth"), str(tmp_path / "ours"), to="hf_deit")
+    read = convert_checkpoint(tmp_path / "theirs.pth", tmp_path / "ours", to="hf_deit")
     size = 96 if name in SMALLER else int(name[-3:])
-    depth = 12 if name == FULL else 2
+    depth = 12 if name == DISTILLED else 2
     expected = {**create_config(name).to_dict(), "num_hidden_layers": depth, "image_size": size}
     got = read.config.to_dict()
     for field in expected.keys() - {"id2label", "label2id", "dtype", "architectures", "transformers_version"}:
@@ -197,7 +166,7 @@ def test_a_file_of_the_authors_answers_alike_in_every_library(tmp_path, name):
     assert read.processor.crop_size.height == read.config.image_size == size
 
     model = model_class_of(read.config).from_pretrained(tmp_path / "ours")
-    images = noise(model)[:1]
+    images = noise(size)[:1]
     logits = theirs(images)
     assert logits.std() > 0.1
     output = model(images)
@@ -212,7 +181,7 @@ def test_a_file_of_the_authors_answers_alike_in_every_library(tmp_path, name):
         assert type(plain) is NATIVE["distilled" if "distilled" in name else "plain"][1]
         torch.testing.assert_close(plain(images).logits, logits, atol=1e-5, rtol=0)
 
-    convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "timm"), to="timm")
+    convert_checkpoint(tmp_path / "ours", tmp_path / "timm", to="timm")
     by_timm = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     torch.testing.assert_close(by_timm(images), logits, atol=1e-5, rtol=0)
     by_wrapper = AutoModelForImageClassification.from_pretrained(tmp_path / "timm")
@@ -241,15 +210,16 @@ def test_a_file_of_the_authors_answers_alike_in_every_library(tmp_path, name):
 def test_timm_opens_a_model_of_any_size(tmp_path, kind, fields):
     if kind == "cait":
         fields = {**fields, "num_class_layers": 1, "layer_scale_init": 0.5}
-    model = ours(kind, fusion="logits", **fields) if kind != "plain" else ours(kind, **fields)
-    model.save_pretrained(tmp_path / "ours")
-    DistilledDeiTImageProcessor(**SETTINGS).save_pretrained(tmp_path / "ours")
-    convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "timm"), to="timm")
+    fusion = {} if kind == "plain" else {"fusion": "logits"}
+    model = our_model(kind, **fusion, **fields)
+    saved(tmp_path / "ours", model, processor())
+    convert_checkpoint(tmp_path / "ours", tmp_path / "timm", to="timm")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    torch.testing.assert_close(theirs(noise(model)), model(noise(model)).logits, atol=1e-5, rtol=0)
-    convert_checkpoint(str(tmp_path / "timm"), str(tmp_path / "file.pth"), to="facebook")
-    read = read_checkpoint(str(tmp_path / "file.pth"))
-    torch.testing.assert_close(read.model()(noise(model)).logits, model(noise(model)).logits, atol=0, rtol=0)
+    images = noise(num_channels=model.config.num_channels)
+    torch.testing.assert_close(theirs(images), model(images).logits, atol=1e-5, rtol=0)
+    convert_checkpoint(tmp_path / "timm", tmp_path / "file.pth", to="facebook")
+    read = read_checkpoint(tmp_path / "file.pth")
+    torch.testing.assert_close(read.model()(images).logits, model(images).logits, atol=0, rtol=0)
 
 
 # Through every pair of formats
@@ -262,9 +232,8 @@ def written(tmp_path_factory):
 
     def get(kind: str, dtype: torch.dtype) -> tuple[Path, nn.Module]:
         if (kind, dtype) not in made:
-            folder, model = tmp_path_factory.mktemp("written"), ours(kind, dtype)
-            model.save_pretrained(folder / "hf_deit")
-            DistilledDeiTImageProcessor(**SETTINGS).save_pretrained(folder / "hf_deit")
+            folder, model = tmp_path_factory.mktemp("written"), our_model(kind, dtype)
+            saved(folder / "hf_deit", model, processor())
             for format in formats_of(kind):
                 if format != "hf_deit":
                     convert_checkpoint(path_of(folder, "hf_deit"), path_of(folder, format), to=format)
@@ -282,24 +251,23 @@ def assert_same_but_the_weights(read: Checkpoint, model: nn.Module) -> None:
         key: expected[key] for key in expected if key not in ignored
     }
     assert list(read.config.id2label.items()) == list(enumerate(LABELS))
-    processor = DistilledDeiTImageProcessor(**SETTINGS)
-    assert read.processor.to_dict() == processor.to_dict()
+    assert read.processor.to_dict() == processor().to_dict()
     assert type(read.config) is type(model.config)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "kind_of_path"), [(torch.float32, str), (torch.bfloat16, Path)])
 @pytest.mark.parametrize(
     ("kind", "source", "to"),
     [(kind, source, to) for kind in KINDS for source in formats_of(kind) for to in formats_of(kind)],
 )
-def test_every_pair_of_formats_keeps_every_bit(tmp_path, written, kind, source, to, dtype):
+def test_every_pair_of_formats_keeps_every_bit(tmp_path, written, kind, source, to, dtype, kind_of_path):
     folder, model = written(kind, dtype)
     path = path_of(tmp_path, to)
-    returned = convert_checkpoint(path_of(folder, source), path, to=to)
+    returned = convert_checkpoint(kind_of_path(path_of(folder, source)), kind_of_path(path), to=to)
     assert returned.source_format == ("hf_deit" if source == "transformers" else source)  # the files are the same
     assert_same_bits(stored(path, to, kind), by_timms_names(model.state_dict()))
-    assert_same_but_the_weights(read_checkpoint(path), model)
-    assert os.listdir(tmp_path) == [Path(path).name]
+    assert_same_but_the_weights(read_checkpoint(kind_of_path(path)), model)
+    assert os.listdir(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -318,9 +286,9 @@ def test_half_precision_goes_through_all_formats(tmp_path, written, kind):
 def test_a_file_holds_the_weights_once_and_code_of_cait(tmp_path, written, kind, source):
     folder, model = written(kind, torch.float32)
     num_bytes = sum(4 * tensor.numel() for tensor in model.state_dict().values())
-    convert_checkpoint(path_of(folder, source), str(tmp_path / "file.pth"), to="facebook")
+    convert_checkpoint(path_of(folder, source), tmp_path / "file.pth", to="facebook")
     assert num_bytes < (tmp_path / "file.pth").stat().st_size < 1.5 * num_bytes
-    convert_checkpoint(path_of(folder, source), str(tmp_path / "ours"), to="hf_deit")
+    convert_checkpoint(path_of(folder, source), tmp_path / "ours", to="hf_deit")
     assert (tmp_path / "ours" / "modeling_cait.py").exists() == (kind == "cait")
 
 
@@ -329,56 +297,52 @@ def test_a_file_holds_the_weights_once_and_code_of_cait(tmp_path, written, kind,
 @pytest.mark.parametrize("kind", NATIVE)
 @torch.no_grad()
 def test_transformers_own_model_in_either_key_layout(tmp_path, kind, original_format, to):
-    model = native(kind)
-    model.save_pretrained(tmp_path / "native", save_original_format=original_format)
-    DistilledDeiTImageProcessor(**SETTINGS).save_pretrained(tmp_path / "native")
+    model = native_model(kind)
+    saved(tmp_path / "native", model, processor(), save_original_format=original_format)
     path = path_of(tmp_path, to)
-    read = convert_checkpoint(str(tmp_path / "native"), path, to=to)
+    read = convert_checkpoint(tmp_path / "native", path, to=to)
     assert read.source_format == "transformers"
     assert_same_bits(stored(path, to, kind), by_timms_names(model.state_dict()))
-    back = convert_checkpoint(path, str(tmp_path / "back"), to="transformers")
+    back = convert_checkpoint(path, tmp_path / "back", to="transformers")
     again = NATIVE[kind][1].from_pretrained(tmp_path / "back")
     assert_same_bits(dict(again.state_dict()), dict(model.state_dict()))
     assert list(back.config.id2label.values()) == LABELS
     assert getattr(back.config, "fusion", "logits") == "logits"
     assert back.config.drop_path_rate == 0
-    torch.testing.assert_close(again(noise(model)).logits, model(noise(model)).logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(again(noise()).logits, model(noise()).logits, atol=1e-6, rtol=0)
 
 
 def test_weights_that_share_memory_are_written_each_for_itself(tmp_path):
     """As tied heads, slices of one buffer, transposed or as parameters; safetensors refuses some of them."""
-    weights = dict(timm_model(FULL, embed_dim=64, num_heads=1, depth=2, img_size=32, num_classes=5).state_dict())
+    weights = weights_of()
     weights["head_dist.weight"] = weights["head.weight"]
     buffer = torch.randn(10, 64)
     weights["norm.bias"], weights["norm.weight"] = buffer[3], buffer[4]
     weights["blocks.1.attn.proj.weight"] = torch.randn(64, 64).T
     weights["blocks.0.norm1.bias"] = nn.Parameter(torch.randn(64))
-    torch.save(weights, tmp_path / "source.pth")
+    source = pth(tmp_path / "source.pth", weights)
     for to in FORMATS:
         path = path_of(tmp_path, to)
-        convert_checkpoint(str(tmp_path / "source.pth"), path, to=to)
+        convert_checkpoint(source, path, to=to)
         assert_same_bits(stored(path, to, "distilled"), weights)
 
 
 def test_weights_of_several_types_go_only_where_they_stay_so(tmp_path):
-    weights = dict(
-        timm_model(KINDS["plain"], embed_dim=64, num_heads=1, depth=1, img_size=32, num_classes=5).state_dict()
-    )
-    weights = {name: tensor.half() if "mlp" in name else tensor for name, tensor in weights.items()}
-    torch.save(weights, tmp_path / "source.pth")
+    weights = {name: tensor.half() if "mlp" in name else tensor for name, tensor in weights_of(PLAIN).items()}
+    source = pth(tmp_path / "source.pth", weights)
     for to in FORMATS:
         path = path_of(tmp_path, to)
         if to in ("timm", "facebook"):
-            convert_checkpoint(str(tmp_path / "source.pth"), path, to=to)
+            convert_checkpoint(source, path, to=to)
             assert_same_bits(stored(path, to, "plain"), weights)
         else:
             with pytest.raises(InputError, match="weights of one type, these are float16 and float32"):
-                convert_checkpoint(str(tmp_path / "source.pth"), path, to=to)
+                convert_checkpoint(source, path, to=to)
 
 
 PROCESSORS = {
-    "ours": lambda: DistilledDeiTImageProcessor(**{**SETTINGS, "crop_ratio": 32 / 37}),
-    "ours, bilinear": lambda: DistilledDeiTImageProcessor(**{**SETTINGS, "crop_ratio": 32 / 37, "resample": 2}),
+    "ours": lambda: processor(crop_ratio=32 / 37),
+    "ours, bilinear": lambda: processor(crop_ratio=32 / 37, resample=2),
     "DeiT's, which squashes": lambda: DeiTImageProcessor(
         size={"height": 41, "width": 41}, crop_size={"height": 32, "width": 32}
     ),
@@ -388,15 +352,14 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_images_are_prepared_alike_in_every_format(tmp_path, kind):
-    native("plain").save_pretrained(tmp_path / "native")
-    PROCESSORS[kind]().save_pretrained(tmp_path / "native")
+    saved(tmp_path / "native", native_model("plain"), PROCESSORS[kind]())
     image = Image.fromarray(
         np.kron(np.random.default_rng(0).integers(0, 256, (10, 8, 3)), np.ones((7, 7, 1))).astype(np.uint8)
     )
     expected = PROCESSORS[kind]()(image, return_tensors="pt")["pixel_values"]
     assert expected.shape == (1, 3, 32, 32)
     for to in ("timm", "hf_deit", "facebook"):
-        read = convert_checkpoint(str(tmp_path / "native"), path_of(tmp_path, to), to=to)
+        read = convert_checkpoint(tmp_path / "native", path_of(tmp_path, to), to=to)
         for processor in (read.processor, read_checkpoint(path_of(tmp_path, to)).processor):
             torch.testing.assert_close(processor(image, return_tensors="pt")["pixel_values"], expected, atol=0, rtol=0)
     plain = AutoImageProcessor.from_pretrained(tmp_path / "hf_deit")(image, return_tensors="pt")["pixel_values"]
@@ -409,20 +372,18 @@ def test_images_are_prepared_alike_in_every_format(tmp_path, kind):
 # What the script says
 
 
-def shift(path: str, by: float) -> None:
+def shift(path: Path, by: float) -> None:
     """Adds to the biases of a checkpoint's heads, wherever they are."""
-    if path.endswith(".pth"):
+    heads = ("head", "classifier", "cls_classifier", "distillation_classifier")
+
+    def shifted(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {k: v + by if k.startswith(heads) and "bias" in k else v for k, v in weights.items()}
+
+    if path.suffix == ".pth":
         content = torch.load(path, weights_only=True)
-        weights = content["model"]
+        pth(path, {**content, "model": shifted(content["model"])})
     else:
-        weights = load_file(f"{path}/model.safetensors")
-    for name in weights:
-        if name.startswith(("head", "classifier", "cls_classifier", "distillation_classifier")) and "bias" in name:
-            weights[name] += by
-    if path.endswith(".pth"):
-        torch.save(content, path)
-    else:
-        save_file(weights, f"{path}/model.safetensors", metadata={"format": "pt"})
+        reweighted(path, shifted)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +397,7 @@ def shift(path: str, by: float) -> None:
 def test_the_script_converts_and_tells_the_difference(tmp_path, written, monkeypatch, capsys, kind, source, to):
     folder, _ = written(kind, torch.float32)
     origin, script = path_of(folder, source), load_script("convert_checkpoint")
-    assert script.main([origin, path_of(tmp_path, to), "--to", to, "--check"]) == 0
+    assert script.main([str(origin), str(path_of(tmp_path, to)), "--to", to, "--check"]) == 0
     done, checked = capsys.readouterr().out.splitlines()
     model_type = {"distilled": "deit", "plain": "vit", "cait": "cait"}[kind]
     assert done.startswith(f"{origin} (")
@@ -446,12 +407,12 @@ def test_the_script_converts_and_tells_the_difference(tmp_path, written, monkeyp
 
     def convert_badly(source: str, destination: str, **options) -> Checkpoint:
         read = convert_checkpoint(source, destination, **options)
-        shift(destination, 0.25)
+        shift(Path(destination), 0.25)
         return read
 
     monkeypatch.setattr(script, "convert_checkpoint", convert_badly)
     (tmp_path / "damaged").mkdir()
-    assert script.main([origin, path_of(tmp_path / "damaged", to), "--to", to, "--check"]) == 0
+    assert script.main([str(origin), str(path_of(tmp_path / "damaged", to)), "--to", to, "--check"]) == 0
     assert float(capsys.readouterr().out.split()[-1]) == pytest.approx(0.25, abs=1e-3)
 
 
@@ -460,12 +421,9 @@ def test_the_script_converts_and_tells_the_difference(tmp_path, written, monkeyp
 def test_each_is_run_by_its_own_library(tmp_path, written, monkeypatch, source, to):
     """Were one run by another library than its own, what is done to that one would not show, or show twice."""
     folder, model = written("distilled", torch.float32)
+    origin = path_of(folder, source)
     if source == "transformers":  # without this package's fields
-        native("distilled").save_pretrained(tmp_path / "native")
-        DistilledDeiTImageProcessor(**SETTINGS).save_pretrained(tmp_path / "native")
-        origin = str(tmp_path / "native")
-    else:
-        origin = path_of(folder, source)
+        origin = saved(tmp_path / "native", native_model("distilled"), processor())
     convert_checkpoint(origin, path_of(tmp_path, to), to=to)
     of_library = {"hf_deit": type(model), "transformers": NATIVE["distilled"][1]}
     of_library |= dict.fromkeys(("timm", "facebook"), timm.models.deit.VisionTransformerDistilled)
@@ -484,38 +442,41 @@ def test_each_is_run_by_its_own_library(tmp_path, written, monkeypatch, source, 
     assert largest_difference(origin, path_of(tmp_path, to), to=to) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind_of_path", [str, Path])
+@pytest.mark.parametrize("source", FORMATS)
+def test_a_checkpoint_and_what_was_made_of_it_do_not_differ(written, source, kind_of_path):
+    folder, _ = written("plain", torch.float32)
+    paths = [kind_of_path(path_of(folder, format)) for format in (source, "hf_deit")]
+    assert largest_difference(*paths) < 1e-5
+    with pytest.raises(InputError, match="there is no checkpoint '"):
+        largest_difference(paths[0], kind_of_path(folder / "none"))
+
+
 def test_differing_checkpoints_have_no_difference(tmp_path, written):
     folder, _ = written("distilled", torch.float32)
     for name, fields in (("labels", {"id2label": {0: "a"}}), ("size", {"image_size": 48})):
-        ours("distilled", **fields).save_pretrained(tmp_path / name)
-        DistilledDeiTImageProcessor(**SETTINGS).save_pretrained(tmp_path / name)
+        saved(tmp_path / name, our_model("distilled", **fields), processor())
         with pytest.raises(InputError, match="differ in the size of images or the number of labels"):
-            largest_difference(path_of(folder, "timm"), str(tmp_path / name))
+            largest_difference(path_of(folder, "timm"), tmp_path / name)
 
 
 def test_the_script_takes_the_average(tmp_path, capsys):
-    live, average = (randomise(ours("plain"), seed) for seed in (1, 2))
+    live, average = (randomise(our_model("plain"), seed) for seed in (1, 2))
     weights = {"model": by_timms_names(live.state_dict()), "model_ema": by_timms_names(average.state_dict())}
-    heads = {"hf_deit": torch.load(write_facebook(tmp_path, live), weights_only=True)["hf_deit"]}
-    torch.save({**weights, **heads}, tmp_path / "both.pth")
+    convert_checkpoint(saved(tmp_path / "live", live, processor()), tmp_path / "live.pth", to="facebook")
+    metadata = torch.load(tmp_path / "live.pth", weights_only=True)["hf_deit"]
+    both = pth(tmp_path / "both.pth", {**weights, "hf_deit": metadata})
     for flags, expected in (([], live), (["--ema"], average)):
-        path = str(tmp_path / f"out{len(flags)}")
-        command = [str(tmp_path / "both.pth"), path, "--to", "transformers", "--check", *flags]
+        path = tmp_path / f"out{len(flags)}"
+        command = [str(both), str(path), "--to", "transformers", "--check", *flags]
         assert load_script("convert_checkpoint").main(command) == 0
         assert_same_bits(stored(path, "transformers", "plain"), by_timms_names(expected.state_dict()))
         assert float(capsys.readouterr().out.split()[-1]) < 1e-5
 
 
-def write_facebook(folder: Path, model: nn.Module) -> str:
-    model.save_pretrained(folder / "saved")
-    DistilledDeiTImageProcessor(**SETTINGS).save_pretrained(folder / "saved")
-    convert_checkpoint(str(folder / "saved"), str(folder / "saved.pth"), to="facebook")
-    return str(folder / "saved.pth")
-
-
 def test_the_script_says_on_one_line_what_is_wrong(tmp_path):
     finished = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path / "none.pth"), str(tmp_path / "out"), "--to", "hf_deit"],
+        [sys.executable, str(SCRIPT), tmp_path / "none.pth", tmp_path / "out", "--to", "hf_deit"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -527,11 +488,8 @@ def test_the_script_says_on_one_line_what_is_wrong(tmp_path):
 
 
 def test_errors_of_several_lines_are_joined(tmp_path, capsys):
-    native("plain").save_pretrained(tmp_path / "native")
-    DistilledDeiTImageProcessor(**SETTINGS).save_pretrained(tmp_path / "native")
-    config = json.loads((tmp_path / "native" / "config.json").read_text())
-    (tmp_path / "native" / "config.json").write_text(json.dumps({**config, "num_attention_heads": 5}))
-    command = [str(tmp_path / "native"), str(tmp_path / "out"), "--to", "timm"]
+    source = edited(saved(tmp_path / "native", native_model("plain"), processor()), num_attention_heads=5)
+    command = [str(source), str(tmp_path / "out"), "--to", "timm"]
     assert load_script("convert_checkpoint").main(command) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -559,19 +517,18 @@ IMPOSSIBLE = {
 def test_what_a_format_cannot_say_is_refused(tmp_path, case):
     kind, fields, settings, formats, words = IMPOSSIBLE[case]
     source = tmp_path / "source"
-    model = ours(kind, **fields)
-    model.save_pretrained(source)
+    model = our_model(kind, **fields)
     size = model.config.image_size
     crop = {"height": size[0], "width": size[1]} if isinstance(size, list) else size
-    DistilledDeiTImageProcessor(**{**SETTINGS, "crop_size": crop, **settings}).save_pretrained(source)
+    saved(source, model, processor(**{"crop_size": crop, **settings}))
     before = everything_in(tmp_path)
     for to in formats_of(kind) if kind != "cait" else FORMATS:
         if to in formats:
             with pytest.raises(InputError, match=words):
-                convert_checkpoint(str(source), path_of(tmp_path, to), to=to)
+                convert_checkpoint(source, path_of(tmp_path, to), to=to)
             assert everything_in(tmp_path) == before
-    convert_checkpoint(str(source), str(tmp_path / "again"), to="hf_deit")
-    assert_same_bits(dict(read_checkpoint(str(tmp_path / "again")).weights), dict(model.state_dict()))
+    convert_checkpoint(source, tmp_path / "again", to="hf_deit")
+    assert_same_bits(dict(read_checkpoint(tmp_path / "again").weights), dict(model.state_dict()))
 
 
 # A destination is whole or not there
@@ -585,7 +542,7 @@ def test_an_empty_folder_and_missing_parents_are_taken(tmp_path, written, to):
         (tmp_path / "new" / "deep" / to).mkdir(parents=True)
     convert_checkpoint(path_of(folder, "hf_deit"), destination, to=to)
     assert read_checkpoint(destination).config.num_labels == 5
-    assert os.listdir(tmp_path / "new" / "deep") == [Path(destination).name]
+    assert os.listdir(tmp_path / "new" / "deep") == [destination.name]
 
 
 def refuse(*args, **kwargs):
@@ -630,5 +587,5 @@ def test_an_interruption_leaves_nothing(tmp_path, written, monkeypatch, error):
 
     monkeypatch.setattr(DistilledDeiTImageProcessor, "save_pretrained", stop)
     with pytest.raises(error):
-        convert_checkpoint(path_of(folder, "timm"), str(tmp_path / "new" / "out"), to="hf_deit")
+        convert_checkpoint(path_of(folder, "timm"), tmp_path / "new" / "out", to="hf_deit")
     assert os.listdir(tmp_path) == []

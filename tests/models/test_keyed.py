@@ -5,12 +5,12 @@ normal and uncorrelated between views, channels and positions.
 """
 
 import itertools
-import random
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
+from support.images import random_states
 
 from hf_deit.models.keyed import fold, fold_array, keyed_normal, keyed_uniform, view_seed
 
@@ -185,7 +185,7 @@ def test_positions_are_uncorrelated():
 
 def test_keyed_normal_does_not_touch_its_seeds_or_the_generators():
     seeds = torch.tensor([1, -2, 2**40])
-    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
+    states = random_states()
     keyed_normal(seeds, (3, 4))
     assert seeds.tolist() == [1, -2, 2**40]
-    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()) == states
+    assert random_states() == states
