@@ -26,7 +26,7 @@ def _convert(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    checkpoint = convert_checkpoint(options.source, options.destination, to=options.to, averaged=options.ema)
+    checkpoint = convert_checkpoint(options.source, options.destination, to=options.to, ema=options.ema)
     config = checkpoint.config
     print(
         f"{options.source} ({checkpoint.source_format}, {config.model_type}, {config.num_hidden_layers} layers of "
@@ -34,6 +34,6 @@ def _convert(arguments: Sequence[str]) -> int:
         f"({options.to})"
     )
     if options.check:
-        difference = largest_difference(options.source, options.destination, averaged=options.ema, to=options.to)
+        difference = largest_difference(options.source, options.destination, ema=options.ema, to=options.to)
         print(f"largest difference of the logits: {difference:.2e}")
     return 0

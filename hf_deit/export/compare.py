@@ -19,7 +19,7 @@ def largest_difference(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
     *,
-    averaged: bool = False,
+    ema: bool = False,
     to: Format | None = None,
     num_images: int = 2,
 ) -> float:
@@ -27,7 +27,7 @@ def largest_difference(
 
     Args:
         source, destination: checkpoints of any format.
-        averaged: whether the source is a facebookresearch file whose moving average was converted.
+        ema: whether the source is a facebookresearch file whose moving average was converted.
         to: the destination's format, by default as it is found out. (A DeiT has the same files in "hf_deit" and in
             "transformers": this says which library shall run them.)
         num_images: of standard normal noise, at the checkpoint's size.
@@ -40,12 +40,12 @@ def largest_difference(
         InputError: a checkpoint is damaged, its library does not open it, or the two are for other images or labels.
     """
     source, destination = os.fspath(source), os.fspath(destination)
-    one, other = read_checkpoint(source, averaged=averaged), read_checkpoint(destination)
+    one, other = read_checkpoint(source, ema=ema), read_checkpoint(destination)
     if _interface(one.config) != _interface(other.config):
         raise InputError(f"{source!r} and {destination!r} differ in the size of images or the number of labels")
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_images, one.config.num_channels, *as_pair(one.config.image_size), generator=generator)
-    first = _logits(images, one, source, one.source_format, averaged)
+    first = _logits(images, one, source, one.source_format, ema)
     second = _logits(images, other, destination, to or other.source_format, False)
     return (first - second).abs().max().item()
 
@@ -56,14 +56,14 @@ def _interface(config: DeiTConfigBase) -> tuple:
 
 
 @torch.no_grad()
-def _logits(images: torch.Tensor, checkpoint: Checkpoint, path: str, library: str, averaged: bool) -> torch.Tensor:
+def _logits(images: torch.Tensor, checkpoint: Checkpoint, path: str, library: str, ema: bool) -> torch.Tensor:
     try:
-        return _open(checkpoint, path, library, averaged)(images)
+        return _open(checkpoint, path, library, ema)(images)
     except LOADING_ERRORS as error:
         raise InputError(f"{library} cannot run {path!r}: {one_line(error)}") from error
 
 
-def _open(checkpoint: Checkpoint, path: str, library: str, averaged: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+def _open(checkpoint: Checkpoint, path: str, library: str, ema: bool) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from images to logits, in float32: the checkpoint in the hands of a library."""
     if library in ("hf_deit", "transformers"):
         is_ours = library == "hf_deit"
@@ -78,6 +78,6 @@ def _open(checkpoint: Checkpoint, path: str, library: str, averaged: bool) -> Ca
     name, model_args = timm_architecture(checkpoint.config)
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=checkpoint.config.num_labels, **model_args)
-    weights, _ = load_weights(path, averaged=averaged)
+    weights, _ = load_weights(path, ema=ema)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.float().eval()

@@ -34,20 +34,20 @@ _CONFIG_CLASSES = {"deit": DistilledDeiTConfig, "vit": PlainDeiTConfig, "cait": 
 _HEAD_DIM = 64  # of every DeiT
 
 
-def read_checkpoint(source: str | os.PathLike[str], *, averaged: bool = False) -> Checkpoint:
+def read_checkpoint(source: str | os.PathLike[str], *, ema: bool = False) -> Checkpoint:
     """Reads a checkpoint. Its format, architecture and resolution are found out.
 
     Args:
         source: a `.pth`, `.bin` or `.safetensors` file, or a folder.
-        averaged: of a facebookresearch file take "model_ema" instead of "model".
+        ema: of a facebookresearch file take "model_ema" instead of "model".
 
     Raises:
         InputError: there is none, it is damaged, or it is no DeiT or CaiT. The message says which.
     """
     source = os.fspath(source)
     if os.path.isfile(source):
-        return _read_file(source, averaged)
-    if averaged:
+        return _read_file(source, ema)
+    if ema:
         raise InputError(f"only a facebookresearch file has averaged weights (model_ema), {source!r} is none")
     if not os.path.isdir(source):
         raise InputError(f"there is no checkpoint {source!r}: expected a .pth or .safetensors file, or a folder")
@@ -71,8 +71,8 @@ def _read_json(path: str) -> dict[str, Any]:
     raise InputError(f"{path!r} must hold an object, got {type(content).__name__}")
 
 
-def _read_file(path: str, averaged: bool) -> Checkpoint:
-    weights, beside = load_weights(path, averaged=averaged)
+def _read_file(path: str, ema: bool) -> Checkpoint:
+    weights, beside = load_weights(path, ema=ema)
     found = _from_metadata((beside or {}).get(METADATA_KEY), weights, path)
     if found is None:
         config = _infer_config(weights, path, getattr((beside or {}).get("args"), "model", None))
@@ -84,13 +84,13 @@ def _read_file(path: str, averaged: bool) -> Checkpoint:
 
 
 def load_weights(
-    path: str | os.PathLike[str], *, averaged: bool = False
+    path: str | os.PathLike[str], *, ema: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     """Reads the tensors of a file of the authors' or of timm's.
 
     Args:
         path: a `.pth`, `.bin` or `.safetensors` file.
-        averaged: of the authors' file take "model_ema" instead of "model".
+        ema: of the authors' file take "model_ema" instead of "model".
 
     Returns:
         The tensors by timm's names, and all that an authors' file holds; None if it is timm's, with tensors alone.
@@ -99,8 +99,8 @@ def load_weights(
         InputError: the file is damaged, would run code, or holds something else.
     """
     path = os.fspath(path)
-    content, key = _load(path), "model_ema" if averaged else "model"
-    if averaged and key not in content:
+    content, key = _load(path), "model_ema" if ema else "model"
+    if ema and key not in content:
         raise InputError(f"{path!r} has no averaged weights ({key}); it has {shortlist(content)}")
     beside = content if key in content else None
     weights = content if beside is None else content[key]

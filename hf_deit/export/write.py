@@ -42,7 +42,7 @@ _TIMM_ARGUMENTS = {
 
 
 def convert_checkpoint(
-    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, to: Format, averaged: bool = False
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, to: Format, ema: bool = False
 ) -> Checkpoint:
     """Writes a checkpoint in another format. Format, architecture and resolution of the source are found out.
 
@@ -52,7 +52,7 @@ def convert_checkpoint(
         source: a file or a folder, see `hf_deit.export.read.read_checkpoint`.
         destination: a `.pth` file for "facebook", a folder for the others; must not exist yet.
         to: "hf_deit", "timm" (a folder as on the Hub), "facebook" (facebookresearch/deit), "transformers" (DeiT only).
-        averaged: of a facebookresearch file take the moving average of the weights.
+        ema: of a facebookresearch file take the moving average of the weights.
 
     Returns:
         The checkpoint that was read.
@@ -65,7 +65,7 @@ def convert_checkpoint(
         raise InputError(f"the format must be one of {', '.join(FORMATS)}, got {to!r}")
     source, destination = os.fspath(source), os.fspath(destination)
     _check_destination(destination, to)
-    checkpoint = read_checkpoint(source, averaged=averaged)
+    checkpoint = read_checkpoint(source, ema=ema)
     _check_possible(checkpoint, to)
     parent = existing = os.path.dirname(os.path.abspath(destination))
     while not os.path.lexists(existing):

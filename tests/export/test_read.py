@@ -117,13 +117,13 @@ def test_the_authors_wrapped_files_and_averages(tmp_path, name):
     averages = {key: tensor + 1 for key, tensor in wrapped.items()}
     content = {"model": wrapped, "model_ema": averages, "epoch": 299, "args": argparse.Namespace(model=name, lr=0.1)}
     path = pth(tmp_path / "both.pth", content)
-    reads = {averaged: read_checkpoint(path, averaged=averaged) for averaged in (False, True)}
+    reads = {averaged: read_checkpoint(path, ema=averaged) for averaged in (False, True)}
     for averaged, read in reads.items():
         assert read.source_format == "facebook"
         assert torch.equal(next(iter(read.weights.values())), weights["cls_token"] + averaged)
-    alone = read_checkpoint(pth(tmp_path / "alone.pth", {"model_ema": averages}), averaged=True)
+    alone = read_checkpoint(pth(tmp_path / "alone.pth", {"model_ema": averages}), ema=True)
     assert all(torch.equal(tensor, reads[True].weights[key]) for key, tensor in alone.weights.items())
-    convert_checkpoint(path, tmp_path / "out", to="hf_deit", averaged=True)
+    convert_checkpoint(path, tmp_path / "out", to="hf_deit", ema=True)
     assert torch.equal(
         read_checkpoint(tmp_path / "out").weights["classifier.bias" if name == CAIT else "cls_classifier.bias"],
         weights["head.bias"] + 1,
@@ -661,11 +661,11 @@ BAD_ARGUMENTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "a .pt for transformers": ("ours", "out.pt", {"to": "transformers"}, "written to a folder"),
     "a .safetensors for hf_deit": ("ours", "out.safetensors", {"to": "hf_deit"}, "written to a folder"),
     "a .bin for hf_deit": ("ours", "out.bin", {"to": "hf_deit"}, "written to a folder"),
-    "the average of a folder": ("ours", "out", {"to": "timm", "averaged": True}, "only a facebookresearch file"),
+    "the average of a folder": ("ours", "out", {"to": "timm", "ema": True}, "only a facebookresearch file"),
     "the average of a file without": (
         "model.pth",
         "out",
-        {"to": "timm", "averaged": True},
+        {"to": "timm", "ema": True},
         r"model_ema\); it has model, args",
     ),
     "CaiT for transformers": ("cait", "out", {"to": "transformers"}, "transformers has no CaiT"),

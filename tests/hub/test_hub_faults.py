@@ -153,7 +153,7 @@ def test_what_fails_for_good_is_given_up(hub, client, trained, name, status):
         assert "no answer within 3 s" in message
     elif (name, status) != ("rights", 404):
         assert str(status) in message
-    assert re.search(r"settings/tokens|--repo_id|try again|publish\.py", message)
+    assert re.search(r"settings/tokens|--hub_model_id|try again", message)
     assert fault.hits >= (2 if status == 503 and name != "lfs upload" else 1)
     assert not pushes(hub)
     assert is_whole(trained)

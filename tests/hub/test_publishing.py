@@ -230,7 +230,7 @@ from hf_deit.training.trainer import DistillationTrainer
 push = DistillationTrainer._push_from_checkpoint
 def push_and_die(self, folder):
     push(self, folder)
-    self.publisher.wait()
+    self.pushes.wait()
     os._exit(1)
 DistillationTrainer._push_from_checkpoint = push_and_die
 """
