@@ -320,7 +320,7 @@ def test_a_server_that_goes_down_in_mid_run_stops_nothing(hub, client, teacher, 
     )
     assert outcome.status == 3, outcome.output
     assert "Publish it later with" in message_of(outcome)
-    assert f"--repo_id {REPO}" in message_of(outcome)
+    assert f"--hub_model_id {REPO}" in message_of(outcome)
     assert "top-1 on 360 held-out images" in outcome.output  # the result is told all the same
     assert is_whole(tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint-6" / "optimizer.pt").is_file()
