@@ -298,6 +298,7 @@ def _infer_config(
         "num_channels": num_channels,
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
         "num_labels": num_labels,
+        **_label_names(num_labels),
     }
     if is_cait:
         config_class = CaiTConfig
@@ -312,13 +313,18 @@ def _infer_config(
         if fields["num_attention_heads"] is None:
             reason = f"its width of {hidden_size} is no multiple of a DeiT's {_HEAD_DIM}"
             raise InputError(f"{where!r} does not say how many attention heads it has, and {reason}")
-    if num_labels == 1000:  # in the order of ILSVRC-2012, as all of their classifiers have them
-        fields["id2label"] = dict(enumerate(map(ImageNetInfo().index_to_description, range(1000))))
-        fields["label2id"] = label2id_of(fields["id2label"])
     try:
         return config_class(**fields)
     except Exception as error:
         raise InputError(f"{where!r} has weights of an impossible model: {one_line(error)}") from error
+
+
+def _label_names(num_labels: int) -> dict[str, dict]:
+    """A thousand labels are ILSVRC-2012's, in its order, in all classifiers of timm and the authors."""
+    if num_labels != 1000:
+        return {}
+    id2label = dict(enumerate(map(ImageNetInfo().index_to_description, range(1000))))
+    return {"id2label": id2label, "label2id": label2id_of(id2label)}
 
 
 def _num_heads(name: Any, model_args: Any, hidden_size: int) -> int | None:

@@ -12,7 +12,10 @@ Weights are random; nothing is downloaded.
 import argparse
 import json
 import os
+import re
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -456,7 +459,7 @@ def test_differing_checkpoints_have_no_difference(tmp_path, written):
     folder, _ = written("distilled", torch.float32)
     for name, fields in (("labels", {"id2label": {0: "a"}}), ("size", {"image_size": 48})):
         saved(tmp_path / name, our_model("distilled", **fields), processor())
-        with pytest.raises(InputError, match="differ in the size of images or the number of labels"):
+        with pytest.raises(InputError, match=f"/{name}' differ in the size of images or the number of labels"):
             largest_difference(path_of(folder, "timm"), tmp_path / name)
 
 
@@ -472,6 +475,20 @@ def test_the_script_takes_the_average(tmp_path, capsys):
         assert convert.main(command) == 0
         assert_same_bits(stored(path, "transformers", "plain"), by_timms_names(expected.state_dict()))
         assert float(capsys.readouterr().out.split()[-1]) < 1e-5
+
+
+def test_the_manual_works(tmp_path, monkeypatch, capsys):
+    manual = (Path(conversion.__file__).parent / "README.md").read_text()
+    (command,), (code,) = (re.findall(rf"```{kind}\n(.*?)```", manual, flags=re.DOTALL) for kind in ("bash", "python"))
+    monkeypatch.chdir(tmp_path)
+    pth(Path("deit_base_distilled_patch16_384.pth"), {"model": weights_of()})
+    exec(compile(code, "README.md", "exec"), {})
+    assert read_checkpoint("outputs/deit_base_384").config.num_labels == 3
+    shutil.rmtree("outputs")
+    interpreter, script, *arguments = shlex.split(command)
+    assert (interpreter, script) == ("python", "scripts/convert_checkpoint.py")
+    assert load_script("convert_checkpoint").main(arguments) == 0
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-5
 
 
 def test_the_script_says_on_one_line_what_is_wrong(tmp_path):
