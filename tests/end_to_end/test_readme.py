@@ -96,7 +96,11 @@ def test_three_commands_from_a_folder_to_a_student(here, capsys):
 
 
 def test_a_teacher_that_is_paid_once(here, capsys):
-    (block,) = (block for block in blocks("bash", ROOMS / "labels" / "README.md") if "_labels out" in block)
+    (block,) = (
+        block
+        for block in blocks("bash", ROOMS / "labels" / "README.md")
+        if "--teacher_labels out" in block and "hf-deit publish" in block
+    )
     first, second, publish = (shlex.split(line) for line in block.replace("\\\n", " ").strip().splitlines())
     make_images(train=12, val=4)
     os.makedirs("outputs")

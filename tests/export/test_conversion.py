@@ -485,9 +485,9 @@ def test_the_manual_works(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     assert read_checkpoint("outputs/deit_base_384").config.num_labels == 3
     shutil.rmtree("outputs")
-    interpreter, script, *arguments = shlex.split(command)
-    assert (interpreter, script) == ("python", "scripts/convert_checkpoint.py")
-    assert load_script("convert_checkpoint").main(arguments) == 0
+    program, name, *arguments = shlex.split(command)
+    assert (program, name) == ("hf-deit", "convert")
+    assert convert.main(arguments) == 0
     assert float(capsys.readouterr().out.split()[-1]) < 1e-5
 
 
