@@ -12,19 +12,20 @@ _ALIASES = {"crane2": "crane"}
 def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: str = "the teacher") -> list[int]:
     """Finds the teacher's index of each of the student's labels.
 
-    Names are compared without regard to case and underscores. In another order they must be equal and unique. In the
-    same order one common synonym is enough ("tench" and "tench, Tinca tinca") that is no other label's; of every
-    hundred labels one may share its synonym with another (ImageNet has two maillots), as the rest settle the order.
+    Names are compared without regard to case and underscores. Where all are equal and unique, their order may differ.
+    Where the order is the same, a pair of names need only share one synonym ("tench" and "tench, Tinca tinca") that no
+    other label has. One label in a hundred may share its synonym with another (ImageNet has two maillots): the other
+    labels show the order.
 
     Args:
         teacher, student: labels by index, 0 to K - 1.
-        owner: whose labels the first are, for the message.
+        owner: the subject of the error message, whose labels are `teacher`.
 
     Returns:
         K indices: the teacher's `logits[:, indices]` are in the student's order.
 
     Raises:
-        InputError: another number of labels, other labels, or an order that is not known.
+        InputError: the numbers of labels differ, or the labels do.
     """
     count = len(student)
     if sorted(teacher) != list(range(count)) or sorted(student) != list(range(count)):

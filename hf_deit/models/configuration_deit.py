@@ -46,8 +46,7 @@ class DeiTConfigBase(PreTrainedConfig):
         layer_norm_eps: epsilon of every LayerNorm. (transformers' default is 1e-12, with which training explodes.)
         image_size: input size in pixels, or (height, width); a multiple of `patch_size`. Other sizes are accepted by
             the model, with interpolated position embeddings.
-        patch_size: patch size in pixels, or (height, width).
-        num_channels: input channels.
+        patch_size: in pixels, or (height, width).
         qkv_bias: whether the query, key and value projections have a bias.
 
     Raises:

@@ -13,8 +13,8 @@ from transformers.utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import did_you_mean
 
-# Of Pillow's modes the others, of 16 or 32 bits, become white where they pass 255. "F" holds what arithmetic on images
-# of 8 bits gives.
+# Pillow's other modes have 16 or 32 bits per channel, and it converts what passes 255 to white. "F" has 32, but holds what
+# arithmetic on images of 8 bits gives.
 EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "F"}
 # What stands in preprocessor_config.json beside the settings.
 _WRITTEN_BY_TRANSFORMERS = ("image_processor_type", "processor_class", "feature_extractor_type")
@@ -32,11 +32,10 @@ class DistilledDeiTImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class _DeiTPreprocessing:
-    """The settings of both backends: shorter side to int(crop size / crop ratio), bicubic, centre crop, ImageNet
-    statistics (the authors' `build_transform`; timm's evaluation transform).
+    """What both backends do: the authors' `build_transform` for evaluation, which is timm's evaluation transform.
 
-    `crop_size` is the model's input size. Without an explicit `size` the resized size follows from it and
-    `crop_ratio`.
+    The shorter side is resized to int(crop size / crop ratio), bicubic; the centre is cropped; ImageNet's statistics
+    normalise. `crop_size` is the model's input size. A `size` that is given overrides `crop_ratio`.
     """
 
     valid_kwargs = DistilledDeiTImageProcessorKwargs
@@ -105,11 +104,11 @@ class _DeiTPreprocessing:
         return kwargs
 
     def at_crop_size(self, crop_size: int | tuple[int, int], crop_ratio: float | None = None) -> Any:
-        """A processor for inputs of another size, with the same crop ratio (unless another is given) and statistics.
+        """A processor for inputs of another size, with the same statistics.
 
         Args:
             crop_size: in pixels, or (height, width).
-            crop_ratio: see `DistilledDeiTImageProcessorKwargs`.
+            crop_ratio: see `DistilledDeiTImageProcessorKwargs`; by default this processor's.
         """
         height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")

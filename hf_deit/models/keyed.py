@@ -1,6 +1,6 @@
 """Random numbers that are a pure function of a key, the same on every device and in every version.
 
-This file is copied beside published CaiT models: it needs nothing of the package.
+This file is published beside CaiT's weights. It may import no other part of the package.
 """
 
 import math
@@ -36,7 +36,12 @@ def fold_array(*values: int, last: np.ndarray) -> np.ndarray:
 
 
 def view_seed(seed: int, epoch: int, slot: int) -> int:
-    """The seed of one view, as a signed 64-bit integer (so that it fits a `torch.int64`)."""
+    """The seed of one view, as a signed 64-bit integer (so that it fits a `torch.int64`).
+
+    Args:
+        seed: of the run.
+        slot: the view's position in the global order of its epoch.
+    """
     folded = fold(seed, epoch, slot)
     return folded - (1 << 64) if folded >> 63 else folded
 
@@ -50,7 +55,7 @@ def keyed_uniform(seeds: torch.Tensor, stream: int) -> torch.Tensor:
 
     Args:
         seeds: (B,) int64, from `view_seed`.
-        stream: which of the view's independent numbers is wanted.
+        stream: which one; a view has an independent number for every stream.
 
     Returns:
         (B,) float32 in [0, 1).

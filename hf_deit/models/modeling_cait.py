@@ -1,7 +1,9 @@
 """CaiT for training and inference (Touvron et al. 2021, "Going deeper with image transformers").
 
 transformers has no CaiT, so a model is published with this file, and loads with `trust_remote_code=True` without this
-package. Shape legend: B images, C channels, H × W pixels, N patches, S special tokens, h heads, D hidden_size,
+package.
+
+Shape legend: B images, C channels, H × W pixels, N patches, S special tokens, h heads, D hidden_size,
 K labels.
 """
 
@@ -184,10 +186,15 @@ class CaiTModel(CaiTPreTrainedModelBase):
 
         Args:
             pixel_values: (B, C, H, W), normalised; H and W multiples of the patch size.
-            view_seeds: (B,) int64; keys the draws of stochastic depth, see `DistilledDeiTModel`.
+            view_seeds: (B,) int64, which decide what stochastic depth drops; see `DistilledDeiTModel.forward`.
+            output_hidden_states, return_dict: as in transformers.
+            output_attentions: refused, as the talking heads are computed for some queries at a time.
 
         Returns:
-            `last_hidden_state` (B, S + N, D) after the final norm, special tokens first.
+            `last_hidden_state` (B, S + N, D) after the final norm: class token, distillation token if any, patches.
+
+        Raises:
+            ValueError: the pixels have the wrong shape, or attentions are asked for.
         """
         self._recorded(output_hidden_states, output_attentions)
         special, patches = self.embeddings(pixel_values)

@@ -1,7 +1,7 @@
 """What DeiT and CaiT share: embeddings, parts of the layers, heads, loss, initialisation, loading and resizing.
 
 This file is published beside CaiT's weights, with the modules that it imports from this folder. It may import no other
-part of the package.
+part of the package. "The paper" is DeiT's (Touvron et al. 2021, "Training data-efficient image transformers").
 
 Shape legend: B images, C channels, H × W pixels, N patches, S special tokens, T = S + N, D hidden_size, K labels.
 """
@@ -50,7 +50,7 @@ class DistilledImageClassifierOutput(ModelOutput):
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch per sample (Huang et al. 2016), scaling the kept ones by 1 / (1 - rate).
+    """Drops a residual branch for some of the samples (Huang et al. 2016), and scales the others by 1 / (1 - rate).
 
     Args:
         rate: probability of dropping, in [0, 1).
@@ -276,7 +276,11 @@ class ImageClassifierBase(PreTrainedModel):
             init.uniform_(module.bias, -bound, bound)
 
     def _recorded(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
-        """What the backbone shall record: what is asked for, or else what the configuration says."""
+        """What the base model shall record: what is asked for, or else what the configuration says.
+
+        Raises:
+            ValueError: it shall record attentions, which the attention implementation does not give.
+        """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -343,7 +347,7 @@ class ImageClassifierBase(PreTrainedModel):
 
     @torch.no_grad()
     def resize_image_size(self, image_size: int | tuple[int, int]) -> None:
-        """Makes this a model for inputs of another size: positions are interpolated, in float32 (paper, section 3).
+        """Interpolates the positions for inputs of another size, in float32 (paper, section 3).
 
         Its image processor follows with `processor.at_crop_size(image_size)`.
 
@@ -351,7 +355,7 @@ class ImageClassifierBase(PreTrainedModel):
             image_size: in pixels, or (height, width); multiples of the patch size.
 
         Raises:
-            ValueError: no such multiple.
+            ValueError: the size is none that a model can have; this one is then as it was.
         """
         old_size = self.config.image_size
         try:
@@ -370,11 +374,11 @@ class ImageClassifierBase(PreTrainedModel):
         """Gives the model new heads, initialised as in training from nothing.
 
         Args:
-            num_labels: of the new heads; by default as many as there are names, or else as there were.
+            num_labels: by default as many as `id2label` names, or else as before.
             id2label: names of the labels by index.
 
         Raises:
-            ValueError: another number of names than of labels, or a name twice.
+            ValueError: `id2label` does not name each label once, or two labels alike.
         """
         if num_labels is None:
             num_labels = len(id2label) if id2label else self.config.num_labels
@@ -421,8 +425,8 @@ class ImageClassificationMixin:
             labels: (B,) class indices in [0, K), -100 to ignore a sample. They give a loss: the cross-entropy, of two
                 heads the mean of theirs, so that both learn when there is no teacher.
             view_seeds: (B,) int64, which decide what stochastic depth drops; see `DistilledDeiTModel.forward`.
-            output_hidden_states, output_attentions, return_dict: as in transformers. CaiT never has a whole attention
-                matrix, so it can output none.
+            output_hidden_states, output_attentions, return_dict: as in transformers. CaiT refuses to output
+                attentions, which it computes for some queries at a time.
 
         Returns:
             With one head `logits` (B, K), with two a `DistilledImageClassifierOutput`.

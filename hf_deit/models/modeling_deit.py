@@ -1,7 +1,8 @@
-"""DeiT for training: parameter names and logits of transformers' DeiT and ViT, initialisation and depth of the paper.
+"""DeiT for training (Touvron et al. 2021, "Training data-efficient image transformers", here "the paper").
 
-transformers' own classes are not subclassed: their initialisation (zero tokens), LayerNorm epsilon (1e-12) and forward
-(labels swallowed, no stochastic depth) are for inference.
+Parameter names and logits are those of transformers' DeiT and ViT, initialisation and stochastic depth the paper's.
+transformers' own classes are not subclassed: they are for inference. Their special tokens start as zeros, the epsilon
+of their LayerNorms is 1e-12, they have no stochastic depth, and the one with two heads ignores labels.
 
 Shape legend: B images, C channels, H × W pixels, N patches, T = N + special tokens, D hidden_size, K labels.
 """
@@ -126,6 +127,9 @@ class DeiTPreTrainedModelBase(ImageClassifierBase):
         """Saves in the Hub's key layout, which every version of transformers with DeiT opens.
 
         transformers' default depends on how the model was loaded.
+
+        Raises:
+            ValueError: another layout is asked for.
         """
         if kwargs.setdefault("save_original_format", True) is not True:
             raise ValueError("hf_deit publishes the Hub's key layout only: leave save_original_format at True")
@@ -157,11 +161,15 @@ class _DeiTBackbone(DeiTPreTrainedModelBase):
 
         Args:
             pixel_values: (B, C, H, W), normalised; H and W multiples of the patch size.
-            view_seeds: (B,) int64; keys the draws of stochastic depth, so that they depend on the view and not on the
-                batch it is in. Without them torch's generator is drawn from.
+            view_seeds: (B,) int64, from `keyed.view_seed`. They decide what stochastic depth drops, which then depends
+                on the view and not on the batch that it is in. Without them torch's generator decides.
+            output_hidden_states, output_attentions, return_dict: as in transformers.
 
         Returns:
-            `last_hidden_state` (B, T, D) after the final norm, special tokens first (class, distillation, patches).
+            `last_hidden_state` (B, T, D) after the final norm: class token, distillation token if any, patches.
+
+        Raises:
+            ValueError: the pixels have the wrong shape, or attentions are asked for that there are not.
         """
         self._recorded(output_hidden_states, output_attentions)
         hidden_states = self.embeddings(pixel_values)
@@ -188,8 +196,8 @@ class PlainDeiTModel(_DeiTBackbone):
     distilled = False
 
 
-# Checkpoints on the Hub are in an older key layout, which transformers converts by the name of the base model's class.
-# Taking its own list keeps what we open and save equal to what it does. (The list is bijective: saving reverts it.)
+# Checkpoints on the Hub have older names of the weights, which transformers converts when it loads and when it saves.
+# It finds the list of names by the class of the base model. Ours take its own list, to open and save as it does.
 for _ours, _theirs in (("DistilledDeiTModel", "DeiTModel"), ("PlainDeiTModel", "ViTModel")):
     register_checkpoint_conversion_mapping(_ours, get_checkpoint_conversion_mapping(_theirs), overwrite=True)
 

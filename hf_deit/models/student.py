@@ -47,8 +47,8 @@ def load_student(
         revision: branch, tag or commit of a Hub id.
         image_size: input size in pixels; of a checkpoint by default its own. A DeiT's position embeddings are
             interpolated (bicubic; paper, section 3), and the image processor follows.
-        crop_ratio: of the evaluation; by default a checkpoint's own, and the authors' for a model made anew (1.0 for
-            CaiT, else 0.875).
+        crop_ratio: of the image processor, see `DistilledDeiTImageProcessor`; by default a checkpoint's own, and the
+            authors' for a model made anew (1.0 for CaiT, else 0.875).
         replace_head: start a checkpoint with new heads, for other labels than its own.
         freeze: "all_but_heads" trains the heads alone, "all_but_attention" the attention layers, the position
             embeddings and the heads (Touvron et al. 2022, "Three things everyone should know about vision
@@ -59,7 +59,8 @@ def load_student(
         The model, in training mode, and its processor. A checkpoint keeps its own statistics and crop ratio.
 
     Raises:
-        InputError: no such model; impossible fields; a checkpoint with other labels.
+        InputError: no such model; no such field, or impossible ones; a checkpoint without all weights, or with other
+            labels; a size or a processor that the student cannot have.
     """
     name_or_path = os.fspath(name_or_path)
     fields = {"id2label": dict(id2label), **(overrides or {})}

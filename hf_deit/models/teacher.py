@@ -32,13 +32,13 @@ logger = logging.get_logger(__name__)
 
 
 class Teacher(nn.Module):
-    """A frozen classifier that answers in the student's terms. Made by `load_teacher`.
+    """A frozen classifier that takes the student's pixels and gives logits in its label order. Made by `load_teacher`.
 
-    It stays in evaluation mode whatever is asked of it, and has no trainable parameter.
+    It stays in evaluation mode even if `train()` is called, and has no trainable parameter.
 
     Attributes:
         description: what was known of it before its weights were loaded.
-        name_or_path: where it was loaded from.
+        name_or_path: a Hub id or a folder.
         revision: the commit it was resolved to, or None for a folder.
         input_size: (height, width) that its input is resized to, or None if it takes the student's size as it is.
         id2label: its labels, in the student's order.
@@ -129,7 +129,7 @@ class TeacherDescription:
         return Teacher(model, self, input_size).to(device or "cpu")
 
     def identity(self) -> dict[str, Any]:
-        """What its answers depend on, as JSON can hold it; no name of a folder but the last one.
+        """What its answers depend on, as an object of JSON. Of a folder's path it holds the last name alone.
 
         Raises:
             InputError: it is neither on the Hub nor a folder with weights.
@@ -190,7 +190,10 @@ def describe_teacher(
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> TeacherDescription:
-    """Does all that `load_teacher` does but for loading the weights; its arguments and errors."""
+    """Reads and checks what is known of a teacher without its weights, which its `load` loads.
+
+    Arguments and errors are those of `load_teacher`.
+    """
     name_or_path, dtype = os.fspath(name_or_path), _as_dtype(dtype)
     if not os.path.exists(name_or_path) and (name_or_path[:1] in ("/", ".", "~") or name_or_path.count("/") > 1):
         raise InputError(f"there is no folder {name_or_path!r} to load the teacher from, and it is no name on the Hub")
@@ -276,7 +279,7 @@ def _relative_normalization(
     to [-1, 1], some not at all, some swap the channels.
 
     Returns:
-        channel_order, scale (3,), shift (3,) and the (height, width) that the teacher's processor makes.
+        channel_order, scale (3,), shift (3,) and the (height, width) of what the teacher's processor makes.
     """
     teacher_gain, teacher_black, size = measure_processor(name_or_path, teacher_processor)
     student_gain, student_black, _ = measure_processor("the student", student_processor)

@@ -1,4 +1,4 @@
-"""The model zoo of DeiT and CaiT by timm's names."""
+"""The model zoo: configurations of DeiT and CaiT by timm's names, and new models of them."""
 
 from dataclasses import fields
 from functools import partial
@@ -95,7 +95,11 @@ def list_models() -> list[str]:
 
 
 def create_config(name: str) -> DeiTConfigBase:
-    """The configuration of a model of the zoo; see `create_model`."""
+    """The configuration of a model of the zoo, see `list_models`.
+
+    Raises:
+        InputError: unknown name; the message names the nearest that exist.
+    """
     if name not in _CONFIGS:
         hint = did_you_mean(name, _CONFIGS) or f", which has: {', '.join(_CONFIGS)}"
         raise InputError(f"no model {name!r} in the zoo{hint}")
@@ -103,7 +107,7 @@ def create_config(name: str) -> DeiTConfigBase:
 
 
 def model_class_of(config: DeiTConfigBase) -> type[PreTrainedModel]:
-    """The classifier that a configuration is of."""
+    """The class of the classifiers that have a configuration of this type."""
     return _MODELS[type(config)]
 
 
