@@ -13,8 +13,8 @@ from transformers.utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import did_you_mean
 
-# Pillow's other modes have 16 or 32 bits per channel, and it converts what passes 255 to white. "F" has 32, but holds what
-# arithmetic on images of 8 bits gives.
+# Pillow's other modes have 16 or 32 bits per channel, and it converts what passes 255 to white. "F" has 32, but holds
+# what arithmetic on images of 8 bits gives.
 EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "F"}
 # What stands in preprocessor_config.json beside the settings.
 _WRITTEN_BY_TRANSFORMERS = ("image_processor_type", "processor_class", "feature_extractor_type")

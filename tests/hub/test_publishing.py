@@ -180,14 +180,13 @@ def test_the_card_says_what_the_run_knows(hub, pushed):
 # Round trips
 
 
-def test_the_cards_snippet_runs_without_hf_deit(hub, pushed, tmp_path):
-    text = hub.files(STUDENT)["README.md"].decode()
-    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    Image.new("RGB", (20, 20), "white").save(tmp_path / "image.png")
-    assert "score" in sealed(hub, tmp_path / "home", snippet, folder=tmp_path)
+def snippet_of(hub: HubServer, repo_id: str, folder: Path) -> str:
+    """The code of a card, and the image that it wants."""
+    Image.new("RGB", (20, 20), "white").save(folder / "image.png")
+    return re.search(r"```python\n(.*?)```", hub.files(repo_id)["README.md"].decode(), re.DOTALL)[1]
 
 
-def test_a_fresh_process_gets_the_same_logits_by_id_and_by_revision(hub, pushed, tmp_path):
+def test_a_fresh_process_runs_the_cards_snippet_and_gets_the_same_logits_by_id_and_by_revision(hub, pushed, tmp_path):
     code = f"""
 import torch
 from transformers import AutoModelForImageClassification
@@ -197,7 +196,9 @@ for revision in (None, {hub.commits(STUDENT)[0].sha!r}):
     with torch.no_grad():
         print(type(model).__name__, model(pixels).logits[0].tolist())
 """
-    lines = sealed(hub, tmp_path / "home", code).splitlines()
+    code = snippet_of(hub, STUDENT, tmp_path) + code
+    scores, *lines = sealed(hub, tmp_path / "home", code, folder=tmp_path).splitlines()
+    assert "score" in scores
     pixels = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
     model = tiny.student()
     model.load_state_dict(type(model).from_pretrained(pushed).state_dict())
@@ -301,28 +302,14 @@ def test_offline_what_is_cached_works_and_what_is_not_is_named(client, pushed, t
 
 
 def test_cait_is_published_with_its_code(hub, client, tmp_path):
-    overrides = {
-        "image_size": 16,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    outcome = train(
-        client,
-        tmp_path / "run",
-        "--student",
-        "cait_xxs24_224",
-        "--student_overrides",
-        json.dumps(overrides),
-        *push("ada/cait"),
-    )
+    overrides = json.dumps({name: value for name, value in tiny.SIZES.items() if name != "intermediate_size"})
+    student = ("--student", "cait_xxs24_224", "--student_overrides", overrides)
+    outcome = train(client, tmp_path / "run", *student, *push("ada/cait"))
     assert outcome.status == 0, outcome.output
     files = hub.files("ada/cait")
     assert any(name.endswith(".py") for name in files)
-    snippet = re.search(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)[1]
+    snippet = snippet_of(hub, "ada/cait", tmp_path)
     assert "trust_remote_code=True" in snippet
-    Image.new("RGB", (20, 20), "white").save(tmp_path / "image.png")
     assert "score" in sealed(hub, tmp_path / "home", snippet, folder=tmp_path)
 
 
