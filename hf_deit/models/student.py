@@ -62,41 +62,43 @@ def load_student(
         InputError: no such model; no such field, or impossible ones; a checkpoint without all weights, or with other
             labels; a size or a processor that the student cannot have.
     """
-    name_or_path = os.fspath(name_or_path)
-    fields = {"id2label": dict(id2label), **(overrides or {})}
+    name_or_path, overrides = os.fspath(name_or_path), overrides or {}
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be at least 1, got {image_size}")
     known = [*list_models(), *CONFIG_MAPPING]
-    if name_or_path not in known:
-        if "/" not in name_or_path and not os.path.isdir(name_or_path):
-            raise InputError(
-                f"no student {name_or_path!r}: expected a name of the zoo ({shortlist(list_models(), 4)}), a Hub id, "
-                f"a folder or a transformers model type{did_you_mean(name_or_path, known)}"
-            )
-        model, processor = _load_checkpoint(name_or_path, id2label, revision, replace_head, overrides or {})
-        height, width = processor.crop_size.height, processor.crop_size.width
-        if image_size is not None and (height, width) != (image_size, image_size):
-            model = _at_image_size(model, name_or_path, image_size)
-            height = width = image_size
-        if crop_ratio is not None or (height, width) != (processor.crop_size.height, processor.crop_size.width):
-            try:
-                processor = processor.at_crop_size((height, width), crop_ratio)
-            except ValueError as error:
-                raise InputError(f"the student {name_or_path!r} cannot be evaluated so: {error}") from error
-        if isinstance(getattr(model.config, "pretrained_cfg", None), dict):  # timm's, which is read from there
-            model.config.pretrained_cfg["crop_pct"] = processor.crop_ratio
-        return _frozen(model.train(), freeze), processor
-    if revision is not None or replace_head:
-        raise InputError(f"student_revision and replace_head are for checkpoints; {name_or_path!r} is made anew")
+    if name_or_path in known:
+        if revision is not None or replace_head:
+            raise InputError(f"student_revision and replace_head are for checkpoints; {name_or_path!r} is made anew")
+        model, processor = _made_anew(name_or_path, id2label, image_size, crop_ratio, overrides)
+    elif "/" not in name_or_path and not os.path.isdir(name_or_path):
+        raise InputError(
+            f"no student {name_or_path!r}: expected a name of the zoo ({shortlist(list_models(), 4)}), a Hub id, "
+            f"a folder or a transformers model type{did_you_mean(name_or_path, known)}"
+        )
+    else:
+        model, processor = _load_checkpoint(name_or_path, id2label, revision, replace_head, overrides)
+        model, processor = _resized(model, processor, name_or_path, image_size, crop_ratio)
+    return _frozen(model.train(), freeze), processor
+
+
+def _made_anew(
+    name: str,
+    id2label: Mapping[int, str],
+    image_size: int | None,
+    crop_ratio: float | None,
+    overrides: Mapping[str, Any],
+) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
+    """A model of the zoo or of a transformers architecture, freshly initialised, and its processor."""
+    fields = {"id2label": dict(id2label), **overrides}
     try:
-        if name_or_path in list_models():
+        if name in list_models():
             if image_size is not None:
                 fields["image_size"] = image_size
-            model = create_model(name_or_path, **fields)
+            model = create_model(name, **fields)
         else:
-            _check_fields(name_or_path, overrides or {})
+            _check_fields(name, overrides)
             fields["label2id"] = label2id_of(id2label)
-            config = AutoConfig.for_model(name_or_path, **fields)
+            config = AutoConfig.for_model(name, **fields)
             if image_size is not None and hasattr(config, "image_size"):
                 config.image_size = image_size
             model = AutoModelForImageClassification.from_config(config)
@@ -108,8 +110,31 @@ def load_student(
     except InputError:
         raise
     except (*LOADING_ERRORS, IndexError, AssertionError, ArithmeticError) as error:
-        raise InputError(f"cannot make the student {name_or_path!r} with {overrides}: {error}") from error
-    return _frozen(model.train(), freeze), processor
+        given = f" with {overrides}" if overrides else ""
+        raise InputError(f"cannot make the student {name!r}{given}: {error}") from error
+    return model, processor
+
+
+def _resized(
+    model: PreTrainedModel,
+    processor: DistilledDeiTImageProcessor,
+    name_or_path: str,
+    image_size: int | None,
+    crop_ratio: float | None,
+) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
+    """A checkpoint's model and processor for another input size and crop ratio, where they are given."""
+    height, width = processor.crop_size.height, processor.crop_size.width
+    if image_size is not None and (height, width) != (image_size, image_size):
+        model = _at_image_size(model, name_or_path, image_size)
+        height = width = image_size
+    if crop_ratio is not None or (height, width) != (processor.crop_size.height, processor.crop_size.width):
+        try:
+            processor = processor.at_crop_size((height, width), crop_ratio)
+        except ValueError as error:
+            raise InputError(f"the student {name_or_path!r} cannot be evaluated so: {error}") from error
+    if isinstance(getattr(model.config, "pretrained_cfg", None), dict):  # timm's, which is read from there
+        model.config.pretrained_cfg["crop_pct"] = processor.crop_ratio
+    return model, processor
 
 
 def _check_fields(model_type: str, overrides: Mapping[str, Any]) -> None:
