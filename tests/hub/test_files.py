@@ -11,7 +11,7 @@ from support.facts import facts
 from support.faults import full_disk, killed_while_writing
 from support.stores import VIEWS, identity
 
-from hf_deit.commands.sources import adopt_checkpoint
+from hf_deit.commands.resume import adopt_checkpoint
 from hf_deit.errors import CheckpointError
 from hf_deit.hub import zoo_cards
 from hf_deit.hub.curves import plot_curves
