@@ -86,6 +86,22 @@ def test_importing_loads_nothing_before_it_is_asked_for():
     assert done.stdout.splitlines() == ["[]", "[]"]
 
 
+@pytest.mark.parametrize("statement", ["from hf_deit import load_teacher", "import hf_deit.commands.publish"])
+def test_auto_classes_know_cait_wherever_models_are_loaded(statement):
+    script = f"{statement}; from transformers import CONFIG_MAPPING; from hf_deit import CaiTForImageClassification; "
+    script += "print('cait' in CONFIG_MAPPING, CaiTForImageClassification._auto_class)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "AutoModelForImageClassification"]
+
+
+def test_the_command_says_what_it_can_do_at_once():
+    script = "import sys; from hf_deit.commands.main import main; main(['--help']); main(['--version']); main(['x'])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}; print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False", done.stderr
+
+
 def test_public_names_are_found_and_others_are_not():
     assert {"DistillationTrainer", "load_teacher", "TeacherLabelStore"} < set(hf_deit.__all__) <= set(dir(hf_deit))
     for name in hf_deit.__all__:

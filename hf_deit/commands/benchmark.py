@@ -2,10 +2,22 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import NoReturn
 
+from ..errors import InputError
 from ..evaluation.benchmarks.imports import measure_imports
 from ..evaluation.benchmarks.label_store import measure_label_store
 from .command_line import CommandParser, run_command
+
+
+class _BenchmarkParser(argparse.ArgumentParser):
+    """Of one benchmark: shows defaults, and raises `InputError` instead of printing its usage."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -15,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _benchmark(arguments: Sequence[str]) -> int:
     parser = CommandParser("benchmark", "Measures with the arms in turn, so that a ratio holds on a busy machine.")
-    benchmarks = parser.add_subparsers(dest="benchmark", required=True, parser_class=argparse.ArgumentParser)
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, parser_class=_BenchmarkParser)
     _add_label_store(benchmarks)
     _add_imports(benchmarks)
     options = vars(parser.parse_args(arguments))

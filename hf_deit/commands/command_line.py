@@ -1,13 +1,13 @@
 """What all commands do alike: their parser, what ends them, and the exit status that says so."""
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NoReturn
-
-from accelerate import PartialState
 
 from ..errors import BadImageError, CheckpointError, InputError, PublishError, TrainingDivergedError
 
@@ -66,7 +66,7 @@ def run_command(
 
 def report_error(error: Exception) -> None:
     """Writes an error to stderr, once: where one process alone can know of it, there, else in the main one."""
-    if PartialState().is_main_process or isinstance(error, BadImageError | CheckpointError):
+    if _is_main_process() or isinstance(error, BadImageError | CheckpointError):
         sys.stderr.write(f"\nerror: {error}\n")
         sys.stderr.flush()
 
@@ -76,6 +76,19 @@ def exit_command(status: int) -> NoReturn:
 
     Threads of an open one can abort a process that leaves, after all is done and written.
     """
-    if status in (0, STATUS_OF_PUBLISHING):
-        PartialState().destroy_process_group()
+    if status in (0, STATUS_OF_PUBLISHING) and (distributed := _communication()) is not None:
+        distributed.destroy_process_group()
     sys.exit(status)
+
+
+def _is_main_process() -> bool:
+    """Whether this is the process that speaks for all, also before they are connected."""
+    distributed = _communication()
+    return (int(os.environ.get("RANK", "0")) if distributed is None else distributed.get_rank()) == 0
+
+
+def _communication() -> ModuleType | None:
+    """torch.distributed if processes are connected by it, without loading torch for those that are not."""
+    distributed = sys.modules.get("torch.distributed")
+    is_open = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return distributed if is_open else None

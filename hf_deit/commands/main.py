@@ -5,6 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ..errors import InputError
+from .command_line import STATUS_OF_INPUT, exit_command, report_error
+
 # What each command does; its module has its name. Nothing is loaded before one is chosen.
 COMMANDS = {
     "train": "distil a model from a teacher, or train one from labels alone",
@@ -47,9 +50,6 @@ def main(arguments: Sequence[str]) -> int:
         print(hf_deit.__version__)
         return 0
     if name not in COMMANDS:
-        from ..errors import InputError
-        from .command_line import STATUS_OF_INPUT, report_error
-
         report_error(InputError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}"))
         return STATUS_OF_INPUT
     return importlib.import_module(f"{__package__}.{name}").main(rest)
@@ -57,7 +57,4 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> NoReturn:
     """The entry point: runs a command and ends the process."""
-    status = main(sys.argv[1:])
-    from .command_line import exit_command  # loaded by now, unless only the usage was asked for
-
-    exit_command(status)
+    exit_command(main(sys.argv[1:]))

@@ -52,17 +52,23 @@ class PreparedRun:
         )
 
 
-def prepare(arguments: Arguments, labels: LabelSource | None = None) -> PreparedRun:
+def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evaluated: bool = False) -> PreparedRun:
     """Loads the images and makes the student of a run, and checks that they fit together and to the arguments.
 
     Args:
         arguments: with commits as revisions, if the names shall stand for them.
         labels: the label store that they name, or None.
+        is_evaluated: whether the student will be evaluated, as `eval_strategy` says.
 
     Raises:
         InputError: the input cannot be used.
     """
-    images = _load_images(arguments, labels)
+    images, evaluations = _load_images(arguments, labels), arguments.training.eval_strategy
+    if is_evaluated and images.validation is None and evaluations != "no":
+        raise InputError(
+            f"there are no labelled images to evaluate with every {evaluations.value}: give --validation_dir, or "
+            "--eval_strategy no"
+        )
     learnt = _learnt_images(images, arguments)
     student, processor = make_student(arguments.model, images, arguments.training.seed)
     check_arguments(arguments.training, student, processor)

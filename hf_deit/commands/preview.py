@@ -53,10 +53,10 @@ def _preview(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", default="preview.png", help="picture to write")
     options, rest = parser.parse_run(arguments)
     check_picture_name(options.output)
-    sheet = preview_run(rest, epoch=options.epoch, slots=options.slots)
     try:
+        sheet = preview_run(rest, epoch=options.epoch, slots=options.slots)
         sheet.save(options.output)
     except OSError as error:
-        raise InputError(f"cannot write {options.output!r}: {first_line(error)}") from error
+        raise InputError(f"cannot preview into {options.output!r}: {first_line(error)}") from error
     print(f"wrote {options.output}: {sheet.width} x {sheet.height} pixels")
     return 0

@@ -3,6 +3,8 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
+from transformers.hf_argparser import string_to_bool
+
 from ..errors import InputError
 from ..hub.publishing import publish_folder
 from ..labels.files import is_store
@@ -26,7 +28,9 @@ def _publish(arguments: Sequence[str]) -> int:
         "what a run has kept with --teacher_labels",
     )
     parser.add_argument("--hub_model_id", required=True, help="name of the repository, with or without namespace")
-    parser.add_argument("--hub_private_repo", action="store_true", default=None, help="create it as a private one")
+    parser.add_argument(
+        "--hub_private_repo", nargs="?", const=True, type=string_to_bool, help="create it as a private one"
+    )
     parser.add_argument("--hub_revision", help="branch to push to; made if it is not there")
     parser.add_argument("--hub_push_timeout", type=float, default=600.0, help="seconds after which it is given up")
     options = parser.parse_args(arguments)

@@ -54,7 +54,9 @@ class RunParser(CommandParser):
 
     def _print_help(self, *, is_whole: bool) -> NoReturn:
         if is_whole:
-            print(argument_parser().format_help(), end="")
+            self.add_argument("--recipe", metavar="…", help=_USUAL["training"]["recipe"])
+            fields = argument_parser().format_help().partition("options:")[2]
+            print(f"{self.format_help()}\nand those of the run:{fields}", end="")
             raise SystemExit(0)
         fields = {field.name: field for part in ARGUMENT_CLASSES for field in dataclasses.fields(part)}
         for title in self._usual:

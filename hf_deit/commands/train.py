@@ -116,12 +116,7 @@ def run(arguments: Arguments) -> RunResult:
     check_output_dir(args.output_dir, resuming=is_resuming, labels=args.teacher_labels)
     repository = on_main_process(lambda: repository_of(args)) if args.push_to_hub else None
     beginning = begin(arguments)
-    prepared = prepare(beginning.arguments, beginning.labels)
-    if prepared.images.validation is None and args.eval_strategy != "no":
-        raise InputError(
-            f"there are no labelled images to evaluate with every {args.eval_strategy.value}: give --validation_dir, "
-            "or --eval_strategy no"
-        )
+    prepared = prepare(beginning.arguments, beginning.labels, is_evaluated=True)
     if repository is not None:
         on_main_process(repository.create)  # before a teacher is trained
     lesson = _find_teacher(prepared, beginning.labels, start=start)

@@ -35,7 +35,8 @@ def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str])
         raise
     descriptor = os.open(folder or os.curdir, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some network file systems cannot; the file is in place all the same
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

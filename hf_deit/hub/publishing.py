@@ -3,7 +3,6 @@
 import os
 
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from ..errors import InputError, first_line, shortlist
 from ..models.pretrained import LOADING_ERRORS, absent_weights, load_image_processor
@@ -13,8 +12,6 @@ from .publisher import Publisher
 from .record import model_files, read_facts, stage
 from .repository import LATER, HubRepository, check_repository
 from .run_folder import CARD_FILE, last_whole_checkpoint
-
-logger = logging.get_logger(__name__)
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:

@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.utils import logging
 
 from ..errors import InputError, shortlist
 from .class_names import match_labels
@@ -27,8 +26,6 @@ from .pretrained import (
     resolve_revision,
     weights_digest,
 )
-
-logger = logging.get_logger(__name__)
 
 
 class Teacher(nn.Module):

@@ -81,8 +81,8 @@ _MODELS = {
     CaiTConfig: CaiTForImageClassification,
 }
 
-# transformers' Auto classes open CaiT where this package is imported; elsewhere they need the code, which is saved
-# beside the weights.
+# transformers' Auto classes open CaiT where anything of this room is imported; elsewhere they need the code, which is
+# saved beside the weights.
 AutoConfig.register(CaiTConfig.model_type, CaiTConfig, exist_ok=True)
 AutoModelForImageClassification.register(CaiTConfig, CaiTForImageClassification, exist_ok=True)
 CaiTConfig.register_for_auto_class()

@@ -29,7 +29,7 @@ class Arguments(NamedTuple):
     training: DistillationTrainingArguments
 
     def with_training(self, **fields: Any) -> "Arguments":
-        """The same with other fields of the training; those that are given away before stay as they are."""
+        """The same with other values in fields of the training; these arguments themselves stay as they are."""
         training = copy.copy(self.training)  # dataclasses.replace would set up the devices again
         for name, value in fields.items():
             setattr(training, name, value)

@@ -10,18 +10,15 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerState
-from transformers.utils import logging
 
 from ..errors import CheckpointError, InputError, PublishError, first_line, shortlist
 from ..hub.run_folder import STATE_FILE, is_whole, last_whole_checkpoint, list_checkpoints
 from ..models.pretrained import LOADING_ERRORS
 
-logger = logging.get_logger(__name__)
-
 
 def resume_wish(resume_from_checkpoint: str | bool | None) -> str | Literal[True] | None:
     """What `resume_from_checkpoint` asks for, also in the command line's words: a folder, the last one, or nothing."""
-    words = {"true": True, "false": None, "none": None}
+    words = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off", "none"))}
     return words.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
 
 

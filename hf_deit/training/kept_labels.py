@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from ..data.view_dataset import collate
 from ..errors import InputError
 from ..hub.facts import LOCAL_TEACHER, RunSources, Source
+from ..hub.revisions import declared_datasets
 from ..labels.epoch import EpochLabels
 from ..labels.files import ABSENT, TRUE_LABEL, wants_crc
 from ..labels.top_k import rebuilt_logits, top_logits
@@ -116,7 +117,8 @@ class KeptLabels:
             teacher = self.store.identity.teacher
             is_local = str(teacher["revision"]).startswith("sha256:")
             named = LOCAL_TEACHER if is_local else Source(teacher["name"], teacher["revision"], on_hub=True)
-            sources = replace(sources, teacher=named)
+            stated = None if is_local else on_main_process(lambda: declared_datasets(named.name, named.commit))
+            sources = replace(sources, teacher=named, teacher_datasets=stated)
         if (on_hub := self.store.source) is not None:
             sources = replace(sources, teacher_labels=Source(*on_hub, on_hub=True, is_dataset=True))
         return sources

@@ -56,7 +56,7 @@ class LabelSource:
         args: with `teacher_labels`.
 
     Attributes:
-        revision: branch, tag or commit of a store on the Hub; to be set before anything is read of it.
+        revision: branch, tag or commit of a store on the Hub.
     """
 
     def __init__(self, args: DistillationTrainingArguments) -> None:
@@ -105,6 +105,10 @@ class LabelSource:
             InputError: there is none, or it is broken.
         """
         return TeacherLabelStore.open(self.name, readonly=True, revision=self.revision, token=self.args.hub_token)
+
+    def forget(self) -> None:
+        """Lets `reader` be opened anew."""
+        self.__dict__.pop("reader", None)
 
     def of_run(
         self,
@@ -219,7 +223,7 @@ class RunLabels:
         }
 
     def suffice(self, *, has_trained_teacher: bool) -> bool:
-        """Whether the store has labels for all that the run trains on, so that it needs no teacher; none is named.
+        """Whether the store has labels for all that the run trains on, so that a run that names no teacher needs none.
 
         If it needs one, which must be trained first, all else that can be wrong with the store is found out now.
 
@@ -276,6 +280,8 @@ class RunLabels:
         """See `open`; the identity is known."""
         needed = self.needed if needed is None else needed
         name, opened = self.source.name, []
+        if self.source.is_folder:  # others may have written to it meanwhile
+            self.source.forget()
 
         def decide() -> bool:
             """In the main process: whether it is only read."""

@@ -43,7 +43,7 @@ def training_views(
     """What the training step sees of some slots: cropped, augmented, normalised, erased, mixed.
 
     Args:
-        views: from `hf_deit.loading.as_views`, or a Trainer's `train_dataset`.
+        views: from `hf_deit.training.datasets.as_views`, or a Trainer's `train_dataset`.
         args: of the run.
         processor: of the student.
         num_labels: of the student.

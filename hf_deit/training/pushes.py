@@ -43,11 +43,19 @@ class RunPushes:
         """Of pushes: a line each, with the cause."""
         return list(self._publisher.failures)
 
-    @property
-    def are_due(self) -> bool:
-        """Whether a checkpoint that is saved now is pushed."""
-        is_free = self._args.hub_always_push or not self._publisher.is_busy
-        return self._args.hub_strategy != HubStrategy.END and is_free
+    def is_due(self, weights: str) -> bool:
+        """Whether a checkpoint that is saved now is pushed.
+
+        Args:
+            weights: folder of its weights to publish.
+        """
+        is_busy = self._publisher.is_busy and not self._args.hub_always_push
+        if self._args.hub_strategy == HubStrategy.END or is_busy:
+            return False
+        is_whole = any(name.endswith(".safetensors") for name in model_files(weights))
+        if not is_whole:
+            logger.warning("%s holds no whole weights to publish: they are pushed at the end", weights)
+        return is_whole
 
     def push_checkpoint(self, checkpoint: str, weights: str, *, record: Callable[[str], None], when: str) -> None:
         """Begins to push the model of a checkpoint and, if the strategy says so, the checkpoint.
@@ -68,10 +76,7 @@ class RunPushes:
                 name = "last-checkpoint" if last else os.path.basename(checkpoint)
                 stage_checkpoint(checkpoint, os.path.join(tree, name))
 
-        if any(name.endswith(".safetensors") for name in model_files(weights)):
-            self._publisher.push(fill, f"Training in progress, {when}")
-        else:
-            logger.warning("%s holds no whole weights to publish: they are pushed at the end", checkpoint)
+        self._publisher.push(fill, f"Training in progress, {when}")
 
     def push_result(self, message: str, *, record: Callable[[], None]) -> None:
         """Pushes the model in the output folder, and waits until it is there.

@@ -13,7 +13,7 @@ _DESCRIPTION = "Fraction of the samples whose label is the first (top1), or amon
 _INPUTS = """
 Args:
     predictions: per sample the k most probable labels, most probable first.
-    references: per sample the true label; samples with -100 are left out.
+    references: per sample the true label; samples with a negative one, as -100, are left out.
 Returns:
     top1, and top5 if there are at least five predictions per sample, in [0, 1].
 """
@@ -38,5 +38,7 @@ class TopKAccuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        if not len(references):
+            raise ValueError("there is no labelled sample to measure the accuracy on")
         ranked, labels = (torch.from_numpy(np.asarray(values)) for values in (predictions, references))
         return count_hits(ranked, labels).accuracies()

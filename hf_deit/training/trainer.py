@@ -37,7 +37,7 @@ from .metrics import count_hits, head_accuracies, rank_labels
 from .objective import DistillationObjective, evaluation_loss
 from .optimization import deit_schedule, without_tokens_and_positions
 from .processes import on_every_process
-from .pushes import RunPushes, check_future_card, repository_of
+from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
 from .step_record import StepRecord
 
@@ -69,7 +69,7 @@ class DistillationTrainer(Trainer):
 
     Attributes:
         teacher: that is loaded, or None.
-        objective: what the student learns.
+        distillation_objective: what the student learns.
         run_folder: the output folder, with its checkpoints.
         record: what the card of the model says of the run.
         step_record: means and speed of the training steps.
@@ -125,7 +125,7 @@ class DistillationTrainer(Trainer):
             **kwargs,
         )
         has_labels = views.has_labels if isinstance(views, KeyedViews) else True
-        self.objective = DistillationObjective.of(args, has_labels=has_labels)
+        self.distillation_objective = DistillationObjective.of(args, has_labels=has_labels)
         self.step_record = StepRecord(self.accelerator)
         self._takes_view_seeds = "view_seeds" in inspect.signature(model.forward).parameters
         self.weight_average = self._make_average()
@@ -216,12 +216,13 @@ class DistillationTrainer(Trainer):
 
     def prepare_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What student and teacher see of a loader's batch: on the device, normalised, erased and mixed."""
-        batch = super()._prepare_inputs(batch)
-        if batch["pixel_values"].dtype == torch.uint8:
-            batch = augment_batch(batch, self.processing_class.image_mean, self.processing_class.image_std)
-        return batch
+        return self._prepare_inputs(batch)
 
-    _prepare_inputs = prepare_batch
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if inputs["pixel_values"].dtype == torch.uint8:
+            inputs = augment_batch(inputs, self.processing_class.image_mean, self.processing_class.image_std)
+        return inputs
 
     # Loss
 
@@ -246,7 +247,7 @@ class DistillationTrainer(Trainer):
             return (loss, heads) if return_outputs else loss
         seeds = {"view_seeds": inputs["view_seeds"]} if self._takes_view_seeds and "view_seeds" in inputs else {}
         outputs = model(pixel_values=inputs["pixel_values"], **seeds)
-        loss, parts = self.objective(outputs, inputs, self._teacher_answer(inputs))
+        loss, parts = self.distillation_objective(outputs, inputs, self._teacher_answer(inputs))
         self.step_record.add(self.state.global_step + 1, loss, parts, inputs)
         return (loss, outputs) if return_outputs else loss
 
@@ -309,7 +310,7 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training log lines: class_loss, distillation_loss, teacher_agreement, images_per_second."""
         if self.is_in_train and {"loss", "train_loss"} & set(logs):
-            logs = {**logs, **self.step_record.flush()}
+            logs.update(self.step_record.flush())  # transformers returns this very mapping from `train`
         super().log(logs, start_time)
 
     # Evaluation
@@ -348,7 +349,13 @@ class DistillationTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate_teacher(self) -> float:
-        """The teacher's top-1 accuracy in [0, 1] on the whole validation set, every process measuring its part."""
+        """The teacher's top-1 accuracy in [0, 1] on the whole validation set, every process measuring its part.
+
+        Raises:
+            InputError: there is no teacher, as its labels were all kept.
+        """
+        if self.teacher is None:
+            raise InputError("there is no teacher to evaluate: give the Trainer one from load_teacher")
         hits = counted = 0
         for batch in self.get_eval_dataloader():
             batch = self.prepare_batch(batch)
@@ -451,7 +458,7 @@ class DistillationTrainer(Trainer):
             self._write_record(self.args.output_dir, facts)
 
     def _write_record(self, folder: str, facts: RunFacts) -> None:
-        repo_id = self.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))
+        repo_id = self.hub_model_id or repository_name(self.args)
         write_record(folder, facts, self.state.log_history, repo_id, self.args.hub_revision)
 
     def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> None:
@@ -473,13 +480,14 @@ class DistillationTrainer(Trainer):
             self.pushes.push_result(commit_message or "End of training", record=self.create_model_card)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.pushes is None or not self.pushes.are_due:
+        weights = os.path.join(checkpoint_folder, AVERAGE_FOLDER if self.args.publish_weights == "ema" else "")
+        if self.pushes is None or not self.pushes.is_due(weights):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         by_step = self.args.save_strategy == SaveStrategy.STEPS
         self.pushes.push_checkpoint(
             checkpoint_folder,
-            os.path.join(checkpoint_folder, AVERAGE_FOLDER if self.args.publish_weights == "ema" else ""),
+            weights,
             record=self._write_checkpoint_record,
             when=f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}",
         )

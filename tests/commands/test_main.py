@@ -49,6 +49,9 @@ def test_help_shows_what_people_use_and_help_all_everything(capsys, name):
     for option in ("--train_dir", "--recipe", "--output_dir"):
         assert option in usual
     assert "examples:" in usual and "--help-all" in usual
+    assert "--recipe" in everything
+    own = {"train": [], "label": ["--epochs"], "preview": ["--epoch", "--slots", "--output"]}[name]
+    assert [option for option in own if option not in usual or option not in everything] == []
     assert "--adam_beta2" not in usual and "--adam_beta2" in everything and "--mixup_probability" in everything
 
 

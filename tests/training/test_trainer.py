@@ -27,7 +27,7 @@ from transformers import (
 from transformers import DeiTForImageClassificationWithTeacher as NativeDistilled
 from transformers import ViTForImageClassification as NativePlain
 
-from hf_deit import InputError, TrainingDivergedError, load_teacher
+from hf_deit import DistillationTrainer, InputError, TrainingDivergedError, load_teacher
 from hf_deit.training.datasets import make_sampler
 
 
@@ -360,6 +360,37 @@ def test_logs_name_both_terms_agreement_and_speed(tmp_path, teacher):
         assert line["images_per_second"] > 0
     report = next(entry for entry in trainer.state.log_history if "teacher_top1" in entry)
     assert {"teacher_top1", "teacher_agreement_with_labels", "majority_class"} <= report.keys()
+
+
+def test_what_train_returns_is_whole(tmp_path, teacher):
+    output = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, logging_steps=100), teacher).train()
+    assert {"train_loss", "epoch", "class_loss", "distillation_loss", "images_per_second"} <= output.metrics.keys()
+
+
+def test_pixels_that_a_subclass_prepares_are_those_of_all(tmp_path, teacher):
+    seen = []
+
+    class Watched(DistillationTrainer):
+        def _prepare_inputs(self, inputs):
+            seen.append(len(inputs["labels"]))
+            return super()._prepare_inputs(inputs)
+
+    train, validation = tiny.digits()
+    trainer = Watched(
+        tiny.student(),
+        tiny.arguments(tmp_path),
+        teacher=teacher,
+        processing_class=tiny.processor(),
+        train_dataset=train,
+        eval_dataset=validation,
+    )
+    trainer.check_teacher()
+    assert sum(seen) == 96 + 40
+    accuracy = trainer.evaluate_teacher()
+    assert sum(seen) == 96 + 40 + 40
+    assert accuracy == pytest.approx(trainer.record.teacher_report["teacher_top1"])
+    with pytest.raises(InputError, match="no teacher to evaluate"):
+        tiny.trainer(tiny.student(), tiny.arguments(tmp_path, distillation_type="none")).evaluate_teacher()
 
 
 def test_teacher_report_is_measured(tmp_path, teacher, caplog):
