@@ -77,7 +77,7 @@ def test_there_may_be_none(tmp_path):
     assert last_whole_checkpoint(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("word", [True, "true", "True"])
+@pytest.mark.parametrize("word", [True, "true", "True", "yes"])
 def test_true_means_the_last_whole_one(tmp_path, word):
     assert resume_wish(word) is True
     with pytest.raises(InputError, match="no checkpoint to resume from"):
@@ -87,7 +87,7 @@ def test_true_means_the_last_whole_one(tmp_path, word):
     assert find_checkpoint(word, str(tmp_path)) == str(whole)
 
 
-@pytest.mark.parametrize("word", [None, False, "none", "None", "false", "False"])
+@pytest.mark.parametrize("word", [None, False, "none", "None", "false", "False", "off"])
 def test_none_and_false_mean_the_beginning(tmp_path, word):
     write_checkpoint(tmp_path, 2)
     assert resume_wish(word) is None

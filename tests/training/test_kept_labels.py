@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -24,8 +25,9 @@ from hf_deit.data.batch_augment import Mixing, RandomErasing
 from hf_deit.data.streams import ImageStream
 from hf_deit.data.view_dataset import ViewDataset
 from hf_deit.data.views import ViewKey
+from hf_deit.hub.facts import RunSources, Source
 from hf_deit.models.teacher import TeacherDescription, describe_teacher
-from hf_deit.training.kept_labels import LabelReport
+from hf_deit.training.kept_labels import KeptLabels, LabelReport
 from hf_deit.training.preview import training_views
 
 VIEWS = 96
@@ -652,3 +654,15 @@ def test_how_often_kept_labels_are_true_is_told_at_the_start(tmp_path, recorded)
     true_labels = trainer.train_dataset.labels[[key.index for key in keys]]
     labels = TeacherLabelStore.open(recorded, readonly=True).labels(0, true_labels)
     assert trainer.check_teacher() == {"kept_labels_that_are_true": pytest.approx((labels == true_labels).mean())}
+
+
+def test_a_teacher_that_only_the_store_names_is_named_with_what_its_card_says(monkeypatch):
+    monkeypatch.setattr("hf_deit.training.kept_labels.declared_datasets", lambda name, commit: [f"data of {name}"])
+    identity = SimpleNamespace(teacher={"name": "big/teacher", "revision": "c" * 40})
+    kept = SimpleNamespace(store=SimpleNamespace(identity=identity, source=("ada/labels", "d" * 40)))
+    sources = KeptLabels.named_in(kept, RunSources(student=Source("deit"), teacher=None))
+    assert (sources.teacher.name, sources.teacher.commit, sources.teacher.on_hub) == ("big/teacher", "c" * 40, True)
+    assert sources.teacher_datasets == ["data of big/teacher"]
+    assert sources.teacher_labels == Source("ada/labels", "d" * 40, on_hub=True, is_dataset=True)
+    identity.teacher["revision"] = "sha256:00"
+    assert KeptLabels.named_in(kept, RunSources(student=Source("deit"), teacher=None)).teacher_datasets is None
