@@ -35,7 +35,7 @@ def list_recipes() -> list[str]:
     return sorted(_packaged())
 
 
-def load_recipe(name_or_file: str) -> dict[str, Any]:
+def load_recipe(name_or_file: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a recipe.
 
     Args:
@@ -47,6 +47,7 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
     Raises:
         InputError: no such recipe, no mapping in it, a key that is no argument, or bases that go in a circle.
     """
+    name_or_file = os.fspath(name_or_file)
     is_packaged = name_or_file in list_recipes()
     return _load_with_base(name_or_file if is_packaged else os.path.normpath(name_or_file), [])
 

@@ -229,7 +229,7 @@ def _portable(value: Any, *, always: bool = False) -> Any:
     return os.path.basename(os.path.normpath(value)) if is_path else value
 
 
-def save_recipe(arguments: Arguments, path: str) -> None:
+def save_recipe(arguments: Arguments, path: str | os.PathLike[str]) -> None:
     """Writes `resolved_recipe` as a recipe that gives the arguments again, with the libraries' versions above it.
 
     A recipe that is there is replaced as a whole: a run that is killed meanwhile can still go on by the old one.
@@ -243,8 +243,8 @@ def save_recipe(arguments: Arguments, path: str) -> None:
         write_whole(text, path)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write the recipe of the run to {path!r} ({error.strerror or error}): free some space, or mend "
-            "the folder's rights"
+            f"cannot write the recipe of the run to {os.fspath(path)!r} ({error.strerror or error}): free some space, "
+            "or mend the folder's rights"
         ) from error
 
 

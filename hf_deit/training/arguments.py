@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -234,7 +235,7 @@ class DistillationTrainingArguments(TrainingArguments):
             )
 
     def _check_teacher_labels(self) -> None:
-        self.teacher_labels = self.teacher_labels or None
+        self.teacher_labels = os.fspath(self.teacher_labels) if self.teacher_labels else None
         if self.teacher_labels is None:
             names = ("revision", "readonly", "top_k")
             given = [f"teacher_labels_{name}" for name in names if getattr(self, f"teacher_labels_{name}")]
@@ -325,6 +326,9 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        for name in ("student", "teacher_model_name_or_path", "teacher_recipe"):
+            if isinstance(getattr(self, name), os.PathLike):
+                setattr(self, name, os.fspath(getattr(self, name)))
         self.teacher_model_name_or_path = self.teacher_model_name_or_path or None
         if isinstance(self.student_overrides, str):
             try:

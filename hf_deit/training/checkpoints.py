@@ -16,13 +16,17 @@ from ..hub.run_folder import STATE_FILE, is_whole, last_whole_checkpoint, list_c
 from ..models.pretrained import LOADING_ERRORS
 
 
-def resume_wish(resume_from_checkpoint: str | bool | None) -> str | Literal[True] | None:
+def resume_wish(resume_from_checkpoint: str | os.PathLike[str] | bool | None) -> str | Literal[True] | None:
     """What `resume_from_checkpoint` asks for, also in the command line's words: a folder, the last one, or nothing."""
     words = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off", "none"))}
+    if isinstance(resume_from_checkpoint, os.PathLike):
+        return os.fspath(resume_from_checkpoint)
     return words.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
 
 
-def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
+def find_checkpoint(
+    resume_from_checkpoint: str | os.PathLike[str] | bool | None, output_dir: str | os.PathLike[str]
+) -> str | None:
     """The checkpoint to resume from: a folder, or, for True (or "true"), the last one in `output_dir`.
 
     Raises:

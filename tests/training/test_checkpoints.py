@@ -15,9 +15,10 @@ import torch
 from support import tiny
 from transformers import TrainerCallback, TrainerState
 
-from hf_deit import InputError
+from hf_deit import InputError, load_recipe
 from hf_deit.errors import CheckpointError
 from hf_deit.hub.run_folder import is_whole, last_whole_checkpoint
+from hf_deit.training.arguments import ModelArguments
 from hf_deit.training.checkpoints import find_checkpoint, remove_torn_checkpoints, restore_weights, resume_wish
 
 TORN = {
@@ -287,3 +288,14 @@ def test_a_checkpoint_that_is_written_again_is_torn_until_it_is_done(tmp_path, w
     with unlimited_afterwards(), pytest.raises(CheckpointError, match=r"last good checkpoint is \S*checkpoint-2;"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert whole_checkpoints(tmp_path) == ["checkpoint-2"]
+
+
+def test_folders_may_be_paths(tmp_path):
+    whole = write_checkpoint(tmp_path, 9)
+    assert find_checkpoint(whole, tmp_path) == find_checkpoint(True, tmp_path) == str(whole)
+    args = tiny.arguments(tmp_path, teacher_labels=tmp_path / "labels")
+    assert args.teacher_labels == str(tmp_path / "labels")
+    named = ModelArguments(student=tmp_path / "student", teacher_model_name_or_path=tmp_path / "teacher")
+    assert (named.student, named.teacher_model_name_or_path) == (f"{tmp_path}/student", f"{tmp_path}/teacher")
+    (tmp_path / "mine.yaml").write_text("base: digits\nseed: 3\n")
+    assert load_recipe(tmp_path / "mine.yaml")["seed"] == 3
