@@ -3,14 +3,13 @@
 The words are in templates/: zoo_card.md is a card, and zoo_variants.md has what differs between the kinds of models.
 """
 
-import argparse
 import functools
+import os
 import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from string import Template
 
 import torch
@@ -175,15 +174,19 @@ def make_card(name: str) -> str:
     return f"---\n{_metadata(name, released, measured.kind)}\n---\n\n{_wrap(text)}\n"
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="Writes the model cards of the zoo, one NAME.md each.")
-    parser.add_argument("folder", type=Path, help="made if it is not there")
-    folder = parser.parse_args(arguments).folder
-    folder.mkdir(parents=True, exist_ok=True)
+def write_cards(folder: str | os.PathLike[str]) -> int:
+    """Writes the card of each model of the zoo, NAME.md, and gives their number.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    os.makedirs(folder, exist_ok=True)
     for name in MODELS:
-        write_whole(make_card(name), folder / f"{name}.md")
-    print(f"{len(MODELS)} cards written to {folder}")
-    return 0
+        write_whole(make_card(name), os.path.join(folder, f"{name}.md"))
+    return len(MODELS)
 
 
 @functools.cache
