@@ -14,6 +14,7 @@ from support.main_of import ROOT
 
 import hf_deit
 from hf_deit.commands.main import COMMANDS, main
+from hf_deit.errors import command
 
 
 def printed_by(capsys, *arguments: str) -> tuple[int, str]:
@@ -63,6 +64,14 @@ def test_options_of_the_same_meaning_have_one_name(capsys):
     assert [option for option in options if option not in train] == []
 
 
+@pytest.mark.parametrize(("found", "program"), [("/bin/hf-deit", "hf-deit"), (None, "python -m hf_deit")])
+def test_messages_name_the_command_that_works_here(monkeypatch, found, program):
+    monkeypatch.setattr(shutil, "which", lambda name: found)
+    assert command("publish", "my folder", "--hub_model_id", "me/it") == (
+        f"{program} publish 'my folder' --hub_model_id me/it"
+    )
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The folder of the programs of an environment that has a wheel of this package, and no clone."""
@@ -96,10 +105,10 @@ def installed(tmp_path_factory) -> Path:
     return python.parent
 
 
-def run_installed(installed: Path, folder: Path, *command: str) -> str:
+def run_installed(installed: Path, folder: Path, *line: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [installed / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True
+        [installed / line[0], *line[1:]], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -115,6 +124,6 @@ def test_a_wheel_brings_all_that_the_commands_need(installed, tmp_path):
 
 
 def test_accelerate_launches_what_is_installed(installed, tmp_path):
-    command = ["-m", "accelerate.commands.launch", "--cpu", "-m", "hf_deit", "train", "--recipe", "debug"]
-    printed = run_installed(installed, tmp_path, "python", *command, "--use_cpu", "true", "--output_dir", "run")
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "-m", "hf_deit", "train", "--recipe", "debug"]
+    printed = run_installed(installed, tmp_path, "python", *launch, "--use_cpu", "true", "--output_dir", "run")
     assert "The model lies in run" in printed and (tmp_path / "run" / "model.safetensors").is_file()
