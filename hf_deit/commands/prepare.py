@@ -64,12 +64,12 @@ def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evalu
         InputError: the input cannot be used.
     """
     images, evaluations = _load_images(arguments, labels), arguments.training.eval_strategy
+    learnt = _learnt_images(images, arguments)
     if is_evaluated and images.validation is None and evaluations != "no":
         raise InputError(
             f"there are no labelled images to evaluate with every {evaluations.value}: give --validation_dir, or "
             "--eval_strategy no"
         )
-    learnt = _learnt_images(images, arguments)
     student, processor = make_student(arguments.model, images, arguments.training.seed)
     check_arguments(arguments.training, student, processor)
     views = as_views(
