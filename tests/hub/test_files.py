@@ -70,7 +70,7 @@ def zoo_card(folder: Path, version: int) -> Write:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(zoo_cards, "MODELS", {"a": None})
             patched.setattr(zoo_cards, "make_card", lambda name: f"A card, version {version}. " * 100)
-            zoo_cards.main([str(folder)])
+            zoo_cards.write_cards(folder)
 
     return write
 
