@@ -1,6 +1,7 @@
 """What all commands do alike: their parser, what ends them, and the exit status that says so."""
 
 import argparse
+import atexit
 import os
 import shutil
 import sys
@@ -77,7 +78,13 @@ def exit_command(status: int) -> NoReturn:
     Threads of an open one can abort a process that leaves, after all is done and written.
     """
     if status in (0, STATUS_OF_PUBLISHING) and (distributed := _communication()) is not None:
+        is_main = distributed.get_rank() == 0
         distributed.destroy_process_group()
+        if not is_main:  # a thread of the closed communication can still abort the interpreter's own way out
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
     sys.exit(status)
 
 
