@@ -1,5 +1,6 @@
 """How long importing takes, against what a user of transformers waits for anyway."""
 
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ class ImportReport:
             (
                 f"`{pair.statement}`",
                 f"`{pair.other}`",
-                f"{sorted(pair.seconds)[len(pair.seconds) // 2]:.2f}",
-                f"{sorted(pair.other_seconds)[len(pair.other_seconds) // 2]:.2f}",
+                f"{statistics.median(pair.seconds):.2f}",
+                f"{statistics.median(pair.other_seconds):.2f}",
                 str(pair.ratio),
                 f"{pair.bound:g}",
             )
