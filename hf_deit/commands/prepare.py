@@ -73,7 +73,13 @@ def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evalu
     student, processor = make_student(arguments.model, images, arguments.training.seed)
     check_arguments(arguments.training, student, processor)
     views = as_views(
-        learnt.train, learnt.unlabeled, args=arguments.training, model=student, processor=processor, teacher=None
+        learnt.train,
+        learnt.unlabeled,
+        args=arguments.training,
+        model=student,
+        processor=processor,
+        teacher=None,
+        images_are_checked=True,
     )
     return PreparedRun(arguments, images, student, processor, views)
 

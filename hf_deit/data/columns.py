@@ -1,14 +1,35 @@
 """The image and the label column of a data set: found, brought under one name and type, read and checked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from ..errors import InputError, shortlist
-from .decoding import ImageDecoder
+from .decoding import NO_IMAGE, ImageDecoder, fault_of_header, is_remote, refuse_faults
+
+_DataSet = TypeVar("_DataSet", datasets.Dataset, datasets.IterableDataset)
 
 IGNORED_LABEL = -100  # of an image without label; torch's cross-entropy passes it over
+
+
+def without_format(dataset: _DataSet) -> _DataSet:
+    """The data set as it is stored: what `with_format` makes of its rows is left aside.
+
+    Raises:
+        InputError: it has a transform, from `with_transform` or `set_transform`, which cannot be left aside.
+    """
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset if dataset._formatting is None else dataset.with_format(None)
+    if dataset.format["type"] == "custom":
+        raise InputError(
+            "the data set has a transform (with_transform or set_transform): views are made from the images as they "
+            "are stored, and it would do nothing. Take it off with reset_format() and let the training arguments "
+            "augment, or store what it makes of the images with map()"
+        )
+    return dataset.with_format(None)
 
 
 def find_columns(
@@ -151,6 +172,44 @@ def check_label_range(column: Iterable[int | None], num_labels: int, part: str) 
             f"labels must lie in [0, {num_labels}), but row {bad[0]} of the {part} set has {labels[bad[0]]} "
             f"({len(bad)} such rows; test splits on the Hub often have -1 for all)"
         )
+
+
+def check_images(dataset: datasets.Dataset, image_column: str, where: str, on_bad_image: str) -> None:
+    """Reads the headers of all images, so that what cannot be used is refused before training.
+
+    Args:
+        dataset: has a column of type `Image`; what is stored elsewhere on the network is left to the training.
+        image_column: the name of that column.
+        where: what to call the images in the message.
+        on_bad_image: "stop" refuses any that cannot be used, "skip" only all of them.
+
+    Raises:
+        InputError: with the rows and files.
+    """
+    faults = {}
+    for row, content, path in _stored_images(dataset, image_column):
+        if content is None and path is None:
+            fault = (NO_IMAGE, "")
+        elif content is None and is_remote(path):
+            fault = None
+        else:
+            fault = fault_of_header(path if content is None else pa.BufferReader(content))
+        if fault is not None:
+            faults[f"row {row}{f' ({path})' if path else ''}"] = fault
+        elif on_bad_image == "skip":
+            return
+    refuse_faults(faults, len(dataset), where, on_bad_image)
+
+
+def _stored_images(dataset: datasets.Dataset, column: str) -> Iterator[tuple[int, pa.Buffer | None, str | None]]:
+    """Each row's number with the content of its image, which is not copied, or its path."""
+    row = 0
+    for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=256):
+        for chunk in table[column].chunks:
+            fields = dict(zip((field.name for field in chunk.type), chunk.flatten(), strict=True))
+            for content, path in zip(fields["bytes"], fields["path"], strict=True):
+                yield row, content.as_buffer(), path.as_py()
+                row += 1
 
 
 def check_some_images(dataset: datasets.Dataset, at_most: int = 64) -> None:

@@ -1,17 +1,57 @@
-"""Decodes the images of a data set to RGB, and names those that are broken."""
+"""Decodes the images of a data set to RGB, and names those that are broken.
 
+A file that is damaged may make a decoder raise anything: all of it means a broken image. Where only its metadata are
+broken, the pixels are good and are used.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import os
+import warnings
 import zlib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, TypeVar
 
 import datasets
-from PIL import Image
+from datasets.utils.file_utils import is_local_path, xopen
+from PIL import ExifTags, Image
 from transformers.image_transforms import convert_to_rgb
 
-from ..errors import BadImageError, first_line
+from ..errors import BadImageError, InputError, first_line, shortlist
 from ..models.image_processing_deit import EIGHT_BIT_MODES
 
-# What Pillow raises for files that are truncated, corrupt, hostile or no images at all.
-BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
+# The largest image that is read, in pixels. Worker processes inherit it.
+PIXEL_LIMIT_VARIABLE = "HF_DEIT_MAX_IMAGE_PIXELS"
+
+_TRANSPOSITIONS = {  # by the EXIF orientation; 1 is upright (TIFF 6.0, tag 274)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+_T = TypeVar("_T")
+_File = str | BinaryIO
+
+
+NO_IMAGE = "no image that Pillow can open"
+_SCALE = (
+    "Scale images of more than 8 bits by what is white in all of them, 65535 or 1.0, say: "
+    "Image.fromarray(np.uint8(np.asarray(image) / white * 255)). "
+)
+_RAISE_LIMIT = (
+    f"Make such images smaller, or raise the limit, which guards against decompression bombs: set the environment "
+    f"variable {PIXEL_LIMIT_VARIABLE} to so many pixels. "
+)
+
+
+class _DeepImageError(ValueError):
+    """An image has more than 8 bits per channel; the message is its mode."""
 
 
 def decode_image(encoded: dict[str, Any] | None, name: str) -> Image.Image:
@@ -22,23 +62,63 @@ def decode_image(encoded: dict[str, Any] | None, name: str) -> Image.Image:
         name: what to call it in the message.
 
     Raises:
-        BadImageError: the image is missing or broken, or has more than 8 bits per channel.
+        BadImageError: the image is missing or broken, has more than 8 bits per channel, or too many pixels.
     """
+    _prepare_pillow()
     try:
-        if encoded is None:
-            raise ValueError("there is no image")
-        image = datasets.Image().decode_example(encoded)
-        if image.mode not in EIGHT_BIT_MODES:
-            raise ValueError(f"mode {image.mode!r} has more than 8 bits per channel, scale it to 8 bits")
-        if image.mode == "RGB" and "transparency" not in image.info:
-            return image
-        return Image.fromarray(convert_to_rgb(image, return_numpy=True))
-    except BAD_IMAGE_ERRORS as error:
+        return _with_or_without_metadata(_decode, _file_of(encoded))
+    except Exception as error:
         path = encoded.get("path") if encoded else None
+        kind, remedy = _kind_and_remedy(error)
+        if kind == NO_IMAGE:
+            known = isinstance(error, OSError | SyntaxError | ValueError)
+            kind = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
         raise BadImageError(
-            f"the image of {name}{f' ({path})' if path else ''} cannot be decoded: {first_line(error)}. "
-            "Mend or remove it, or pass --on_bad_image skip"
+            f"the image of {name}{f' ({path})' if path else ''} cannot be decoded: {kind}. "
+            f"{remedy}Mend or remove it, or pass --on_bad_image skip"
         ) from error
+
+
+def fault_of_header(file: _File) -> tuple[str, str] | None:
+    """Why an image cannot be used, as far as its header tells, without decoding it.
+
+    Args:
+        file: its path, or the file, open.
+
+    Returns:
+        What kind of file it is, and what to do about it, if there is anything; None for an image that can be used.
+    """
+    _prepare_pillow()
+    try:
+        _with_or_without_metadata(_check_header, file)
+    except Exception as error:
+        return _kind_and_remedy(error)
+    return None
+
+
+def refuse_faults(faults: Mapping[str, tuple[str, str]], total: int, where: str, on_bad_image: str) -> None:
+    """Refuses images that cannot be used, unless they may be skipped and are not all.
+
+    Args:
+        faults: by the name of the image, from `fault_of_header`.
+        total: how many images there are.
+        where: what they are and where they lie, for the message.
+        on_bad_image: "stop" or "skip".
+
+    Raises:
+        InputError: with the kinds of faults, and what to do.
+    """
+    if not faults or (on_bad_image == "skip" and len(faults) < total):
+        return
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, fault in faults.items():
+        names.setdefault(fault, []).append(name)
+    listing = "; ".join(f"{len(named)} {kind}: {shortlist(named)}" for (kind, _), named in names.items())
+    remedies = "".join(dict.fromkeys(remedy for _, remedy in names))
+    skip = "" if on_bad_image == "skip" else ", or pass --on_bad_image skip"
+    raise InputError(
+        f"{len(faults)} of the {total} {where} cannot be used: {listing}. {remedies}Mend or remove them{skip}"
+    )
 
 
 class ImageDecoder:
@@ -56,3 +136,135 @@ class ImageDecoder:
     def __call__(self, index: int) -> Image.Image:
         """The image of row `index`; see `decode_image`."""
         return decode_image(self._encoded[index][self.image_column], f"row {index}")
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address on the Hub or elsewhere; the name of a file may have a colon, too."""
+    return not is_local_path(path) and not os.path.lexists(path)
+
+
+def _file_of(encoded: dict[str, Any] | None) -> _File:
+    path, content = (encoded or {}).get("path"), (encoded or {}).get("bytes")
+    if content is not None:
+        return io.BytesIO(content)
+    if path is None:
+        raise ValueError("there is no image")
+    if not is_remote(path):
+        return path
+    with xopen(path, "rb") as file:
+        return io.BytesIO(file.read())
+
+
+def _kind_and_remedy(error: Exception) -> tuple[str, str]:
+    """What kind of file raised an error, and what to do about it, if there is anything."""
+    if isinstance(error, _DeepImageError):
+        return f"of mode {error}, which has more than 8 bits per channel", _SCALE
+    if isinstance(error, Image.DecompressionBombError):
+        return f"of more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels", _RAISE_LIMIT
+    if isinstance(error, OSError) and error.strerror:  # the file system's, not Pillow's
+        return f"unreadable ({error.strerror})", ""
+    return NO_IMAGE, ""
+
+
+def _prepare_pillow() -> None:
+    """Sets the limit that the environment asks for, and keeps what Pillow says of each odd file out of the log.
+
+    Raises:
+        InputError: a limit that is none.
+    """
+    _silence_pillow()
+    limit = os.environ.get(PIXEL_LIMIT_VARIABLE)
+    if limit is None:
+        return
+    if not limit.isdecimal() or int(limit) < 1:
+        raise InputError(f"{PIXEL_LIMIT_VARIABLE} must be a number of pixels, say 400000000, got {limit!r}")
+    Image.MAX_IMAGE_PIXELS = -(-int(limit) // 2)  # Pillow refuses what is twice as large
+
+
+@functools.cache
+def _silence_pillow() -> None:
+    # catch_warnings would make every other warning, which is shown once, be shown again after each image.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def _check_header(file: _File) -> None:
+    with Image.open(file) as image:  # reads the header only
+        _check_depth(image)
+
+
+def _check_depth(image: Image.Image) -> None:
+    if image.mode not in EIGHT_BIT_MODES:
+        raise _DeepImageError(image.mode)
+
+
+def _decode(file: _File) -> Image.Image:
+    image = Image.open(file)
+    image.load()
+    _check_depth(image)
+    image = _upright(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    return Image.fromarray(convert_to_rgb(image, return_numpy=True))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its orientation says that it is to be looked at; as it is, if that cannot be read."""
+    # ImageOps.exif_transpose writes all of the EXIF data anew, which fails where any of them is broken.
+    try:
+        method = _TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def _with_or_without_metadata(read: Callable[[_File], _T], file: _File) -> _T:
+    """What `read` makes of a file or, if it fails, of its pixels alone."""
+    try:
+        return read(file)
+    except Exception as error:
+        try:
+            bare = _without_metadata(file)
+            if bare is not None:
+                return read(io.BytesIO(bare))
+        except Exception:
+            pass  # then the pixels are broken, or missing: the first reason is the clearer one
+        raise error
+
+
+def _without_metadata(file: _File) -> bytes | None:
+    """A PNG or JPEG file without what says nothing of its pixels; None for other formats.
+
+    Of those Pillow reads no metadata before they are asked for.
+    """
+    with open(file, "rb") if isinstance(file, str) else contextlib.nullcontext(file) as opened:
+        opened.seek(0)
+        start = opened.read(len(_PNG))
+        if start == _PNG:
+            return _bare_png(start + opened.read())
+        return _bare_jpeg(start + opened.read()) if start.startswith(_JPEG) else None
+
+
+def _bare_png(content: bytes) -> bytes:
+    """Keeps the critical chunks, the transparency, and EXIF data that are whole."""
+    kept, start = [content[:8]], 8
+    while start + 12 <= len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        kind, is_ancillary = content[start + 4 : start + 8], content[start + 4] & 0x20
+        is_whole = zlib.crc32(content[start + 4 : end - 4]) == int.from_bytes(content[end - 4 : end])
+        if not is_ancillary or kind == b"tRNS" or (kind == b"eXIf" and is_whole):
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _bare_jpeg(content: bytes) -> bytes:
+    """Keeps of the application segments JFIF, Adobe's and EXIF, which say what the samples mean and how they lie."""
+    kept, start = [content[:2]], 2
+    while content[start + 1] != 0xDA:  # the start of the first scan
+        end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+        segment = content[start:end]
+        if not 0xE1 <= segment[1] <= 0xEF or segment[1] == 0xEE or segment[4:8] == b"Exif":
+            kept.append(segment)
+        start = end
+    return b"".join([*kept, content[start:]])

@@ -1,47 +1,62 @@
 """Folders of images as data sets: one folder per class, or images without labels.
 
-Files and folders whose name starts with a dot are left out. Links are followed.
+Files and folders whose name starts with a dot are left out, and so is what file managers leave beside images. Links
+are followed.
 """
 
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import datasets
-from PIL import Image
-from torchvision.datasets.folder import find_classes
 
 from ..errors import InputError, shortlist
-from .decoding import BAD_IMAGE_ERRORS
+from .decoding import fault_of_header, refuse_faults
+
+# What is hidden, and what Windows, macOS, network drives and archives leave beside images.
+_IGNORED = re.compile(
+    r"\..*|(?:eh)?thumbs(?:_vista)?\.db|desktop\.ini|picasa\.ini|icon\r|.*:zone\.identifier"
+    r"|__macosx|@eadir|#recycle|\$recycle\.bin|system volume information|lost\+found",
+    re.IGNORECASE | re.DOTALL,
+)
+_TRAINING, _VALIDATION, _TEST = "train|training", "val|valid|validation|dev|eval|evaluation", "test|testing|holdout"
+_OF_A_SPLIT = "(?:[-_. ]?(?:set|split|data|images|imgs|[0-9]+))?"  # "train2017", "val_images"
 
 
 def load_class_folders(
-    folder: str | os.PathLike[str], on_bad_image: Literal["stop", "skip"], names: list[str] | None = None
+    folder: str | os.PathLike[str],
+    on_bad_image: Literal["stop", "skip"],
+    names: list[str] | None = None,
+    *,
+    option: str = "train_dir",
 ) -> tuple[datasets.Dataset, list[str]]:
     """The images in `folder`/CLASS/…, at any depth, labelled by the names of the class folders.
 
     Args:
         folder: holds one folder per class.
-        on_bad_image: whether files that are no images may be left to the training ("skip").
+        on_bad_image: whether files that cannot be used, as far as their headers tell, may be left to the training
+            ("skip").
         names: of the labels, by index; by default those of the folders found, in alphabetical order.
+        option: that names the folder, for the messages.
 
     Returns:
         A data set with the columns "image" and "label" of types `Image` and `ClassLabel`, and the names of its labels.
 
     Raises:
-        InputError: there is no such folder, it has no folders, a class is empty or not among `names`, or files are no
-            images.
+        InputError: there is no such folder, it has no folders, or those of splits, a class is empty or not among
+            `names`, files cannot be used, or their names are not UTF-8.
     """
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise InputError(f"no folder {folder!r}: expected one with a folder of images per class")
-    try:
-        found = [name for name in find_classes(folder)[0] if not name.startswith(".")]
-        if not found:
-            raise FileNotFoundError
-    except FileNotFoundError as error:
-        raise InputError(f"{folder!r} has no folders in it: expected one folder of images per class") from error
+    found = _folders_in(folder)
+    if not found:
+        raise InputError(f"{folder!r} has no folders in it: expected one folder of images per class")
+    _refuse_splits(folder, found, option)
+    _refuse_other_encodings([os.path.join(folder, name) for name in found], folder)
     if names is not None:
         unknown = sorted(set(found) - set(names))
         if unknown:
@@ -54,6 +69,7 @@ def load_class_folders(
     if empty:
         raise InputError(f"class folders without images in {folder!r}: {', '.join(empty)}. Fill or remove them")
     paths = [path for name in found for path in files[name]]
+    _refuse_other_encodings(paths, folder)
     index_of = {name: index for index, name in enumerate(names)}
     labels = [index_of[name] for name in found for _ in files[name]]
     _check_files(paths, folder, on_bad_image)
@@ -66,19 +82,89 @@ def load_images(folder: str | os.PathLike[str], on_bad_image: Literal["stop", "s
 
     Args:
         folder: may hold folders.
-        on_bad_image: whether files that are no images may be left to the training ("skip").
+        on_bad_image: whether files that cannot be used, as far as their headers tell, may be left to the training
+            ("skip").
 
     Raises:
-        InputError: there is no such folder, it is empty, or files are no images.
+        InputError: there is no such folder, it is empty or holds the folders of splits, files cannot be used, or their
+            names are not UTF-8.
     """
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise InputError(f"no folder {folder!r}: expected one with images")
+    _refuse_splits(folder, _folders_in(folder), "unlabeled_dir")
     paths = list(_files_below(folder))
     if not paths:
         raise InputError(f"there are no images in {folder!r}")
+    _refuse_other_encodings(paths, folder)
     _check_files(paths, folder, on_bad_image)
     return datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": datasets.Image()}))
+
+
+def _entries_of(folder: str) -> list[os.DirEntry[str]]:
+    """What lies in a folder, in the order of the names, without what is hidden or left behind."""
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder!r}: {error.strerror}") from error
+    return sorted((entry for entry in found if not _IGNORED.fullmatch(entry.name)), key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
+
+
+def _folders_in(folder: str) -> list[str]:
+    return [entry.name for entry in _entries_of(folder) if _is_folder(entry)]
+
+
+def _refuse_splits(folder: str, found: list[str], option: str) -> None:
+    """Refuses a folder above those of splits: their names would be the classes, or test images be trained on.
+
+    A class may be called "train": it is among others then, which are none of a split.
+
+    Args:
+        folder: the path.
+        found: the folders in it.
+        option: that named the folder.
+    """
+
+    def of_split(words: str) -> list[str]:
+        return [name for name in found if re.fullmatch(f"(?:{words}){_OF_A_SPLIT}", name, re.IGNORECASE)]
+
+    training, validation = of_split(_TRAINING), of_split(_VALIDATION)
+    splits = [*training, *validation, *of_split(_TEST)]
+    if 2 * len(splits) <= len(found) or not any(_folders_in(os.path.join(folder, name)) for name in splits):
+        return
+    likely = {"train_dir": training, "validation_dir": validation, "unlabeled_dir": training}[option]
+    options = [(option, likely)] if likely else []
+    if option == "train_dir" and training and validation:
+        options.append(("validation_dir", validation))
+    remedy = " ".join(f"--{name} {shlex.quote(os.path.join(folder, names[0]))}" for name, names in options)
+    raise InputError(
+        f"--{option} {folder!r} holds the folders {shortlist(sorted(splits))}, which are splits rather than classes: "
+        f"give {remedy or 'the one that is meant'}"
+    )
+
+
+def _refuse_other_encodings(paths: list[str], folder: str) -> None:
+    """Refuses names that are not UTF-8, which neither a data set nor a model's configuration can hold."""
+    other = [path for path in paths if not path.isascii() and not _is_utf8(path)]
+    if other:
+        names = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in other]
+        raise InputError(
+            f"{len(other)} names of files and folders in {folder!r} are not UTF-8: {shortlist(names)}. Rename them, "
+            "say with: convmv -f latin1 -t utf-8 -r --notest FOLDER"
+        )
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # os.listdir gives bytes that are not UTF-8 as lone surrogates
+        return False
+    return True
 
 
 def _files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -90,31 +176,16 @@ def _files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     here = os.path.realpath(folder)
     if here in above:
         return
-    for name in sorted(os.listdir(folder)):
-        path = os.path.join(folder, name)
-        if name.startswith("."):
-            continue
-        if os.path.isdir(path):
-            yield from _files_below(path, (*above, here))
-        elif os.path.isfile(path) or os.path.islink(path):  # a link to nowhere is no image, and said to be none
-            yield path
+    for entry in _entries_of(folder):
+        if _is_folder(entry):
+            yield from _files_below(entry.path, (*above, here))
+        elif os.path.isfile(entry.path) or entry.is_symlink():  # a link to nowhere is no image, and said to be none
+            yield entry.path
 
 
 def _check_files(paths: list[str], folder: str, on_bad_image: str) -> None:
-    """Refuses files that are no images, unless they may be skipped and are not all."""
+    """Refuses files that cannot be used as far as their headers tell, unless they may be skipped and are not all."""
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        bad = [path for path in pool.map(_path_unless_image, paths, chunksize=64) if path]
-    if len(bad) == len(paths) or (bad and on_bad_image == "stop"):
-        raise InputError(
-            f"{len(bad)} of the {len(paths)} files in {folder!r} {'is' if len(bad) == 1 else 'are'} no image that "
-            f"Pillow can open: {shortlist(bad)}. Remove or mend them, or pass --on_bad_image skip"
-        )
-
-
-def _path_unless_image(path: str) -> str | None:
-    """The path of a file whose header is none of an image; None for images."""
-    try:
-        with Image.open(path):  # reads the header only
-            return None
-    except BAD_IMAGE_ERRORS:
-        return path
+        checked = zip(paths, pool.map(fault_of_header, paths), strict=True)
+        faults = {path: fault for path, fault in checked if fault is not None}
+    refuse_faults(faults, len(paths), f"files in {folder!r}", on_bad_image)

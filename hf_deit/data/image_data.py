@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 
 import datasets
+import numpy as np
 
-from ..errors import InputError
-from .columns import find_columns, only_images, standard_columns
+from ..errors import InputError, shortlist
+from .columns import find_columns, only_images, standard_columns, without_format
 from .streams import ImageStream
 
 
@@ -44,16 +45,28 @@ class ImageData:
             return self
         if not isinstance(self.train, datasets.Dataset):
             raise InputError("labels_kept needs labelled training images that are no stream")
+        train = without_format(self.train)
         try:
-            split = self.train.train_test_split(train_size=count, seed=seed, stratify_by_column="label")
+            split = train.train_test_split(train_size=count, seed=seed, stratify_by_column="label")
         except ValueError as error:
             raise InputError(
-                f"cannot keep the labels of {count} of the {len(self.train)} training images, stratified by label "
-                f"({error}): give another --labels_kept"
+                f"cannot keep the labels of {count} of the {len(train)} training images, stratified by label "
+                f"({why_not_stratified(error, train)}): give another --labels_kept"
             ) from error
-        parts = [split["test"].select_columns("image"), *([self.unlabeled] if self.unlabeled is not None else [])]
+        parts = [split["test"].select_columns("image")]
+        if self.unlabeled is not None:
+            parts.append(without_format(self.unlabeled))
         parts = [part.cast_column("image", datasets.Image()) for part in parts]  # whatever mode they are decoded to
         return replace(self, train=split["train"], unlabeled=datasets.concatenate_datasets(parts))
+
+
+def why_not_stratified(error: ValueError, dataset: datasets.Dataset) -> str:
+    """Why a data set with the columns "image" and "label" cannot be split: the error, or the classes of one image."""
+    counts = np.bincount(np.asarray(dataset["label"][:]))
+    single = [dataset.features["label"].names[index] for index in np.flatnonzero(counts == 1)]
+    if not single:
+        return str(error)
+    return f"of {shortlist(single)} there is a single image: give {'it' if len(single) == 1 else 'each'} at least two"
 
 
 def join_unlabeled(
@@ -70,10 +83,10 @@ def join_unlabeled(
         InputError: there is no such column, or there are several.
     """
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    unlabeled = only_images(unlabeled, "the unlabelled data set")
+    unlabeled = only_images(without_format(unlabeled), "the unlabelled data set")
     unlabeled = unlabeled.add_column("label", [None] * len(unlabeled), feature=features["label"])
     if labeled is None:
         return unlabeled
-    labeled = standard_columns(labeled, *find_columns(labeled))
+    labeled = standard_columns(without_format(labeled), *find_columns(labeled))
     labeled, unlabeled = (part if part.features == features else part.cast(features) for part in (labeled, unlabeled))
     return datasets.concatenate_datasets([labeled, unlabeled])

@@ -11,7 +11,7 @@ from .arguments import DataArguments
 from .columns import check_label_range
 from .digits import DIGITS, load_digits
 from .folders import load_class_folders, load_images
-from .image_data import ImageData
+from .image_data import ImageData, why_not_stratified
 from .splits import load_image_split, load_splits, open_stream
 
 
@@ -26,8 +26,8 @@ def load_data(
     Args:
         data_args: which images. Its `labels_kept` is for `ImageData.with_labels_kept`, not for here.
         label_names: the labels, if there are unlabelled images alone.
-        on_bad_image: "stop" refuses folders with files that are no images, and data sets in which one of 64 images
-            cannot be decoded; "skip" leaves them to the training, which counts them.
+        on_bad_image: "stop" refuses images that cannot be used, as far as the headers of all and, of data sets, the
+            pixels of 64 tell; "skip" leaves them to the training, which counts them, unless they are all.
 
     Raises:
         InputError: the data cannot be used; the message says what was found and what to do.
@@ -98,7 +98,9 @@ def _unlabeled_alone(
         raise InputError("images without labels alone need a teacher whose labels they get")
     validation = None
     if data_args.validation_dir:
-        validation, _ = load_class_folders(data_args.validation_dir, on_bad_image, label_names)
+        validation, _ = load_class_folders(
+            data_args.validation_dir, on_bad_image, label_names, option="validation_dir"
+        )
     return ImageData(None, validation, label_names, unlabeled)
 
 
@@ -106,7 +108,7 @@ def _load_folders(data_args: DataArguments, on_bad_image: str) -> ImageData:
     train, names = load_class_folders(data_args.train_dir, on_bad_image)
     if data_args.validation_dir is None:
         return ImageData(train, None, names)
-    validation, _ = load_class_folders(data_args.validation_dir, on_bad_image, names)
+    validation, _ = load_class_folders(data_args.validation_dir, on_bad_image, names, option="validation_dir")
     return ImageData(train, validation, names)
 
 
@@ -117,7 +119,8 @@ def _hold_out(data: ImageData, fraction: float, seed: int) -> ImageData:
     except ValueError as error:
         raise InputError(
             f"cannot hold out {fraction:g} of the {len(data.train)} training images, stratified by label "
-            f"({error}): give more images, another --validation_fraction, or a validation set"
+            f"({why_not_stratified(error, data.train)}): give more images, another --validation_fraction, or a "
+            "validation set"
         ) from error
     return replace(data, train=split["train"], validation=split["test"])
 

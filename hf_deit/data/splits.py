@@ -7,6 +7,7 @@ import datasets
 from ..errors import InputError, first_line
 from .arguments import DataArguments
 from .columns import (
+    check_images,
     check_label_range,
     check_some_images,
     find_columns,
@@ -45,9 +46,9 @@ def load_splits(data_args: DataArguments, on_bad_image: str) -> ImageData:
         if missing:
             raise InputError(f"the validation split has no column {' and '.join(sorted(missing))}")
         validation = with_class_labels(standard_columns(validation, *columns), names, "validation")
-    if on_bad_image == "stop":
-        for part in filter(None, (train, validation)):
-            check_some_images(part)
+    for part, split in ((train, train_split), (validation, validation_split)):
+        if part is not None:
+            _check_split(part, split, name, on_bad_image)
     return ImageData(train, validation, names)
 
 
@@ -59,8 +60,7 @@ def load_image_split(name: str, revision: str | None, split: str, on_bad_image: 
     """
     dataset = _split_of(_load_all_splits(name, revision=revision), split, name)
     dataset = only_images(dataset, f"the unlabelled data set {name!r}")
-    if on_bad_image == "stop":
-        check_some_images(dataset)
+    _check_split(dataset, split, name, on_bad_image)
     return dataset
 
 
@@ -97,8 +97,7 @@ def open_stream(data_args: DataArguments, on_bad_image: str) -> ImageData:
     validation = _read_to_the_end(data_args, validation_split, splits[validation_split].features, columns)
     validation = with_class_labels(standard_columns(validation, *columns), names, "validation")
     check_label_range(validation["label"][:], len(names), "validation")
-    if on_bad_image == "stop":
-        check_some_images(validation)
+    _check_split(validation, validation_split, name, on_bad_image)
     return ImageData(train, validation, names)
 
 
@@ -124,6 +123,13 @@ def _split_of(splits: Mapping[str, datasets.Dataset], split: str, name: str) -> 
     if len(splits[split]) == 0:
         raise InputError(f"the split {split!r} of the data set {name!r} is empty")
     return splits[split]
+
+
+def _check_split(dataset: datasets.Dataset, split: str, name: str, on_bad_image: str) -> None:
+    """Refuses images that cannot be used: by the headers of all, and by decoding a few."""
+    check_images(dataset, "image", f"images of the split {split!r} of {name!r}", on_bad_image)
+    if on_bad_image == "stop":
+        check_some_images(dataset)
 
 
 def _label_names_of_stream(stream: datasets.IterableDataset, label_column: str) -> list[str]:

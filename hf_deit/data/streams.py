@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from ..errors import BadImageError, InputError
 from ..models.keyed import fold
-from .columns import IGNORED_LABEL
+from .columns import IGNORED_LABEL, without_format
 from .decoding import decode_image
 from .view_dataset import KeyedViews
 
@@ -49,7 +49,7 @@ class ImageStream:
         shuffle_buffer_size: so many images are kept in memory, encoded, and the next one is chosen from them.
 
     Raises:
-        InputError: an epoch or a buffer without images.
+        InputError: an epoch or a buffer without images; a transform.
     """
 
     dataset: datasets.IterableDataset
@@ -60,6 +60,7 @@ class ImageStream:
     label_column: str = "label"
 
     def __post_init__(self) -> None:
+        self.dataset = without_format(self.dataset)
         for name in ("images_per_epoch", "shuffle_buffer_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}: give another --{name}")

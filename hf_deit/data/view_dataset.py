@@ -18,7 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..errors import BadImageError, InputError
 from ..models.keyed import view_seed
 from .batch_augment import Mixing, RandomErasing
-from .columns import IGNORED_LABEL, labels_of
+from .columns import IGNORED_LABEL, labels_of, without_format
 from .decoding import ImageDecoder
 from .views import ViewKey, preserve_global_random_state, seed_global_random_state
 
@@ -138,10 +138,10 @@ class ViewDataset(KeyedViews):
         **settings: Any,
     ) -> None:
         super().__init__(transform, **settings)
-        self.dataset = dataset
+        self.dataset = without_format(dataset)
         self.image_column, self.label_column = image_column, label_column
-        self._decode = ImageDecoder(dataset, image_column)
-        self.labels = labels_of(dataset, label_column)
+        self._decode = ImageDecoder(self.dataset, image_column)
+        self.labels = labels_of(self.dataset, label_column)
         self.has_labels = bool((self.labels >= 0).any())
 
     def __len__(self) -> int:
@@ -177,11 +177,11 @@ class EvaluationDataset(Dataset):
         label_column: str = "label",
         on_bad_image: Literal["stop", "skip"] = "stop",
     ) -> None:
-        self.dataset = dataset
+        self.dataset = without_format(dataset)
         self.processor = processor
         self.on_bad_image = on_bad_image
-        self._decode = ImageDecoder(dataset, image_column)
-        self._labels = labels_of(dataset, label_column)
+        self._decode = ImageDecoder(self.dataset, image_column)
+        self._labels = labels_of(self.dataset, label_column)
 
     def __len__(self) -> int:
         return len(self.dataset)

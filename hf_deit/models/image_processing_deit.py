@@ -13,11 +13,19 @@ from transformers.utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import did_you_mean
 
-# Pillow's other modes have 16 or 32 bits per channel, and it converts what passes 255 to white. "F" has 32, but holds
-# what arithmetic on images of 8 bits gives.
-EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "F"}
+# Pillow's other modes have 16 or 32 bits per channel, and it converts what passes 255 to white, and floats up to 1 to
+# black.
+EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 # What stands in preprocessor_config.json beside the settings.
 _WRITTEN_BY_TRANSFORMERS = ("image_processor_type", "processor_class", "feature_extractor_type")
+
+
+def _is_float_of_8_bits(image: Image.Image) -> bool:
+    """Whether an image holds what arithmetic on one of 8 bits gives: floats in [0, 255], and not all up to 1."""
+    if image.mode != "F":
+        return False
+    darkest, brightest = image.getextrema()
+    return darkest >= 0 and (1 < brightest <= 255 or brightest == 0)
 
 
 class DistilledDeiTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -82,10 +90,10 @@ class _DeiTPreprocessing:
         return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
 
     def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(image, Image.Image) and image.mode not in EIGHT_BIT_MODES:
+        if isinstance(image, Image.Image) and image.mode not in EIGHT_BIT_MODES and not _is_float_of_8_bits(image):
             raise ValueError(
-                f"an image of mode {image.mode!r} has more than 8 bits per channel, of which Pillow would make white: "
-                "scale it to 8 bits first"
+                f"an image of mode {image.mode!r} has more than 8 bits per channel, of which Pillow would make white "
+                "or black: scale it to 8 bits first"
             )
         return super().process_image(image, *args, **kwargs)
 
@@ -140,7 +148,8 @@ class DistilledDeiTImageProcessor(_DeiTPreprocessing, TorchvisionBackend):
 
     Raises:
         TypeError: a setting that does not exist; the message names the nearest.
-        ValueError: crop_ratio outside (0, 1]; an image of more than 8 bits per channel.
+        ValueError: crop_ratio outside (0, 1]; an image of more than 8 bits per channel; those of mode "F" may hold
+            [0, 255].
     """
 
 

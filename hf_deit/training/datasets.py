@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedModel
 
-from ..data.columns import check_label_range, find_columns
+from ..data.columns import check_images, check_label_range, find_columns, without_format
 from ..data.image_data import join_unlabeled
 from ..data.streams import ImageStream, StreamSampler, StreamViewDataset
 from ..data.transforms import build_train_transform
@@ -159,17 +159,23 @@ def as_views(
     model: PreTrainedModel,
     processor: DistilledDeiTImageProcessor,
     teacher: Teacher | None,
+    images_are_checked: bool = False,
 ) -> Any:
     """The training views of a data set or a stream, with those of unlabelled images; anything else as it is.
 
+    Args:
+        images_are_checked: whether the headers of the images were read before; see `check_images`.
+
     Raises:
-        InputError: student, teacher and data do not fit together.
+        InputError: student, teacher and data do not fit together, or images cannot be used.
     """
     if unlabeled is not None and not isinstance(dataset, datasets.Dataset | None):
         raise InputError(f"unlabelled images go with a datasets.Dataset or alone, got a {type(dataset).__name__}")
     if not isinstance(dataset, datasets.Dataset | ImageStream) and unlabeled is None:
         return dataset
     image_column, label_column = "image", "label"
+    if isinstance(dataset, datasets.Dataset):
+        dataset = without_format(dataset)
     if dataset is not None:
         rows = dataset.dataset if isinstance(dataset, ImageStream) else dataset
         image_column, label_column = check_data(rows, model, teacher)
@@ -189,6 +195,8 @@ def as_views(
     if unlabeled is not None:
         dataset = join_unlabeled(dataset, unlabeled, [label for _, label in sorted(model.config.id2label.items())])
         image_column, label_column = "image", "label"
+    if not images_are_checked:
+        check_images(dataset, image_column, "images to train on", args.on_bad_image)
     return ViewDataset(dataset, transform, image_column=image_column, label_column=label_column, **settings)
 
 
@@ -203,14 +211,16 @@ def as_evaluation(
     """The evaluation images of a data set, or of each of several by name; anything else as it is.
 
     Raises:
-        InputError: student, teacher and data do not fit together.
+        InputError: student, teacher and data do not fit together, or images cannot be used.
     """
     settings = {"args": args, "model": model, "processor": processor, "teacher": teacher}
     if isinstance(dataset, dict):
         return {name: as_evaluation(part, **settings) for name, part in dataset.items()}
     if not isinstance(dataset, datasets.Dataset):
         return dataset
+    dataset = without_format(dataset)
     image_column, label_column = check_data(dataset, model, teacher)
+    check_images(dataset, image_column, "images to evaluate on", args.on_bad_image)
     return EvaluationDataset(
         dataset, processor, image_column=image_column, label_column=label_column, on_bad_image=args.on_bad_image
     )

@@ -410,7 +410,7 @@ def test_broken_images_of_an_unlabelled_data_set_stop_the_run_at_its_start(tmp_p
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     broken = datasets.Dataset.from_dict(columns, features=features).rename_column("image", "photo")
     options = {"dataset_name": "sklearn:digits", "unlabeled_dataset_name": parquet(tmp_path / "set", train=broken)}
-    with pytest.raises(InputError, match=r"row 7 \(7\.png\) cannot be decoded"):
+    with pytest.raises(InputError, match=r"1 of the 20 images .*: row 7 \(7\.png\)"):
         load(**options)
     assert len(load(**options, on_bad_image="skip").unlabeled) == 20
 

@@ -106,10 +106,8 @@ def test_global_generators_survive_a_broken_image():
 def test_repeated_views_decode_their_image_once(monkeypatch):
     views = view_dataset(textured(12))
     sampler = ViewSampler(12, seed=3, total_batch_size=12, repeats=3)
-    decode, decoded = datasets.Image.decode_example, []
-    monkeypatch.setattr(
-        datasets.Image, "decode_example", lambda self, value, **kw: decoded.append(1) or decode(self, value, **kw)
-    )
+    decode, decoded = ImageDecoder.__call__, []
+    monkeypatch.setattr(ImageDecoder, "__call__", lambda self, row: decoded.append(row) or decode(self, row))
     keys = list(sampler)
     samples = views.__getitems__(keys)
     assert len(keys) == 12
