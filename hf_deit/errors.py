@@ -1,6 +1,7 @@
 """What commands show as a message, without a traceback, and the words that such messages share."""
 
 import difflib
+import os
 import shlex
 import shutil
 from collections.abc import Iterable
@@ -51,6 +52,11 @@ def command(name: str, *arguments: str) -> str:
 def one_line(error: BaseException) -> str:
     """An exception's whole message, without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def escaped(path: str) -> str:
+    """A path of the file system as text that can be written anywhere: bytes that are not UTF-8 stand as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def shortlist(items: Iterable[object], most: int = 5, separator: str = ", ") -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from ..errors import BadImageError, CheckpointError, InputError, PublishError, TrainingDivergedError
+from ..errors import BadImageError, CheckpointError, InputError, PublishError, TrainingDivergedError, escaped
 
 # Of what ends a command with a message; input that cannot be used is 2, as argparse has it.
 _STATUSES = {CheckpointError: 1, TrainingDivergedError: 1, PublishError: 3}
@@ -55,6 +55,11 @@ def run_command(
         the input cannot be used, 3 when the Hub refused or could not be reached, 130 after Ctrl-C.
     """
     try:
+        for argument in arguments:
+            if escaped(argument) != str(argument):
+                raise InputError(
+                    f"'{escaped(argument)}' is not UTF-8, in which libraries want all paths: rename the file or folder"
+                )
         return function(arguments)
     except (InputError, TrainingDivergedError, CheckpointError, PublishError) as error:
         report_error(error)

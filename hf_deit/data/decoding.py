@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import datasets
 from datasets.utils.file_utils import is_local_path, xopen
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_transforms import convert_to_rgb
 
 from ..errors import BadImageError, InputError, first_line, shortlist
@@ -70,7 +70,7 @@ def decode_image(encoded: dict[str, Any] | None, name: str) -> Image.Image:
     except Exception as error:
         path = encoded.get("path") if encoded else None
         kind, remedy = _kind_and_remedy(error)
-        if kind == NO_IMAGE:
+        if kind == NO_IMAGE and not isinstance(error, UnidentifiedImageError):
             known = isinstance(error, OSError | SyntaxError | ValueError)
             kind = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
         raise BadImageError(
@@ -259,12 +259,12 @@ def _bare_png(content: bytes) -> bytes:
 
 
 def _bare_jpeg(content: bytes) -> bytes:
-    """Keeps of the application segments JFIF, Adobe's and EXIF, which say what the samples mean and how they lie."""
+    """Keeps of the application segments Adobe's, which says what the samples mean, and EXIF."""
     kept, start = [content[:2]], 2
     while content[start + 1] != 0xDA:  # the start of the first scan
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
         segment = content[start:end]
-        if not 0xE1 <= segment[1] <= 0xEF or segment[1] == 0xEE or segment[4:8] == b"Exif":
+        if not 0xE0 <= segment[1] <= 0xEF or segment[1] == 0xEE or segment[4:8] == b"Exif":
             kept.append(segment)
         start = end
     return b"".join([*kept, content[start:]])

@@ -13,7 +13,7 @@ from typing import Literal
 
 import datasets
 
-from ..errors import InputError, shortlist
+from ..errors import InputError, escaped, shortlist
 from .decoding import fault_of_header, refuse_faults
 
 # What is hidden, and what Windows, macOS, network drives and archives leave beside images.
@@ -143,28 +143,19 @@ def _refuse_splits(folder: str, found: list[str], option: str) -> None:
         options.append(("validation_dir", validation))
     remedy = " ".join(f"--{name} {shlex.quote(os.path.join(folder, names[0]))}" for name, names in options)
     raise InputError(
-        f"--{option} {folder!r} holds the folders {shortlist(sorted(splits))}, which are splits rather than classes: "
+        f"--{option} {folder!r} holds {shortlist(sorted(splits))}, by their names splits rather than classes: "
         f"give {remedy or 'the one that is meant'}"
     )
 
 
 def _refuse_other_encodings(paths: list[str], folder: str) -> None:
     """Refuses names that are not UTF-8, which neither a data set nor a model's configuration can hold."""
-    other = [path for path in paths if not path.isascii() and not _is_utf8(path)]
+    other = [name for path in paths if not path.isascii() and (name := escaped(path)) != path]
     if other:
-        names = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in other]
         raise InputError(
-            f"{len(other)} names of files and folders in {folder!r} are not UTF-8: {shortlist(names)}. Rename them, "
-            "say with: convmv -f latin1 -t utf-8 -r --notest FOLDER"
+            f"{folder!r} holds names that are not UTF-8: {shortlist(other)}. Rename them, say with: "
+            "convmv -f latin1 -t utf-8 -r --notest FOLDER"
         )
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:  # os.listdir gives bytes that are not UTF-8 as lone surrogates
-        return False
-    return True
 
 
 def _files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:

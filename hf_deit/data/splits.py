@@ -77,7 +77,7 @@ def open_stream(data_args: DataArguments, on_bad_image: str) -> ImageData:
             name, data_args.dataset_config_name, revision=data_args.dataset_revision, streaming=True
         )
     except _NO_DATA_SET as error:
-        raise InputError(f"cannot open the data set {name!r} as a stream: {first_line(error)}") from error
+        raise InputError(f"cannot open the data set {name!r} as a stream: {_cause_of(error)}") from error
     validation_split = _validation_split(data_args, splits)
     if train_split not in splits or validation_split not in splits or train_split == validation_split:
         raise InputError(
@@ -106,9 +106,17 @@ def _load_all_splits(name: str, config_name: str | None = None, revision: str | 
         return datasets.load_dataset(name, config_name, revision=revision)
     except _NO_DATA_SET as error:
         raise InputError(
-            f"cannot load the data set {name!r}: {first_line(error)}. Expected a Hub id, a local path that "
+            f"cannot load the data set {name!r}: {_cause_of(error)}. Expected a Hub id, a local path that "
             f'datasets.load_dataset takes, or "{DIGITS}"'
         ) from error
+
+
+def _cause_of(error: Exception) -> str:
+    """What load_dataset stumbled over, which it tells as the cause of "an error occurred"."""
+    cause = error.__cause__ or error
+    if isinstance(cause, UnicodeEncodeError):
+        return f"the name {cause.object!r} is not UTF-8, rename it"
+    return first_line(cause)
 
 
 def _validation_split(data_args: DataArguments, splits: Collection[str]) -> str | None:
@@ -174,7 +182,7 @@ def _read_to_the_end(
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"cannot read the split {split!r} of the data set {name!r} "
-            f"({first_line(error.__cause__ or error)}): expected at least one row, with the columns "
+            f"({_cause_of(error)}): expected at least one row, with the columns "
             f"{', '.join(columns)} of the split {data_args.train_split!r}"
         ) from error
 

@@ -714,7 +714,9 @@ def test_a_validation_split_that_cannot_be_read_is_refused(tmp_path):
 
 def test_broken_images_in_the_validation_split_stop_the_run_at_its_start(tmp_path):
     path = parquet(tmp_path / "set", train=table(range(9)), validation=broken(table(range(9)), {4}))
-    assert re.search(r"1 of the \d+ images .*: row 4 \(4\.png\)", stream_refusal(dataset_name=path, images_per_epoch=8))
+    assert re.search(
+        r"1 of the \d+ images .*: row 4 \(4\.png\)", stream_refusal(dataset_name=path, images_per_epoch=8)
+    )
     skipping = load(dataset_name=path, streaming=True, images_per_epoch=8, on_bad_image="skip")
     assert len(skipping.validation) == 9
 
