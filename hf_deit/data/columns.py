@@ -1,5 +1,7 @@
 """The image and the label column of a data set: found, brought under one name and type, read and checked."""
 
+import io
+import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -193,12 +195,39 @@ def check_images(dataset: datasets.Dataset, image_column: str, where: str, on_ba
         elif content is None and is_remote(path):
             fault = None
         else:
-            fault = fault_of_header(path if content is None else pa.BufferReader(content))
+            fault = fault_of_header(path if content is None else io.BufferedReader(_ViewOfBytes(content)))
         if fault is not None:
             faults[f"row {row}{f' ({path})' if path else ''}"] = fault
         elif on_bad_image == "skip":
             return
     refuse_faults(faults, len(dataset), where, on_bad_image)
+
+
+class _ViewOfBytes(io.RawIOBase):
+    """Bytes as a file, without a copy: of a data set on the disk only what is read of a header is fetched from there.
+
+    Arrow's own BufferReader cannot seek behind the end, nor read lines, as Pillow does.
+    """
+
+    def __init__(self, content: pa.Buffer) -> None:
+        self._content, self._position = memoryview(content).cast("B"), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, target: memoryview) -> int:
+        part = self._content[self._position : self._position + len(target)]
+        target[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._content)}[whence]
+        self._position = max(start + offset, 0)  # as BytesIO has it
+        return self._position
 
 
 def _stored_images(dataset: datasets.Dataset, column: str) -> Iterator[tuple[int, pa.Buffer | None, str | None]]:

@@ -68,7 +68,8 @@ def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("tag", [282, 33434])  # the resolution and the exposure
 @pytest.mark.parametrize(
-    ("type_", "value"), [(RATIONAL, (72, 0)), (SIGNED_RATIONAL, (2**32 - 1, 0)), (RATIONAL, (0, 0)), (2, (65, 66)), (9, (1,))]
+    ("type_", "value"),
+    [(RATIONAL, (72, 0)), (SIGNED_RATIONAL, (2**32 - 1, 0)), (RATIONAL, (0, 0)), (2, (65, 66)), (9, (1,))],
 )
 def test_exif_with_values_that_are_none_turns_the_pixels_upright(order, kind, tag, type_, value):
     packed = struct.pack(f"{'<' if order == b'II' else '>'}{len(value)}L", *value)

@@ -1,5 +1,8 @@
 """Contract: what is trained on is what the user has, column by column and label by label, or the reason why not."""
 
+import io
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -8,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from PIL import Image, ImageFile
 from sklearn.datasets import load_digits as load_sklearn_digits
 from support.images import (
     FEATURES,
@@ -24,7 +28,7 @@ from support.images import (
 
 from hf_deit.data import arguments
 from hf_deit.data.arguments import DataArguments
-from hf_deit.data.columns import find_columns
+from hf_deit.data.columns import check_images, find_columns
 from hf_deit.data.digits import load_digits
 from hf_deit.data.folders import load_class_folders, load_images
 from hf_deit.errors import InputError
@@ -223,7 +227,19 @@ def test_a_fraction_that_is_none_is_refused(tmp_path, fraction):
 
 
 def test_too_few_images_to_hold_out_are_refused(tmp_path):
-    assert "validation" in refusal(train_dir=class_folders(tmp_path / "a", {"ape": 1, "bee": 9}))
+    message = refusal(train_dir=class_folders(tmp_path / "a", {"ape": 2, "bee": 2}))
+    assert "--validation_fraction" in message
+
+
+def test_classes_of_a_single_image_are_named(tmp_path):
+    photos = class_folders(tmp_path / "a", {"ape": 1, "bee": 9, "cat": 1})
+    for fields in ({"train_dir": photos}, {"dataset_name": parquet(tmp_path / "set", train=table([0, 1, 1, 1, 2]))}):
+        message = refusal(**fields)
+        assert "of ape, cat there is a single image" in message and "validation set" in message
+    data = load(train_dir=photos, validation_dir=photos)
+    assert Counter(data.train["label"]) == {0: 1, 1: 9, 2: 1}
+    with pytest.raises(InputError, match=r"of ape, cat there is a single image.*--labels_kept"):
+        data.with_labels_kept(6, 0)
 
 
 def test_folders_and_local_data_sets_may_be_paths(tmp_path):
@@ -508,6 +524,192 @@ def test_a_file_that_is_no_image_is_refused_with_its_path(tmp_path):
     assert str(bad) in refusal(train_dir=path)
     good = class_folders(tmp_path / "good", {"ape": 3, "bee": 3})
     assert str(bad) in refusal(train_dir=good, validation_dir=path)
+
+
+@pytest.fixture
+def deep_files(tmp_path) -> list[Path]:
+    """Files of more than 8 bits per channel, as measuring instruments write them."""
+    grey = np.linspace(0, 1, 120).reshape(10, 12)
+    images = {
+        "sixteen.png": Image.fromarray((grey * 65535).astype(np.uint16)),
+        "sixteen.tif": Image.fromarray((grey * 4095).astype(np.uint16)),
+        "float.tiff": Image.fromarray(grey.astype(np.float32)),
+        "float255.tif": Image.fromarray((grey * 255).astype(np.float32)),
+        "int.tif": Image.fromarray((grey * 65535).astype(np.int32)),
+        "portable.pgm": Image.fromarray((grey * 65535).astype(np.uint16)),
+    }
+    (tmp_path / "deep").mkdir()
+    for name, image in images.items():
+        image.save(tmp_path / "deep" / name)
+    return [tmp_path / "deep" / name for name in images]
+
+
+@pytest.mark.parametrize("option", ["train_dir", "validation_dir", "unlabeled_dir"])
+def test_images_of_more_than_8_bits_are_refused_by_their_headers(tmp_path, deep_files, monkeypatch, option):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *args: pytest.fail("decoded"))
+    good = class_folders(tmp_path / "good", {"ape": 2, "bee": 2})
+    folders = {"train_dir": good, "validation_dir": good, "unlabeled_dir": good}
+    for path in deep_files:
+        folders[option] = class_folders(tmp_path / f"{option} {path.name}", {"ape": 4, "bee": 4})
+        deep = Path(folders[option]) / "bee" / path.name
+        shutil.copy(path, deep)
+        message = refusal(**folders)
+        assert "1 of the 9 files" in message and "more than 8 bits" in message and str(deep) in message
+        assert "Image.fromarray(np.uint8(np.asarray(image) / white * 255))" in message
+        data = load(**folders, on_bad_image="skip")
+        assert {len(data.train), len(data.validation), len(data.unlabeled)} == {4, 9}
+
+
+def test_every_kind_of_file_that_cannot_be_used_is_counted(tmp_path, deep_files):
+    folder = class_folders(tmp_path / "photos", {"ape": 4, "bee": 4})
+    for path in deep_files[:3]:
+        shutil.copy(path, tmp_path / "photos" / "ape")
+    (tmp_path / "photos" / "bee" / "notes.txt").write_text("not a picture")
+    message = refusal(train_dir=folder)
+    assert "4 of the 12 files" in message and "2 of mode I;16" in message and "1 of mode F" in message
+    assert "1 no image that Pillow can open" in message and message.count("np.uint8") == 1
+
+
+@pytest.mark.parametrize("kind", ["bytes", "path", "array"])
+@pytest.mark.parametrize("split", ["train", "validation", "unlabeled"])
+def test_images_of_more_than_8_bits_in_a_data_set_are_refused_by_their_headers(tmp_path, deep_files, kind, split):
+    """Wherever they stand: more than what is decoded beforehand."""
+    if kind == "array":
+        deep = [datasets.Image().encode_example(np.asarray(Image.open(path))) for path in deep_files[0:3:2]]
+    elif kind == "path":
+        deep = [str(path) for path in deep_files]
+    else:
+        deep = [{"bytes": path.read_bytes(), "path": path.name} for path in deep_files]
+    count, labels = len(deep), [i % 3 for i in range(200)]
+    columns = table(labels).cast_column("image", datasets.Image(decode=False)).to_dict()
+    columns["image"][3 : 3 + count] = deep
+    odd = datasets.Dataset.from_dict(columns, features=FEATURES)
+    splits = {"train": odd if split == "train" else table(labels), "validation": table(labels[:6])}
+    if split == "validation":
+        splits[split] = odd
+    fields = {"dataset_name": parquet(tmp_path / "set", **splits)}
+    if split == "unlabeled":
+        fields["unlabeled_dataset_name"] = parquet(tmp_path / "more", train=odd)
+    message = refusal(**fields)
+    assert f"{count} of the 200 images" in message and "of mode F" in message and "np.uint8" in message
+    assert {"bytes": "row 3 (sixteen.png)", "path": f"row 3 ({deep_files[0]})", "array": "row 3"}[kind] in message
+    assert len(load(**fields, on_bad_image="skip").train) == 200
+
+
+KINDS = ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "IM"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_all_kinds_are_taken_from_a_data_set(kind):
+    content = io.BytesIO()
+    picture(1, 1).save(content, kind)
+    images = [{"bytes": content.getvalue(), "path": None}] * 4
+    data = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 2}, features=FEATURES)
+    check_images(data, "image", "images", "stop")
+    check_images(data.select([3, 1]), "image", "images", "stop")
+
+
+def test_a_data_set_of_nothing_but_floats_cannot_be_skipped(tmp_path):
+    images = [datasets.Image().encode_example(np.full((9, 9), i / 9, np.float32)) for i in range(9)]
+    data = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2] * 3}, features=FEATURES)
+    path = parquet(tmp_path / "set", train=data)
+    for on_bad_image in ("stop", "skip"):
+        message = refusal(dataset_name=path, on_bad_image=on_bad_image)
+        assert "9 of the 9 images" in message and ("--on_bad_image" in message) == (on_bad_image == "stop")
+
+
+def test_a_missing_image_in_a_data_set_is_refused(tmp_path):
+    columns = table([0, 1, 2] * 50).to_dict()
+    columns["image"][71] = None
+    data = datasets.Dataset.from_dict(columns, features=FEATURES)
+    assert "1 of the 150 images" in (message := refusal(dataset_name=parquet(tmp_path / "set", train=data)))
+    assert "row 71" in message
+
+
+LEFT_BEHIND = ["Thumbs.db", "thumbs.db", ".DS_Store", "desktop.ini", "Desktop.ini", "._0.png", "ehthumbs.db", "Icon\r"]
+
+
+def test_what_file_managers_leave_behind_is_no_image_and_no_error(tmp_path):
+    path = class_folders(tmp_path / "photos", {"ape": 4, "bee": 4})
+    for folder in (tmp_path / "photos", tmp_path / "photos" / "ape", tmp_path / "photos" / "bee"):
+        for name in LEFT_BEHIND:
+            (folder / name).write_bytes(b"\0nothing")
+    for name in ("__MACOSX/ape", "@eaDir", ".ipynb_checkpoints", "bee/@eaDir", "bee/__MACOSX"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "4.jpg").write_bytes(b"nothing")
+    (tmp_path / "photos" / "bee" / "4.png:Zone.Identifier").write_text("[ZoneTransfer]")
+    data = load(train_dir=path, validation_dir=path, unlabeled_dir=path)
+    assert data.label_names == ["ape", "bee"]
+    for part in (data.train, data.validation, data.unlabeled):
+        assert sorted(number for _, number in identities(part)) == list(range(8))
+    (tmp_path / "photos" / "none").mkdir()
+    (tmp_path / "photos" / "none" / "Thumbs.db").write_bytes(b"\0nothing")
+    assert "without images" in refusal(train_dir=path)
+
+
+def test_names_that_are_not_utf_8_are_refused_as_they_can_be_written(tmp_path):
+    latin, good = os.fsdecode("café".encode("latin-1")), class_folders(tmp_path / "good", {"ape": 2, "bee": 2})
+    fields = {"train_dir": good, "validation_dir": good, "unlabeled_dir": good}
+    (tmp_path / "file").mkdir()
+    (tmp_path / "class").mkdir()
+    class_folders(tmp_path / "file", {"ape": 2, "bee": 2})
+    picture(1, 7).save(tmp_path / "file" / "bee" / f"{latin}.png")
+    class_folders(tmp_path / "class", {"ape": 2, latin: 2})
+    class_folders(tmp_path / latin, {"ape": 2, "bee": 2})
+    for folder in ("file", "class", latin):
+        for option in fields:
+            for on_bad_image in ("stop", "skip"):
+                message = refusal(**{**fields, option: str(tmp_path / folder)}, on_bad_image=on_bad_image)
+                assert "not UTF-8" in message and "caf\\xe9" in message and message.isprintable()
+        assert "not UTF-8" in refusal(dataset_name=str(tmp_path / folder))
+    umlauts = class_folders(tmp_path / "café", {"süß": 2, "bee": 2})
+    assert load(train_dir=umlauts, validation_dir=umlauts).label_names == ["bee", "süß"]
+
+
+# A folder above others
+
+
+SPLITS = {
+    ("train", "val", "test"): ("train", "val"),
+    ("training", "validation"): ("training", "validation"),
+    ("Train", "Valid", "Test"): ("Train", "Valid"),
+    ("TRAIN", "dev"): ("TRAIN", "dev"),
+    ("train2017", "val2017"): ("train2017", "val2017"),
+    ("train_images", "test_images"): ("train_images", None),
+    ("train",): ("train", None),
+    ("train", "test", "extra"): ("train", None),
+}
+
+
+@pytest.mark.parametrize("names", SPLITS)
+def test_a_folder_above_splits_is_refused_with_the_likely_options(tmp_path, names):
+    good = class_folders(tmp_path / "good", {"ape": 2, "bee": 2})
+    for name in names:
+        class_folders(tmp_path / "images" / name, {"ape": 3, "bee": 3})
+    folder, (train, validation) = tmp_path / "images", SPLITS[names]
+    message = refusal(train_dir=folder)
+    assert message.endswith(
+        f"give --train_dir {folder / train}" + (f" --validation_dir {folder / validation}" if validation else "")
+    )
+    assert refusal(train_dir=good, unlabeled_dir=folder).endswith(f"give --unlabeled_dir {folder / train}")
+    message = refusal(train_dir=good, validation_dir=folder)
+    assert message.endswith(f"give --validation_dir {folder / validation}" if validation else "the one that is meant")
+    assert load(train_dir=folder / train, validation_dir=good).label_names == ["ape", "bee"]
+
+
+def test_a_kaggle_folder_of_classes_beside_test_images_is_refused(tmp_path):
+    class_folders(tmp_path / "images" / "train", {"ape": 3, "bee": 3})
+    picture(0, 0).save(class_folders(tmp_path / "images", {"test": 5}) + "/test/more.png")
+    assert f"--train_dir {tmp_path / 'images' / 'train'}" in refusal(train_dir=tmp_path / "images")
+
+
+@pytest.mark.parametrize("names", [("train", "plane", "car"), ("train", "plane"), ("test", "train")])
+def test_classes_may_be_called_as_splits_are(tmp_path, names):
+    path = class_folders(tmp_path / "vehicles", dict.fromkeys(names, 4))
+    if "plane" in names:
+        (tmp_path / "vehicles" / "train" / "steam").mkdir()
+        picture(9, 99).save(tmp_path / "vehicles" / "train" / "steam" / "99.png")
+    assert load(train_dir=path, validation_dir=path, unlabeled_dir=path).label_names == sorted(names)
 
 
 def test_a_table_without_images_in_its_image_column_is_refused(tmp_path):
