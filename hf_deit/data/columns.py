@@ -25,13 +25,15 @@ def without_format(dataset: _DataSet) -> _DataSet:
     """
     if isinstance(dataset, datasets.IterableDataset):
         return dataset if dataset._formatting is None else dataset.with_format(None)
-    if dataset.format["type"] == "custom":
+    form = dataset.format
+    if form["type"] == "custom":
         raise InputError(
             "the data set has a transform (with_transform or set_transform): views are made from the images as they "
             "are stored, and it would do nothing. Take it off with reset_format() and let the training arguments "
             "augment, or store what it makes of the images with map()"
         )
-    return dataset.with_format(None)
+    is_plain = form["type"] is None and form["columns"] == dataset.column_names
+    return dataset if is_plain else dataset.with_format(None)
 
 
 def find_columns(

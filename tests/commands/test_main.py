@@ -37,6 +37,14 @@ def test_a_command_that_does_not_exist_is_refused_with_those_that_do(capsys):
     assert status == 2 and "'trian'" in printed and ", ".join(COMMANDS) in printed
 
 
+@pytest.mark.parametrize("name", ["train", "label", "preview", "convert", "publish"])
+@pytest.mark.parametrize("options", [("--output_dir", "run/caf\udce9"), ("--recipe=caf\udce9.yaml",), ("caf\udce9",)])
+def test_paths_that_are_not_utf_8_are_refused_as_they_can_be_written(capsys, name, options):
+    """Python has the bytes of such paths as lone surrogates, which nothing can write."""
+    status, printed = printed_by(capsys, name, *options)
+    assert status == 2 and r"caf\xe9" in printed and "not UTF-8" in printed
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(capsys, name):
     status, printed = printed_by(capsys, name, "--help")

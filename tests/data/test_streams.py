@@ -546,6 +546,13 @@ def labelled(labels: list[int | None], kind: str) -> datasets.IterableDataset:
     return datasets.IterableDataset.from_generator(lambda: iter(made), features=FEATURES)
 
 
+@pytest.mark.parametrize("form", ["torch", "numpy", "arrow"])
+def test_the_format_of_a_stream_is_left_aside(form):
+    rows = table(range(12)).to_iterable_dataset(num_shards=2)
+    streams = [ImageStream(stream, 12) for stream in (rows, rows.with_format(form))]
+    assert list(streams[0].read(0, 0, 1)) == list(streams[1].read(0, 0, 1))
+
+
 @pytest.mark.parametrize("kind", ["rows", "function"])
 @pytest.mark.parametrize("label", [3, 7, -2, -100])
 def test_a_label_that_is_none_is_refused_with_its_image(tmp_path, kind, label):

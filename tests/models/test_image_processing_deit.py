@@ -178,6 +178,14 @@ def test_images_of_every_mode_equal_timms_of_their_rgb(backend, mode):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("highest", [0.7, 1.0, 256.0, 65535.0, -3.0, float("nan")])
+def test_floats_that_are_no_8_bits_are_refused(backend, highest):
+    """Pillow would make black or white of them."""
+    image = Image.fromarray(np.linspace(0, highest, 900, dtype=np.float32).reshape(30, 30))
+    with pytest.raises(ValueError, match=r"mode 'F' .*scale it to 8 bits"):
+        backend()(image, return_tensors="pt")
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_is_laid_over_white(backend, mode):
     image = photograph("flower.jpg", 256, 256)

@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,8 @@ from transformers import DeiTForImageClassificationWithTeacher as NativeDistille
 from transformers import ViTForImageClassification as NativePlain
 
 from hf_deit import DistillationTrainer, InputError, TrainingDivergedError, load_teacher
+from hf_deit.data.image_data import ImageData
+from hf_deit.data.views import ViewKey
 from hf_deit.training.datasets import make_sampler
 
 
@@ -516,6 +519,81 @@ def test_a_broken_image_stops_the_run_or_is_skipped_and_counted(tmp_path, teache
     predictions = skipping.predict(skipping.eval_dataset)
     assert (predictions.label_ids == -100).sum() == 1
     assert math.isfinite(skipping.evaluate()["eval_loss"])
+
+
+FORMATS = {
+    "torch": {"type": "torch"},
+    "numpy": {"type": "numpy"},
+    "arrow": {"type": "arrow"},
+    "pandas": {"type": "pandas"},
+    "some columns": {"type": "torch", "columns": ["label"]},
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_format_of_a_data_set_changes_nothing(tmp_path, teacher, form):
+    train, validation = tiny.digits(60, 10)
+    parts = {"train_dataset": train, "unlabeled_dataset": train.select_columns("image"), "eval_dataset": validation}
+    columns = FORMATS[form].get("columns")
+    formatted = {
+        name: part.with_format(**FORMATS[form]) if not columns or name != "unlabeled_dataset" else part
+        for name, part in parts.items()
+    }
+    samples, metrics = [], []
+    for given in (parts, formatted):
+        trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path), teacher, **given)
+        keys = [ViewKey(0, slot, row, 0) for slot, row in enumerate((0, 59, 60, 119))]
+        samples.append([*trainer.train_dataset.__getitems__(keys), trainer.eval_dataset[3]])
+        metrics.append(trainer.evaluate(given["eval_dataset"])["eval_loss"])
+        assert len(trainer.train_dataset) == 120
+    for one, other in zip(*samples, strict=True):
+        assert torch.equal(one.pop("pixel_values"), other.pop("pixel_values"))
+        assert one == other
+    assert metrics[0] == metrics[1]
+    assert formatted["train_dataset"].format["type"] is not None  # what was given stays as it is
+    kept = [ImageData(given["train_dataset"], None, []).with_labels_kept(20, 0) for given in (parts, formatted)]
+    for part in ("train", "unlabeled"):
+        assert list(getattr(kept[0], part)) == list(getattr(kept[1], part))
+
+
+@pytest.mark.parametrize("part", ["train_dataset", "unlabeled_dataset", "eval_dataset"])
+@pytest.mark.parametrize("how", ["with", "set"])
+def test_a_data_set_with_a_transform_is_refused_with_the_reason(tmp_path, teacher, part, how):
+    def transform(rows):
+        return rows
+
+    data = tiny.digits()[0]
+    data = data.select_columns("image") if part == "unlabeled_dataset" else data.select(range(len(data)))
+    if how == "with":
+        data = data.with_transform(transform)
+    else:
+        data.set_transform(transform)
+    args = tiny.arguments(tmp_path)
+    reason = r"transform.*views are made from the images as they are stored.*reset_format\(\)"
+    with pytest.raises(InputError, match=reason):
+        tiny.trainer(tiny.student(), args, teacher, **{part: data})
+    if part == "eval_dataset":
+        trainer = tiny.trainer(tiny.student(), args, teacher)
+        for call in (trainer.evaluate, trainer.predict):
+            with pytest.raises(InputError, match=reason):
+                call(data)
+        with pytest.raises(InputError, match=reason):
+            tiny.trainer(tiny.student(), args, teacher, eval_dataset={"one": trainer.eval_dataset, "other": data})
+
+
+@pytest.mark.parametrize("part", ["train_dataset", "unlabeled_dataset", "eval_dataset"])
+def test_images_that_cannot_be_used_are_refused_before_training(tmp_path, teacher, part):
+    data = tiny.digits()[0]
+    columns = data.cast_column("image", datasets.Image(decode=False)).to_dict()
+    columns["image"][37] = datasets.Image().encode_example(np.full((8, 8), 0.5, np.float32))
+    deep = datasets.Dataset.from_dict(columns, features=data.features)
+    if part == "unlabeled_dataset":
+        deep = deep.select_columns("image")
+    row = 37 + (len(data) if part == "unlabeled_dataset" else 0)
+    with pytest.raises(InputError, match=rf"1 of the \d+ images to .*: 1 of mode F.*: row {row}\."):
+        tiny.trainer(tiny.student(), tiny.arguments(tmp_path), teacher, **{part: deep})
+    skipping = tiny.arguments(tmp_path, on_bad_image="skip", max_steps=1, num_train_epochs=1)
+    tiny.trainer(tiny.student(), skipping, teacher, **{part: deep}).train()
 
 
 def test_teacher_student_and_data_must_fit(tmp_path, teacher):
