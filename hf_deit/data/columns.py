@@ -1,8 +1,10 @@
 """The image and the label column of a data set: found, brought under one name and type, read and checked."""
 
 import io
+import itertools
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import datasets
@@ -13,6 +15,8 @@ from ..errors import InputError, shortlist
 from .decoding import NO_IMAGE, ImageDecoder, fault_of_header, is_remote, refuse_faults
 
 _DataSet = TypeVar("_DataSet", datasets.Dataset, datasets.IterableDataset)
+_StoredImage = tuple[int, pa.Buffer | None, str | None]  # row, content, path
+_THREADS = 8  # files may lie on a slow disk
 
 IGNORED_LABEL = -100  # of an image without label; torch's cross-entropy passes it over
 
@@ -190,19 +194,31 @@ def check_images(dataset: datasets.Dataset, image_column: str, where: str, on_ba
     Raises:
         InputError: with the rows and files.
     """
-    faults = {}
-    for row, content, path in _stored_images(dataset, image_column):
-        if content is None and path is None:
-            fault = (NO_IMAGE, "")
-        elif content is None and is_remote(path):
-            fault = None
-        else:
-            fault = fault_of_header(path if content is None else io.BufferedReader(_ViewOfBytes(content)))
-        if fault is not None:
-            faults[f"row {row}{f' ({path})' if path else ''}"] = fault
-        elif on_bad_image == "skip":
-            return
+    faults, rows = {}, _stored_images(dataset, image_column)
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        # Window by window, as the images of a data set whose rows were shuffled are copied.
+        while window := list(itertools.islice(rows, _THREADS * 64)):
+            parts = [window[start : start + 64] for start in range(0, len(window), 64)]
+            found = [fault for part in pool.map(_faults_of, parts) for fault in part]
+            for (row, _, path), fault in zip(window, found, strict=True):
+                if fault is not None:
+                    faults[f"row {row}{f' ({path})' if path else ''}"] = fault
+            if on_bad_image == "skip" and None in found:
+                return
     refuse_faults(faults, len(dataset), where, on_bad_image)
+
+
+def _faults_of(rows: list[_StoredImage]) -> list[tuple[str, str] | None]:
+    """See `fault_of_header`."""
+
+    def fault_of(content: pa.Buffer | None, path: str | None) -> tuple[str, str] | None:
+        if content is not None:
+            return fault_of_header(io.BufferedReader(_ViewOfBytes(content)))
+        if path is None:
+            return NO_IMAGE, ""
+        return None if is_remote(path) else fault_of_header(path)
+
+    return [fault_of(content, path) for _, content, path in rows]
 
 
 class _ViewOfBytes(io.RawIOBase):
@@ -232,7 +248,7 @@ class _ViewOfBytes(io.RawIOBase):
         return self._position
 
 
-def _stored_images(dataset: datasets.Dataset, column: str) -> Iterator[tuple[int, pa.Buffer | None, str | None]]:
+def _stored_images(dataset: datasets.Dataset, column: str) -> Iterator[_StoredImage]:
     """Each row's number with the content of its image, which is not copied, or its path."""
     row = 0
     for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=256):

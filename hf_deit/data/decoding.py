@@ -38,14 +38,13 @@ _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _T = TypeVar("_T")
 _File = str | BinaryIO
 
-
 NO_IMAGE = "no image that Pillow can open"
 _SCALE = (
     "Scale images of more than 8 bits by what is white in all of them, 65535 or 1.0, say: "
     "Image.fromarray(np.uint8(np.asarray(image) / white * 255)). "
 )
 _RAISE_LIMIT = (
-    f"Make such images smaller, or raise the limit, which guards against decompression bombs: set the environment "
+    "Make such images smaller, or raise the limit, which guards against decompression bombs: set the environment "
     f"variable {PIXEL_LIMIT_VARIABLE} to so many pixels. "
 )
 
@@ -71,8 +70,8 @@ def decode_image(encoded: dict[str, Any] | None, name: str) -> Image.Image:
         path = encoded.get("path") if encoded else None
         kind, remedy = _kind_and_remedy(error)
         if kind == NO_IMAGE and not isinstance(error, UnidentifiedImageError):
-            known = isinstance(error, OSError | SyntaxError | ValueError)
-            kind = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
+            is_telling = isinstance(error, OSError | SyntaxError | ValueError)
+            kind = first_line(error) if is_telling else repr(error)
         raise BadImageError(
             f"the image of {name}{f' ({path})' if path else ''} cannot be decoded: {kind}. "
             f"{remedy}Mend or remove it, or pass --on_bad_image skip"

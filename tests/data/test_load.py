@@ -609,6 +609,17 @@ def test_files_of_all_kinds_are_taken_from_a_data_set(kind):
     check_images(data.select([3, 1]), "image", "images", "stop")
 
 
+def test_the_rows_of_a_large_data_set_are_named():
+    good, bad = encoded(picture(1, 1)), {0, 64, 511, 512, 1099}
+    images = [{"bytes": b"none", "path": None} if row in bad else good for row in range(1100)]
+    data = datasets.Dataset.from_dict({"image": images, "label": [0] * 1100}, features=FEATURES)
+    for part, rows in ((data, bad), (data.select(range(1099, -1, -1)), {1099 - row for row in bad})):
+        listing = ", ".join(f"row {row}" for row in sorted(rows))
+        with pytest.raises(InputError, match=f"5 of the 1100 images .*: {listing}"):
+            check_images(part, "image", "images", "stop")
+        check_images(part, "image", "images", "skip")
+
+
 def test_a_data_set_of_nothing_but_floats_cannot_be_skipped(tmp_path):
     images = [datasets.Image().encode_example(np.full((9, 9), i / 9, np.float32)) for i in range(9)]
     data = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2] * 3}, features=FEATURES)
