@@ -197,8 +197,8 @@ def check_images(dataset: datasets.Dataset, image_column: str, where: str, on_ba
     faults, rows = {}, _stored_images(dataset, image_column)
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
         # Window by window, as the images of a data set whose rows were shuffled are copied.
-        while window := list(itertools.islice(rows, _THREADS * 64)):
-            parts = [window[start : start + 64] for start in range(0, len(window), 64)]
+        while window := list(itertools.islice(rows, _THREADS * 16)):
+            parts = [window[start : start + 16] for start in range(0, len(window), 16)]
             found = [fault for part in pool.map(_faults_of, parts) for fault in part]
             for (row, _, path), fault in zip(window, found, strict=True):
                 if fault is not None:
@@ -251,7 +251,7 @@ class _ViewOfBytes(io.RawIOBase):
 def _stored_images(dataset: datasets.Dataset, column: str) -> Iterator[_StoredImage]:
     """Each row's number with the content of its image, which is not copied, or its path."""
     row = 0
-    for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=256):
+    for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=64):
         for chunk in table[column].chunks:
             fields = dict(zip((field.name for field in chunk.type), chunk.flatten(), strict=True))
             for content, path in zip(fields["bytes"], fields["path"], strict=True):
