@@ -27,12 +27,16 @@ class Checkpoint:
         weights: by the names of this package's classifier.
         processor: what its images must look like.
         source_format: what it was read from: "facebook", "timm", "transformers" or "hf_deit".
+        taken: where the weights stood in a training loop's file that has averaged ones, say "state_dict"; else "".
+        left: where the other ones stand if the file has both trained and averaged weights; else None.
     """
 
     config: DeiTConfigBase
     weights: dict[str, torch.Tensor]
     processor: DistilledDeiTImageProcessor
     source_format: str
+    taken: str = ""
+    left: str | None = None
 
     def model(self) -> PreTrainedModel:
         """The classifier, with the weights in the precision that they were stored in."""

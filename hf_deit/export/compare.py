@@ -11,7 +11,8 @@ from ..models.configuration_deit import DeiTConfigBase, as_pair
 from ..models.pretrained import LOADING_ERRORS
 from ..models.zoo import model_class_of
 from .checkpoint import Checkpoint
-from .read import load_weights, read_checkpoint
+from .read import read_checkpoint
+from .weight_file import load_weights
 from .write import Format, native_model, timm_architecture
 
 
@@ -27,7 +28,7 @@ def largest_difference(
 
     Args:
         source, destination: checkpoints of any format.
-        ema: whether the source is a facebookresearch file whose moving average was converted.
+        ema: whether the source is a training loop's file whose moving average was converted.
         to: the destination's format, by default as it is found out. (A DeiT has the same files in "hf_deit" and in
             "transformers": this says which library shall run them.)
         num_images: of standard normal noise, at the checkpoint's size.
@@ -78,6 +79,5 @@ def _open(checkpoint: Checkpoint, path: str, library: str, ema: bool) -> Callabl
     name, model_args = timm_architecture(checkpoint.config)
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=checkpoint.config.num_labels, **model_args)
-    weights, _ = load_weights(path, ema=ema)
-    model.load_state_dict(weights, strict=True, assign=True)
+    model.load_state_dict(load_weights(path, ema=ema).weights, strict=True, assign=True)
     return model.float().eval()

@@ -11,35 +11,36 @@ import json
 import math
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from timm.data import ImageNetInfo
 from transformers import ViTImageProcessor
 
-from ..errors import InputError, one_line, shortlist
+from ..errors import InputError, one_line
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair, label2id_of
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.zoo import create_config, list_models, model_class_of
 from .checkpoint import DTYPES, METADATA_KEY, Checkpoint, checked, expected_shapes
 from .names import our_weights
+from .weight_file import load_weights
 
 _CONFIG_CLASSES = {"deit": DistilledDeiTConfig, "vit": PlainDeiTConfig, "cait": CaiTConfig}
 _HEAD_DIM = 64  # of every DeiT
+_TIMM_IMAGES = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
 
 
 def read_checkpoint(source: str | os.PathLike[str], *, ema: bool = False) -> Checkpoint:
     """Reads a checkpoint. Its format, architecture and resolution are found out.
 
     Args:
-        source: a `.pth`, `.bin` or `.safetensors` file, or a folder.
-        ema: of a facebookresearch file take "model_ema" instead of "model".
+        source: a file of weights, alone or as a training loop saves them, see `load_weights`; or a folder.
+        ema: of a file take the moving average of the weights ("model_ema", timm's "state_dict_ema", …) instead of the
+            weights.
 
     Raises:
         InputError: there is none, it is damaged, or it is no DeiT or CaiT. The message says which.
@@ -48,7 +49,9 @@ def read_checkpoint(source: str | os.PathLike[str], *, ema: bool = False) -> Che
     if os.path.isfile(source):
         return _read_file(source, ema)
     if ema:
-        raise InputError(f"only a facebookresearch file has averaged weights (model_ema), {source!r} is none")
+        raise InputError(
+            f"only a facebookresearch file, or another of a training loop, has an average, {source!r} is none"
+        )
     if not os.path.isdir(source):
         raise InputError(f"there is no checkpoint {source!r}: expected a .pth or .safetensors file, or a folder")
     config = _read_json(os.path.join(source, "config.json"))
@@ -72,80 +75,31 @@ def _read_json(path: str) -> dict[str, Any]:
 
 
 def _read_file(path: str, ema: bool) -> Checkpoint:
-    weights, beside = load_weights(path, ema=ema)
-    found = _from_metadata((beside or {}).get(METADATA_KEY), weights, path)
+    file = load_weights(path, ema=ema)
+    found = _from_metadata(file.beside.get(METADATA_KEY), file.weights, path)
     if found is None:
-        config = _infer_config(weights, path, getattr((beside or {}).get("args"), "model", None))
-        # What the authors' files mean without saying it: ImageNet's statistics, and their crop ratios.
-        found = config, _processor(config, path, crop_ratio=1.0 if isinstance(config, CaiTConfig) else 0.875)
+        stated, name = file.beside.get("args"), file.beside.get("arch")
+        stated = vars(stated) if isinstance(stated, argparse.Namespace) else stated if isinstance(stated, dict) else {}
+        config = _infer_config(file.weights, path, name or stated.get("model"), stated.get("model_kwargs"))
+        if isinstance(name, str) and timm.is_model(name):  # timm's training script
+            usual = timm.get_pretrained_cfg(name).to_dict()
+            settings = {key: stated.get(key) or usual.get(key) for key in _TIMM_IMAGES}
+            found = config, _timm_processor(settings, config, path)
+        else:
+            # What the authors' files mean without saying it: ImageNet's statistics, and their crop ratios.
+            found = config, _processor(config, path, crop_ratio=1.0 if isinstance(config, CaiTConfig) else 0.875)
     config, processor = found
-    source_format = "timm" if beside is None else "facebook"
-    return checked(Checkpoint(config, our_weights(weights, config, path), processor, source_format), path)
-
-
-def load_weights(
-    path: str | os.PathLike[str], *, ema: bool = False
-) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """Reads the tensors of a file of the authors' or of timm's.
-
-    Args:
-        path: a `.pth`, `.bin` or `.safetensors` file.
-        ema: of the authors' file take "model_ema" instead of "model".
-
-    Returns:
-        The tensors by timm's names, and all that an authors' file holds; None if it is timm's, with tensors alone.
-
-    Raises:
-        InputError: the file is damaged, would run code, or holds something else.
-    """
-    path = os.fspath(path)
-    content, key = _load(path), "model_ema" if ema else "model"
-    if ema and key not in content:
-        raise InputError(f"{path!r} has no averaged weights ({key}); it has {shortlist(content)}")
-    beside = content if key in content else None
-    weights = content if beside is None else content[key]
-    if not isinstance(weights, Mapping):
-        raise InputError(f"{path!r} must hold weights by name, got {type(weights).__name__}")
-    for key, tensor in weights.items():
-        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{path!r} must hold tensors by name, got {type(tensor).__name__} for {key!r}")
-        if tensor.numel() > os.path.getsize(path):
-            raise InputError(f"{path!r} is damaged: it is smaller than its {key!r} of shape {tuple(tensor.shape)}")
-    # The authors published CaiT as it was wrapped for training on several devices.
-    prefix = "module." if all(key.startswith("module.") for key in weights) else ""
-    return {key.removeprefix(prefix): tensor for key, tensor in weights.items()}, beside
-
-
-def _load(path: str) -> dict[Any, Any]:
-    """The content of a file, without running anything in it."""
-    try:
-        if os.path.getsize(path) == 0:
-            raise InputError(f"{path!r} is empty")
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        # The authors' files hold the training's command line, as an argparse.Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
-        wanted = re.search(r"GLOBAL (\S+)", reason)
-        if wanted:
-            reason = f"unpickling it would run {wanted[1]}; only tensors, numbers, strings and containers are read"
-            raise InputError(f"{path!r} is refused: {reason}") from error
-        raise InputError(f"cannot read {path!r}, it is damaged or no checkpoint: {reason.splitlines()[0]}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path!r} must hold weights by name, got {type(content).__name__}")
-    return content
+    source_format = "facebook" if file.beside and file.taken[0] in ("model", "model_ema") else "timm"
+    weights = our_weights(file.weights, config, path)
+    taken = ".".join(file.taken) if file.left or file.is_averaged else ""
+    return checked(Checkpoint(config, weights, processor, source_format, taken=taken, left=file.left), path)
 
 
 def _read_timm_folder(folder: str, stated: dict[str, Any]) -> Checkpoint:
     files = [name for name in ("model.safetensors", "pytorch_model.bin") if os.path.isfile(os.path.join(folder, name))]
     if not files:
         raise InputError(f"{folder!r} has no model.safetensors or pytorch_model.bin")
-    weights, _ = load_weights(os.path.join(folder, files[0]))
+    weights = load_weights(os.path.join(folder, files[0])).weights
     found = _from_metadata(stated.get(METADATA_KEY), weights, folder)
     if found is None:
         settings = stated.get("pretrained_cfg", stated)  # once they stood at the top

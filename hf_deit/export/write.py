@@ -17,6 +17,7 @@ from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTC
 from transformers.image_utils import PILImageResampling
 
 from ..errors import InputError, one_line
+from ..hub.files import share_weights
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import DeiTConfigBase, as_pair
 from ..models.zoo import create_config, list_models
@@ -52,7 +53,7 @@ def convert_checkpoint(
         source: a file or a folder, see `hf_deit.export.read.read_checkpoint`.
         destination: a `.pth` file for "facebook", a folder for the others; must not exist yet.
         to: "hf_deit", "timm" (a folder as on the Hub), "facebook" (facebookresearch/deit), "transformers" (DeiT only).
-        ema: of a facebookresearch file take the moving average of the weights.
+        ema: of a training loop's file take the moving average of the weights.
 
     Returns:
         The checkpoint that was read.
@@ -77,6 +78,8 @@ def convert_checkpoint(
     try:
         written = os.path.join(aside, "checkpoint")
         _WRITERS[to](checkpoint, written)
+        if os.path.isdir(written):
+            share_weights(written)
         os.makedirs(parent, exist_ok=True)
         os.replace(written, destination)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' when the disk is full

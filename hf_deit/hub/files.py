@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -55,6 +56,29 @@ def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
+
+
+def share_weights(folder: str | os.PathLike[str]) -> None:
+    """Gives a folder's weights the rights that new files get there: safetensors writes them for their owner alone.
+
+    Raises:
+        OSError: the folder is not there, or no file can be made in it.
+    """
+    folder = os.fspath(folder)
+    private = [
+        entry.path
+        for entry in os.scandir(folder)
+        if entry.name.endswith(".safetensors") and not stat.S_IMODE(entry.stat().st_mode) & 0o077
+    ]
+    if not private:
+        return
+    # What a new file gets is seen on one: asking for the umask would change it meanwhile, for other threads, too.
+    example = os.path.join(folder, f".{secrets.token_hex(4)}.tmp")
+    with open(example, "xb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    os.remove(example)
+    for path in private:
+        os.chmod(path, mode)
 
 
 def read_text(path: str | os.PathLike[str]) -> str | None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,13 +18,55 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from ..errors import InputError, first_line
+from ..errors import InputError, command, first_line
 
 # What transformers, timm, safetensors and the Hub's client raise for checkpoints that are not there, or not whole.
 LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError),
     *(StrictDataclassError, HfHubHTTPError),
 )
+
+
+# Files that hold weights, and files that hold a program, which neither learns nor gives its weights.
+_OF_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".pkl", ".npz", ".h5")
+_OF_PROGRAMS = (".onnx", ".pte", ".tflite", ".torchscript")
+
+
+def is_weight_file(name_or_path: str) -> bool:
+    """Whether a name is that of a file of weights or of an exported model, rather than of a folder or on the Hub."""
+    is_named_so = name_or_path.lower().endswith((*_OF_WEIGHTS, *_OF_PROGRAMS))
+    return os.path.isfile(name_or_path) or (is_named_so and not os.path.isdir(name_or_path))
+
+
+def refuse_file(name_or_path: str, *, role: str) -> None:
+    """Refuses a file in place of a folder or a name on the Hub, with the command that makes a folder of it.
+
+    Args:
+        role: of the model, "student" or "teacher".
+
+    Raises:
+        InputError: it is one, see `is_weight_file`.
+    """
+    if not is_weight_file(name_or_path):
+        return
+    option = "--student" if role == "student" else "--teacher_model_name_or_path"
+    folder, file = os.path.split(name_or_path)
+    is_there = os.path.isfile(name_or_path)
+    found = f"the {role} {name_or_path!r} is a file" if is_there else f"there is no file {name_or_path!r}"
+    if file.lower().endswith(_OF_PROGRAMS):
+        raise InputError(
+            f"{found}; an exported model has no weights to load: give {option} the folder that it was exported from"
+        )
+    if os.path.isfile(os.path.join(folder, "config.json")):
+        raise InputError(f"{found}, and a {role} is a folder with its configuration: {option} {folder or os.curdir}")
+    stem = file
+    while stem.lower().endswith(_OF_WEIGHTS):
+        stem = os.path.splitext(stem)[0]
+    converted = os.path.join(folder, stem or role)
+    raise InputError(
+        f"{found}, and a {role} is a folder or a name on the Hub: weights of a DeiT or CaiT are converted to one with "
+        f"{command('convert', name_or_path, converted, '--to', 'hf_deit')}; then give {option} {converted}"
+    )
 
 
 def absent_weights(info: Mapping[str, Any]) -> list[str]:
@@ -66,13 +110,33 @@ def load_image_processor(
             ) from error
         wanted, where = ("image_mean", "image_std"), "preprocessor_config.json"
     try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+        with _without_backend_warning():
+            processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
     except LOADING_ERRORS as error:
         raise InputError(f"cannot load the image processor of {name_or_path!r}: {first_line(error)}") from error
     absent = [name for name in wanted if stated.get(name) is None]
     if absent and getattr(processor, "do_normalize", True):
         raise InputError(f"{name_or_path!r} states no {' and '.join(absent)} in {where}: {remedy}")
     return processor
+
+
+@contextmanager
+def _without_backend_warning() -> Iterator[None]:
+    """Leaves out a line of transformers that says that torchvision is not there.
+
+    It says so of image processors that have no variant with torchvision, such as timm's: where torchvision is really
+    absent, transformers asks for none.
+    """
+    source = logging.getLogger("transformers.models.auto.image_processing_auto")
+
+    def is_true(record: logging.LogRecord) -> bool:
+        return "torchvision backend is not available" not in record.getMessage()
+
+    source.addFilter(is_true)
+    try:
+        yield
+    finally:
+        source.removeFilter(is_true)
 
 
 def measure_processor(name: str, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:

@@ -13,14 +13,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..errors import InputError, did_you_mean, first_line, shortlist
+from ..errors import InputError, command, did_you_mean, first_line, shortlist
 from .class_names import match_labels
-from .configuration_deit import as_pair, label2id_of
+from .configuration_deit import DistilledDeiTConfig, as_pair, label2id_of
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .modeling_common import ImageClassifierBase
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
-from .pretrained import LOADING_ERRORS, load_image_processor, measure_processor, resolve_revision
-from .zoo import create_model, list_models
+from .pretrained import (
+    LOADING_ERRORS,
+    is_weight_file,
+    load_image_processor,
+    measure_processor,
+    refuse_file,
+    resolve_revision,
+)
+from .zoo import create_config, create_model, list_models
 
 _DEFAULT_IMAGE_SIZE = 224
 # As transformers and timm name them.
@@ -70,12 +77,13 @@ def load_student(
         if revision is not None or replace_head:
             raise InputError(f"student_revision and replace_head are for checkpoints; {name_or_path!r} is made anew")
         model, processor = _made_anew(name_or_path, id2label, image_size, crop_ratio, overrides)
-    elif "/" not in name_or_path and not os.path.isdir(name_or_path):
+    elif "/" not in name_or_path and not os.path.isdir(name_or_path) and not is_weight_file(name_or_path):
         raise InputError(
             f"no student {name_or_path!r}: expected a name of the zoo ({shortlist(list_models(), 4)}), a Hub id, "
             f"a folder or a transformers model type{did_you_mean(name_or_path, known)}"
         )
     else:
+        refuse_file(name_or_path, role="student")
         model, processor = _load_checkpoint(name_or_path, id2label, revision, replace_head, overrides)
         model, processor = _resized(model, processor, name_or_path, image_size, crop_ratio)
     return _frozen(model.train(), freeze), processor
@@ -96,7 +104,7 @@ def _made_anew(
                 fields["image_size"] = image_size
             model = create_model(name, **fields)
         else:
-            _check_fields(name, overrides)
+            _check_fields(name, lacked_fields(name, overrides), _fields(CONFIG_MAPPING[name]))
             fields["label2id"] = label2id_of(id2label)
             config = AutoConfig.for_model(name, **fields)
             if image_size is not None and hasattr(config, "image_size"):
@@ -137,11 +145,59 @@ def _resized(
     return model, processor
 
 
-def _check_fields(model_type: str, overrides: Mapping[str, Any]) -> None:
-    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])} | {"num_labels"}
-    for name in overrides:
-        if name not in known:
-            raise InputError(f"the configuration of {model_type!r} has no field {name!r}{did_you_mean(name, known)}")
+def lacked_fields(
+    name_or_path: str | os.PathLike[str], overrides: Mapping[str, Any], revision: str | None = None
+) -> list[str]:
+    """Which overrides are no fields of a student's configuration.
+
+    Args:
+        name_or_path, overrides, revision: of `load_student`.
+
+    Returns:
+        Their names; none of a checkpoint whose configuration cannot be read, as `load_student` says.
+    """
+    name_or_path = os.fspath(name_or_path)
+    if name_or_path in list_models():
+        known = _fields(create_config(name_or_path))
+    elif name_or_path in CONFIG_MAPPING:
+        known = _fields(CONFIG_MAPPING[name_or_path])
+    else:
+        try:
+            config, _ = _checkpoint_class(name_or_path, revision)
+        except LOADING_ERRORS:
+            return []
+        return _lacked_by_checkpoint(config, overrides)
+    return [name for name in overrides if name not in known]
+
+
+def _fields(config: Any) -> set[str]:
+    """What can be overridden in a configuration, or one of its class."""
+    return {field.name for field in dataclasses.fields(config)} | {"num_labels", *config.attribute_map}
+
+
+def _lacked_by_checkpoint(config: Any, overrides: Mapping[str, Any]) -> list[str]:
+    known = _fields(config) | config.to_dict().keys() | {"attn_implementation"}
+    lacked = [name for name in overrides if name not in known]
+    if config.model_type == "timm_wrapper":
+        return [name for name in lacked if not _timm_takes(config, name, overrides[name])]
+    return lacked
+
+
+def _timm_takes(config: Any, name: str, value: Any) -> bool:
+    """Whether timm makes the model of a configuration with an argument of this name."""
+    import timm  # all of timm's models come with it
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(config.architecture, **{**(config.model_args or {}), name: value})
+    except Exception as error:  # of any kind: what a wrong value ends in, loading says
+        return not (isinstance(error, TypeError) and "unexpected keyword argument" in str(error))
+    return True
+
+
+def _check_fields(name_or_path: str, lacked: list[str], known: set[str]) -> None:
+    for name in lacked:
+        raise InputError(f"the configuration of {name_or_path!r} has no field {name!r}{did_you_mean(name, known)}")
 
 
 def _load_checkpoint(
@@ -153,17 +209,20 @@ def _load_checkpoint(
 ) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
     try:
         revision = resolve_revision(name_or_path, revision) or revision
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        # Our own classes train what transformers' only run: labels, stochastic depth, heads.
-        model_class = {
-            "DeiTForImageClassificationWithTeacher": DistilledDeiTForImageClassification,
-            "ViTForImageClassification": PlainDeiTForImageClassification,
-        }.get((config.architectures or [""])[0], AutoModelForImageClassification)
+        config, model_class = _checkpoint_class(name_or_path, revision)
+        _check_fields(name_or_path, _lacked_by_checkpoint(config, overrides), _fields(config))
         model, info = model_class.from_pretrained(
-            name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True, **overrides
+            name_or_path,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **_for_timm(config, name_or_path, overrides) if config.model_type == "timm_wrapper" else overrides,
         )
+    except InputError:
+        raise
     except LOADING_ERRORS as error:
-        raise InputError(f"cannot load the student {name_or_path!r}: {str(error).strip()}") from error
+        given = f" with {dict(overrides)} (--student_overrides null takes a recipe's away)" if overrides else ""
+        raise InputError(f"cannot load the student {name_or_path!r}{given}: {str(error).strip()}") from error
     processor = _as_deit_processor(name_or_path, model.config, load_image_processor(name_or_path, revision, config))
     missing = sorted(info["missing_keys"])
     if replace_head:
@@ -188,6 +247,41 @@ def _load_checkpoint(
     model.config.id2label = dict(id2label)
     model.config.label2id = label2id_of(id2label)
     return model, processor
+
+
+def _checkpoint_class(name_or_path: str, revision: str | None) -> tuple[Any, Any]:
+    """The configuration of a checkpoint, and the class that trains it, of which the configuration is."""
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    # Our own classes train what transformers' only run: labels, stochastic depth, heads.
+    own_class = {
+        "DeiTForImageClassificationWithTeacher": DistilledDeiTForImageClassification,
+        "ViTForImageClassification": PlainDeiTForImageClassification,
+    }.get((config.architectures or [""])[0])
+    if own_class is None:
+        return config, AutoModelForImageClassification
+    return own_class.config_class.from_pretrained(name_or_path, revision=revision), own_class
+
+
+def _for_timm(config: Any, name_or_path: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides of a checkpoint of timm: what is no field of transformers' wrapper is an argument of timm's model.
+
+    Raises:
+        InputError: it is a DeiT with a distillation head, which the wrapper has no output for.
+    """
+    if config.architecture in list_models() and isinstance(create_config(config.architecture), DistilledDeiTConfig):
+        folder = name_or_path if os.path.isdir(name_or_path) else "FOLDER"
+        converted = f"outputs/{os.path.basename(os.path.normpath(name_or_path))}"
+        way = command("convert", folder, converted, "--to", "hf_deit")
+        if folder != name_or_path:
+            way = f"hf download {name_or_path} --local-dir {folder} and {way}"
+        raise InputError(
+            f"the student {name_or_path!r} is timm's {config.architecture}, whose distillation head has no output in "
+            f"transformers: convert it with {way}; then give --student {converted}"
+        )
+    fields = {name: value for name, value in overrides.items() if name in _fields(config)}
+    arguments = {name: value for name, value in overrides.items() if name not in fields}
+    model_args = {**(config.model_args or {}), **arguments, **(fields.get("model_args") or {})}
+    return {**fields, "model_args": model_args} if model_args else fields
 
 
 def _head_names(model: PreTrainedModel) -> set[str]:

@@ -23,6 +23,7 @@ from .pretrained import (
     absent_weights,
     load_image_processor,
     measure_processor,
+    refuse_file,
     resolve_revision,
     weights_digest,
 )
@@ -192,6 +193,7 @@ def describe_teacher(
     Arguments and errors are those of `load_teacher`.
     """
     name_or_path, dtype = os.fspath(name_or_path), _as_dtype(dtype)
+    refuse_file(name_or_path, role="teacher")
     if not os.path.exists(name_or_path) and (name_or_path[:1] in ("/", ".", "~") or name_or_path.count("/") > 1):
         raise InputError(f"there is no folder {name_or_path!r} to load the teacher from, and it is no name on the Hub")
     commit = resolve_revision(name_or_path, revision)
@@ -228,6 +230,7 @@ def load_labels(name_or_path: str | os.PathLike[str], revision: str | None = Non
         InputError: no such model.
     """
     name_or_path = os.fspath(name_or_path)
+    refuse_file(name_or_path, role="teacher")
     try:
         id2label = AutoConfig.from_pretrained(name_or_path, revision=revision).id2label
     except LOADING_ERRORS as error:

@@ -1,17 +1,19 @@
 """Recipes: YAML files of arguments. The recipe comes first, the command line on top; unknown keys are refused.
 
 A recipe may stand on another: `base: deit_base` takes that one's arguments first. Mappings, such as student_overrides,
-are merged key by key, all else is replaced.
+are merged key by key, where null removes a key; all else is replaced.
 """
 
 import dataclasses
 import functools
+import json
 import os
 import re
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -47,27 +49,57 @@ def load_recipe(name_or_file: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: no such recipe, no mapping in it, a key that is no argument, or bases that go in a circle.
     """
+    return merged(recipe_layers(name_or_file))
+
+
+def recipe_layers(name_or_file: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """A recipe and those that it stands on, as they are written, the lowest first; see `load_recipe` and `merged`."""
     name_or_file = os.fspath(name_or_file)
     is_packaged = name_or_file in list_recipes()
-    return _load_with_base(name_or_file if is_packaged else os.path.normpath(name_or_file), [])
+    return _with_bases(name_or_file if is_packaged else os.path.normpath(name_or_file), [])
 
 
-def _load_with_base(name_or_file: str, above: list[str]) -> dict[str, Any]:
+def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of layers, the later on top of the earlier: of recipes, and of a command line.
+
+    Mappings are merged key by key, and null removes a key; all else is replaced, null included. What takes a mapping
+    takes its JSON, too.
+    """
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            value = as_mapping(name, value)
+            if isinstance(value, dict):
+                below = result.get(name)
+                both = {**(below if isinstance(below, dict) else {}), **value}
+                value = {key: item for key, item in both.items() if item is not None}
+            result[name] = value
+    return result
+
+
+def as_mapping(name: str, value: Any) -> Any:
+    """The value of an argument, or what it says if that is the JSON of a mapping or of null, where one is expected."""
+    if name not in mapping_arguments() or not isinstance(value, str):
+        return value
+    try:
+        read = json.loads(value)
+    except ValueError:  # a file of settings, or what the argument itself refuses
+        return value
+    return read if isinstance(read, dict | None) else value
+
+
+def _with_bases(name_or_file: str, above: list[str]) -> list[dict[str, Any]]:
     if name_or_file in above:
         raise InputError(f"the recipes {' → '.join([*above, name_or_file])} stand on each other: drop one base")
     recipe = _read_recipe(name_or_file)
     base = recipe.pop("base", None)
     if base is None:
-        return recipe
+        return [recipe]
     if not isinstance(base, str):
         raise InputError(f"the base of the recipe {name_or_file!r} must be a name or a file, got {base!r}")
     if base not in list_recipes():
         base = os.path.normpath(os.path.join(os.path.dirname(name_or_file), base))
-    merged = _load_with_base(base, [*above, name_or_file])
-    for key, value in recipe.items():
-        both_are_mappings = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = {**merged[key], **value} if both_are_mappings else value
-    return merged
+    return [*_with_bases(base, [*above, name_or_file]), recipe]
 
 
 def _read_recipe(name_or_file: str) -> dict[str, Any]:
@@ -101,8 +133,17 @@ def _read_recipe(name_or_file: str) -> dict[str, Any]:
 @functools.cache
 def _text_arguments() -> set[str]:
     """The arguments that take a text and nothing else."""
-    hints = {name: hint for part in ARGUMENT_CLASSES for name, hint in get_type_hints(part).items()}
-    return {name for name, hint in hints.items() if hint in (str, str | None)}
+    return {name for name, hint in _types().items() if hint in (str, str | None)}
+
+
+@functools.cache
+def mapping_arguments() -> set[str]:
+    """The arguments that take a mapping, such as student_overrides and lr_scheduler_kwargs."""
+    return {name for name, hint in _types().items() if dict in [get_origin(one) or one for one in get_args(hint)]}
+
+
+def _types() -> dict[str, Any]:
+    return {name: hint for part in ARGUMENT_CLASSES for name, hint in get_type_hints(part).items()}
 
 
 def check_known(key: str, subject: str) -> None:

@@ -5,18 +5,33 @@ import dataclasses
 import enum
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils import logging
 
 from ..data.arguments import DataArguments
 from ..errors import CheckpointError, InputError
 from ..hub.files import write_whole
 from ..hub.recipe_file import dump_recipe
+from ..models.student import lacked_fields
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
-from . import ARGUMENT_CLASSES, check_known, list_recipes, load_recipe
+from ..training.processes import on_main_process
+from . import (
+    ARGUMENT_CLASSES,
+    as_mapping,
+    check_known,
+    list_recipes,
+    load_recipe,
+    mapping_arguments,
+    merged,
+    recipe_layers,
+)
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_RECIPE = "digits"
 
@@ -115,6 +130,9 @@ def argument_parser() -> HfArgumentParser:
 def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     """Turns a command line into arguments: `--recipe` (default "digits") first, everything else on top.
 
+    Mappings are merged as `merged` does it. What of the recipe's student_overrides was meant for another student, and
+    is no field of this one, is left out; a line says so. On several processes all must call it.
+
     Args:
         arguments: for example ["--recipe", "digits", "--num_train_epochs", "3"].
 
@@ -122,7 +140,9 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
         InputError: an unknown recipe or argument (with the nearest valid name), or a value of the wrong kind.
     """
     recipe_name, rest = _take_recipe(arguments)
-    recipe = load_recipe(recipe_name)
+    layers = recipe_layers(recipe_name)
+    given_mappings, rest = _take_mappings(rest)
+    recipe = merged([*layers, *given_mappings])
     for given, replaced in (("train_dir", "dataset_name"), ("dataset_name", "train_dir")):
         if any(argument.split("=")[0].replace("-", "_") == f"__{given}" for argument in rest):
             recipe.pop(replaced, None)  # the command line's data take the place of the recipe's
@@ -136,7 +156,11 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
             check_known(argument[2:].split("=")[0].replace("-", "_"), "there is")
     if unknown:
         raise InputError(f"cannot read {' '.join(unknown)!r} on the command line: arguments are --name value")
-    return Arguments(*parsed)
+    resolved = Arguments(*parsed)
+    last = {"student": resolved.model.student}
+    return _without_foreign_overrides(
+        resolved, _meant_for_others([*layers, *({**last, **given} for given in given_mappings), last])
+    )
 
 
 def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> None:
@@ -162,6 +186,7 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> Non
         raise InputError(
             f"the run in {run!r} has the teacher at commit {commit!r}, got {other!r}: leave --teacher_revision out"
         )
+    before = {name: value for name, value in before.items() if value != {}}  # as earlier versions wrote no overrides
     for name in [*_DEFINES_A_RUN, *(field.name for field in dataclasses.fields(DataArguments))]:
         if before.get(name) != now.get(name):
             raise InputError(
@@ -200,7 +225,7 @@ def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
             value = _plain(getattr(part, field.name))
             if value is None and isinstance(field.default, str):
                 value = ""
-            if value in (None, []) or not field.init or field.name in _NOT_IN_A_RESOLVED_RECIPE:
+            if value in (None, [], {}) or not field.init or field.name in _NOT_IN_A_RESOLVED_RECIPE:
                 continue
             default = _plain(_default(field))
             if value != default and not (value is False and default is None):
@@ -260,11 +285,55 @@ def _take_recipe(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return recipe_name, rest
 
 
+def _take_mappings(arguments: list[str]) -> tuple[list[dict[str, str]], list[str]]:
+    """Options that take a mapping, as layers on top of the recipe, each as it is written; and all others."""
+    parser = _Parser((), add_help=False, allow_abbrev=False)
+    for name in mapping_arguments():
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action="append", default=[])
+    options, rest = parser.parse_known_args(arguments)
+    return [{name: text} for name, texts in vars(options).items() for text in texts], rest
+
+
+def _meant_for_others(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of student_overrides that were given, last, below a layer that names another student."""
+    student, meant_for = ModelArguments.student, {}
+    for layer in layers:
+        student = layer.get("student", student) or ModelArguments.student
+        overrides = as_mapping("student_overrides", layer.get("student_overrides"))
+        meant_for |= dict.fromkeys(overrides if isinstance(overrides, dict) else (), student)
+    return [key for key, other in meant_for.items() if other != student]
+
+
+def _without_foreign_overrides(arguments: Arguments, foreign: Collection[str]) -> Arguments:
+    """The same without those of the foreign student_overrides that the student has no field for; one line says so."""
+    model_args = arguments.model
+    overrides = model_args.student_overrides or {}
+    candidates = {key: value for key, value in overrides.items() if key in foreign}
+
+    def lacked() -> list[str]:
+        lacked = lacked_fields(model_args.student, candidates, model_args.student_revision)
+        if lacked:
+            asks_for_size = "image_size" in lacked and model_args.image_size is None
+            logger.warning(
+                "of the recipe's student_overrides %s left out, which the student %r has no field for%s",
+                f"{', '.join(lacked)} {'is' if len(lacked) == 1 else 'are'}",
+                model_args.student,
+                f" (--image_size {overrides['image_size']} gives it this input size)" if asks_for_size else "",
+            )
+        return lacked
+
+    dropped = on_main_process(lacked) if candidates else []
+    if not dropped:
+        return arguments
+    kept = {key: value for key, value in overrides.items() if key not in dropped}
+    return arguments._replace(model=dataclasses.replace(model_args, student_overrides=kept or None))
+
+
 def _as_command_line(recipe: dict[str, Any], nargs: dict[str, Any]) -> list[str]:
     """A recipe as arguments, so that both have one parser and one set of types.
 
     Args:
-        recipe: arguments by name. None leaves the default, or, where that is a string, gives the empty one.
+        recipe: arguments by name. None and {} leave the default, or, where that is a string, gives the empty one.
         nargs: how many values an argument takes, as argparse has it.
     """
     defaults = {field.name: field.default for part in ARGUMENT_CLASSES for field in dataclasses.fields(part)}
@@ -274,7 +343,7 @@ def _as_command_line(recipe: dict[str, Any], nargs: dict[str, Any]) -> list[str]
             line += [f"--{key}", *map(str, value)]
         elif isinstance(value, list):
             raise InputError(f"the argument {key!r} takes one value, the recipe has the list {value}")
-        elif value is not None:
+        elif value is not None and value != {}:
             line.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
         elif isinstance(defaults.get(key), str):
             line.append(f"--{key}=")
@@ -291,6 +360,9 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, list | tuple | set):
         return [_plain(item) for item in value]
+    if isinstance(value, AcceleratorConfig):
+        usual = AcceleratorConfig().to_dict()
+        return {name: setting for name, setting in value.to_dict().items() if setting != usual[name]}
     if dataclasses.is_dataclass(value) or hasattr(value, "to_dict"):
-        return None  # accelerator_config and the like: made from the environment
+        return None  # made from the environment
     return value

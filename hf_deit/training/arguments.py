@@ -311,7 +311,11 @@ class ModelArguments:
         metadata={"help": "Train everything, or only the heads, or only attention, positions and heads."},
     )
     student_overrides: dict | str | None = field(
-        default=None, metadata={"help": "Fields of the student's configuration, as JSON: '{\"drop_path_rate\": 0.1}'."}
+        default=None,
+        metadata={
+            "help": "Fields of the student's configuration, as JSON, on top of the recipe's; null removes one: "
+            "'{\"drop_path_rate\": 0.1}'."
+        },
     )
     crop_ratio: float | None = field(
         default=None,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from ..hub.files import share_weights
 from .checkpoints import restore_weights
 
 AVERAGE_FOLDER = "ema"
@@ -63,7 +64,9 @@ class WeightAverage:
 
     def save(self, checkpoint: str) -> None:
         """Writes the averaged model into the checkpoint's folder "ema", from which it loads like any other."""
-        self.module.save_pretrained(os.path.join(checkpoint, AVERAGE_FOLDER))
+        folder = os.path.join(checkpoint, AVERAGE_FOLDER)
+        self.module.save_pretrained(folder)
+        share_weights(folder)
 
     def restore(self, checkpoint: str) -> None:
         """Reads what `save` wrote.

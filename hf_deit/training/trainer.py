@@ -20,6 +20,7 @@ from ..data.view_dataset import EvaluationDataset, KeyedViews, collate
 from ..data.views import preserve_global_random_state
 from ..errors import InputError
 from ..hub.facts import RunFacts, RunSources
+from ..hub.files import share_weights
 from ..hub.record import read_facts, write_record
 from ..hub.repository import HubRepository
 from ..models.heads import HEADS
@@ -379,6 +380,11 @@ class DistillationTrainer(Trainer):
         in_place = self.weight_average.in_place() if publishes_average else nullcontext()
         with self.run_folder.writing("model", self.state.global_step), in_place:
             super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            share_weights(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.kept_labels is not None:  # a run that goes on from here finds the labels of all that was before

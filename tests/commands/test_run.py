@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 from support import tiny
+from support.files import rights_in, umask
 from support.main_of import main_of
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -32,7 +33,8 @@ def main():
 @pytest.fixture(scope="module")
 def finished_run(main, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "debug"
-    assert main(["--recipe", "debug", "--output_dir", str(folder), "--use_cpu", "true"]) == 0
+    with umask(0o027):
+        assert main(["--recipe", "debug", "--output_dir", str(folder), "--use_cpu", "true"]) == 0
     return folder
 
 
@@ -61,6 +63,11 @@ def test_leaves_a_model_a_teacher_a_recipe_and_checkpoints(finished_run):
         str(finished_run / "teacher"), student_processor=tiny.processor(), id2label=model.config.id2label
     )
     assert type(teacher.model).__name__ == "ResNetForImageClassification"
+
+
+def test_every_file_has_the_rights_that_the_user_gives_to_new_ones(finished_run):
+    assert (finished_run / "checkpoint-3" / "ema" / "model.safetensors").is_file()
+    assert rights_in(finished_run) == {"folder": {0o750}, "file": {0o640}}
 
 
 def test_prints_a_table_that_agrees_with_the_model_and_lines_that_run(main, tmp_path, capsys):

@@ -44,6 +44,7 @@ from support.checkpoints import (
     timm_model,
     weights_of,
 )
+from support.files import rights_in, umask
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 from transformers import (
@@ -606,3 +607,12 @@ def test_an_interruption_leaves_nothing(tmp_path, written, monkeypatch, error):
     with pytest.raises(error):
         convert_checkpoint(path_of(folder, "timm"), tmp_path / "new" / "out", to="hf_deit")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_files_have_the_rights_of_new_ones(tmp_path, to):
+    destination = path_of(tmp_path / "made" / "too", to)
+    source = saved(tmp_path / "ours", ours(DISTILLED))
+    with umask(0o002):
+        convert_checkpoint(source, destination, to=to)
+    assert rights_in(tmp_path / "made") == {"folder": {0o775}, "file": {0o664}}

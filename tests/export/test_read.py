@@ -6,6 +6,7 @@
 """
 
 import argparse
+import datetime
 import json
 import os
 import pickle
@@ -42,6 +43,8 @@ from support.checkpoints import (
     tiny_timm_model,
     weights_of,
 )
+from support.main_of import main_of
+from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 from transformers import (
     DeiTConfig,
@@ -128,6 +131,166 @@ def test_the_authors_wrapped_files_and_averages(tmp_path, name):
         read_checkpoint(tmp_path / "out").weights["classifier.bias" if name == CAIT else "cls_classifier.bias"],
         weights["head.bias"] + 1,
     )
+
+
+def saved_by_timm(folder: Path, name: str = DISTILLED, **settings: Any) -> tuple[Path, nn.Module, nn.Module]:
+    """The model_best.pth.tar of timm's training script, the trained model and its average."""
+    folder.mkdir(exist_ok=True)
+    model = tiny_timm_model(name)
+    average = ModelEmaV3(model)
+    with torch.no_grad():
+        average.module.head.bias.add_(1)
+    command_line = {"model": name, "lr": 0.1, "mean": None, "output": Path("output"), "crop_pct": None, **settings}
+    saver = CheckpointSaver(
+        nn.DataParallel(model),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        args=argparse.Namespace(**command_line),
+        model_ema=average,
+        checkpoint_dir=str(folder),
+        recovery_dir=str(folder),
+    )
+    saver.unwrap_fn = lambda module: module  # as a wrapped model's names are written by a script without it
+    saver.save_checkpoint(3, metric=np.float64(71.5))
+    return folder / "model_best.pth.tar", model, average.module
+
+
+@pytest.mark.parametrize("name", [DISTILLED, PLAIN])
+@torch.no_grad()
+def test_the_best_checkpoint_of_timms_training_script(tmp_path, capsys, name):
+    path, model, average = saved_by_timm(tmp_path, name)
+    assert {"arch", "state_dict", "state_dict_ema", "args", "metric"} <= torch.load(path, weights_only=False).keys()
+    for ema, expected, taken, left in (
+        (False, model, "state_dict", "state_dict_ema"),
+        (True, average, "state_dict_ema", "state_dict"),
+    ):
+        read = read_checkpoint(path, ema=ema)
+        assert (read.source_format, read.taken, read.left) == ("timm", taken, left)
+        assert_answers_as(expected, read)
+        assert read.processor.crop_ratio == pytest.approx(0.9)  # timm's of this name, not the authors' 0.875
+        assert read.processor.size.shortest_edge == int(32 / 0.9)
+        convert = [str(path), str(tmp_path / f"ema {ema}"), "--to", "hf_deit", "--check", *["--ema"] * ema]
+        assert main_of("convert_checkpoint")(convert) == 0
+        said = capsys.readouterr().out
+        assert f"the weights of '{taken}' were taken; " in said
+        assert f"'{left}'" in said
+        assert float(said.split()[-1]) < 1e-5
+
+
+def test_statistics_of_timms_command_line_are_taken(tmp_path):
+    path, _, _ = saved_by_timm(tmp_path, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], crop_pct=0.8)
+    processor = read_checkpoint(path).processor
+    assert (list(processor.image_mean), list(processor.image_std)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert processor.crop_ratio == 0.8
+    with pytest.raises(InputError, match="resized bicubically"):
+        read_checkpoint(saved_by_timm(tmp_path / "other", interpolation="bilinear")[0])
+
+
+def in_ddp(module: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(module)
+
+
+WRAPPINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": torch.compile,
+    "DataParallel": nn.DataParallel,
+    "DDP": in_ddp,
+    "compiled in DDP": lambda model: in_ddp(torch.compile(model)),
+    "DDP compiled": lambda model: torch.compile(in_ddp(model)),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "averaged, of a compiled one": lambda model: torch.optim.swa_utils.AveragedModel(torch.compile(model)),
+    "in a module": lambda model: nn.ModuleDict({"model": model}),
+    "compiled in a module": lambda model: nn.ModuleDict({"model": torch.compile(model)}),
+    "in two modules, compiled": lambda model: torch.compile(nn.ModuleDict({"net": nn.ModuleDict({"vit": model})})),
+    "compiled blocks": lambda model: with_blocks(model, torch.compile),
+}
+
+
+def with_blocks(model: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    model.blocks = nn.Sequential(*map(change, model.blocks))
+    return model
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrapping"), [*((DISTILLED, wrapping) for wrapping in WRAPPINGS), (CAIT, "compiled in DDP")]
+)
+def test_what_wraps_a_model_is_taken_off(tmp_path, one_process, name, wrapping):
+    wrapped = WRAPPINGS[wrapping](tiny_timm_model(name)).state_dict()
+    assert wrapped.keys() != weights_of(name).keys()
+    expected = read_checkpoint(pth(tmp_path / "plain.pth", weights_of(name))).weights
+    rounds = {"bare": wrapped, "Lightning": {"state_dict": wrapped, "epoch": 3, "pytorch-lightning_version": "2.5"}}
+    for kind, content in {
+        **rounds,
+        "nested": {"state": {"model": {"state_dict": wrapped}}},
+        "net": {"net": wrapped},
+    }.items():
+        read = read_checkpoint(pth(tmp_path / f"{kind}.ckpt", content)).weights
+        assert read.keys() == expected.keys()
+        assert all(torch.equal(read[key], expected[key]) for key in expected)
+    save_file(wrapped, tmp_path / "wrapped.safetensors")
+    assert read_checkpoint(tmp_path / "wrapped.safetensors").weights.keys() == expected.keys()
+
+
+def shifted(weights: Weights, by: int) -> Weights:
+    return {key: tensor + by for key, tensor in weights.items()}
+
+
+# Files with the trained weights, whose numbers are 0 apart from those of the model, and the average, 1 apart.
+BOTH_KINDS: dict[str, Callable[[Weights], dict[str, Any]]] = {
+    "timm": lambda w: {"state_dict": w, "state_dict_ema": shifted(w, 1), "arch": DISTILLED, "epoch": 3},
+    "facebookresearch": lambda w: {"model": w, "model_ema": shifted(w, 1)},
+    "torchvision": lambda w: {
+        "model": under("module.", w),
+        "model_ema": {**under("module._orig_mod.", shifted(w, 1)), "n_averaged": torch.tensor(9)},
+    },
+    "the average first": lambda w: {"ema": shifted(w, 1), "net": w},
+    "the average within": lambda w: {"model": w, "ema": {"state_dict": shifted(w, 1), "decay": 0.99}},
+    "both within": lambda w: {"state_dict": {"params": w, "params_ema": shifted(w, 1)}, "iter": 3},
+    "attributes of a module": lambda w: {
+        "state_dict": {**under("model._orig_mod.", w), **under("model_ema.module.", shifted(w, 1))}
+    },
+    "the name of the model beside": lambda w: {"model": DISTILLED, "model_state_dict": w, "ema_model": shifted(w, 1)},
+}
+
+
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_the_trained_weights_are_taken_unless_the_average_is_asked_for(tmp_path, kind):
+    path = pth(tmp_path / "both.pth", BOTH_KINDS[kind](weights_of()))
+    for ema in (False, True):
+        read = read_checkpoint(path, ema=ema)
+        assert torch.equal(read.weights["deit.embeddings.cls_token"], weights_of()["cls_token"] + ema)
+        assert read.left is not None
+
+
+@pytest.mark.parametrize("key", ["ema", "model_ema", "state_dict_ema", "n_averaged"])
+def test_an_average_alone_is_taken_and_said(tmp_path, key):
+    content = {key: weights_of(), "epoch": 3}
+    if key == "n_averaged":
+        content = {**under("module.", weights_of()), key: torch.tensor(9)}
+    for ema in (False, True):
+        read = read_checkpoint(pth(tmp_path / "alone.pth", content), ema=ema)
+        assert (read.taken, read.left) == (key, None)
+
+
+def test_what_a_loop_keeps_beside_the_weights_is_read_without_its_libraries(tmp_path):
+    """NumPy's numbers and arrays, and paths: nothing of them runs."""
+    beside = {
+        "metric": np.float32(0.5),
+        "count": np.int64(3),
+        "history": np.arange(4.0),
+        "args": argparse.Namespace(output=Path("x"), model=PLAIN, seed=np.int64(3), model_kwargs={"num_heads": 4}),
+        "rng": {"numpy": np.random.default_rng(0).bit_generator.state},
+    }
+    content = {"state_dict": weights_of(PLAIN, num_heads=4), **beside}
+    for number, write in enumerate((pth, old_pth)):
+        assert read_checkpoint(write(tmp_path / f"{number}.pth.tar", content)).config.num_attention_heads == 4
+    with pytest.raises(InputError, match=r"would run \S*date.*torch.save\(model.state_dict\(\)"):
+        read_checkpoint(pth(tmp_path / "x.pth", {**content, "on": datetime.date(2026, 1, 1)}))
 
 
 def test_a_deeper_cait_starts_from_smaller_scales(tmp_path):
@@ -248,6 +411,10 @@ def beside(folder: Path, file: str, change: Callable[[Path], Any]) -> Path:
     return folder
 
 
+def under(prefix: str, weights: Weights) -> Weights:
+    return {prefix + key: tensor for key, tensor in weights.items()}
+
+
 def without(pattern: str, **made: Any) -> Weights:
     return {key: tensor for key, tensor in weights_of(**made).items() if pattern not in key}
 
@@ -358,7 +525,28 @@ BAD_CONTENT: dict[str, tuple[Callable[[], Any], str]] = {
     "one tensor": (lambda: torch.zeros(2), "weights by name, got Tensor"),
     "weights in a list": (lambda: {"model": list(weights_of().values())}, "by name, got list"),
     "None for a model": (lambda: {"model": None}, "weights by name, got NoneType"),
-    "no model": (lambda: {"state_dict": weights_of()}, "tensors by name, got .*dict for 'state_dict'"),
+    "no model": (lambda: {"student": weights_of()}, "tensors by name, got .*dict for 'student'.*it has student$"),
+    "weights under two keys": (
+        lambda: {"model": weights_of(), "state_dict": weights_of()},
+        "several models, under model and state_dict",
+    ),
+    "two averages": (lambda: {"ema": weights_of(), "model_ema": weights_of()}, "several models, under ema and"),
+    "a model and its loss": (
+        lambda: {"state_dict": {**under("model.", weights_of()), "criterion.weight": torch.zeros(3)}},
+        r"more than a model: model \(\d+ tensors\), criterion \(1 tensors\)",
+    ),
+    "a student and its teacher": (
+        lambda: {**under("student.", weights_of()), **under("teacher.", weights_of())},
+        "more than a model: student",
+    ),
+    "a model twice, compiled and not": (
+        lambda: {**weights_of(), "_orig_mod.head.bias": torch.zeros(3)},
+        r"two tensors 'head\.bias', one of them as '_orig_mod\.head\.bias'",
+    ),
+    "some names with a prefix": (
+        lambda: {(f"model.{key}" if "blocks.1." in key else key): tensor for key, tensor in weights_of().items()},
+        r"lacks|tensor 'model\.blocks",
+    ),
     "no weights": (lambda: {"model": {}}, "no DeiT or CaiT"),
     "numbers for names": (lambda: {**weights_of(), 3: torch.zeros(2)}, "got Tensor for 3"),
     "a missing tensor": (lambda: without("blocks.1.norm2.bias"), r"lacks deit\.layers\.1\.layernorm_after\.bias"),

@@ -2,20 +2,24 @@
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from support.facts import facts
 from support.faults import full_disk, killed_while_writing
+from support.files import rights_in, umask
 from support.stores import VIEWS, identity
 
 from hf_deit.commands.resume import adopt_checkpoint
 from hf_deit.errors import CheckpointError
 from hf_deit.hub import zoo_cards
 from hf_deit.hub.curves import plot_curves
-from hf_deit.hub.files import link, write_json, write_whole
+from hf_deit.hub.files import link, share_weights, write_json, write_whole
 from hf_deit.hub.record import stage, write_record
 from hf_deit.hub.run_folder import list_checkpoints
 from hf_deit.labels.files import write_columns
@@ -122,6 +126,15 @@ def test_a_first_file_is_whole_or_not_there(folder, kind):
     assert ((folder / name).read_bytes() if (folder / name).exists() else None) == before
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("mask", "rights"), [(0o002, 0o664), (0o027, 0o640)])
+def test_a_file_has_the_rights_of_new_ones(folder, kind, mask, rights):
+    prepare, name, _ = KINDS[kind]
+    with umask(mask):
+        prepare(folder, 1)()
+    assert stat.S_IMODE((folder / name).stat().st_mode) == rights
+
+
 def test_a_checkpoint_that_is_adopted_is_whole_or_none(tmp_path):
     state = {"global_step": 3, "best_model_checkpoint": "checkpoint-3", "log_history": LOGS * 100}
     (tmp_path / "fetched").mkdir()
@@ -149,3 +162,18 @@ def test_a_file_that_is_linked_elsewhere_stays_as_it_is_there(tmp_path):
     os.link(tmp_path / "here", tmp_path / "there")
     write_whole(b"other", str(tmp_path / "here"))
     assert ((tmp_path / "here").read_text(), (tmp_path / "there").read_text()) == ("other", "one")
+
+
+@pytest.mark.parametrize(("mask", "rights"), [(0o002, 0o664), (0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_get_the_rights_of_other_new_files(tmp_path, mask, rights):
+    with umask(mask):
+        save_file({"one": torch.zeros(1)}, tmp_path / "model-00001-of-00002.safetensors")
+        save_file({"two": torch.zeros(1)}, tmp_path / "model-00002-of-00002.safetensors")
+        write_json({}, tmp_path / "config.json")
+        share_weights(tmp_path)
+    assert rights_in(tmp_path)["file"] == {rights}
+    for path, own in ((tmp_path / "model-00001-of-00002.safetensors", 0o440), (tmp_path / "config.json", 0o600)):
+        path.chmod(own)
+    with umask(mask):
+        share_weights(tmp_path)  # what somebody has chosen stays
+    assert rights_in(tmp_path)["file"] == {0o440, 0o600, rights}

@@ -5,6 +5,10 @@ guessed is refused.
 """
 
 import json
+import logging
+import os
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import tiny
+from support import checkpoints, tiny
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -44,11 +48,12 @@ from transformers import (
 )
 
 from hf_deit.errors import InputError
+from hf_deit.export.write import convert_checkpoint
 from hf_deit.models.configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
 from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor
 from hf_deit.models.modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
-from hf_deit.models.student import load_student
-from hf_deit.models.teacher import load_teacher
+from hf_deit.models.student import lacked_fields, load_student
+from hf_deit.models.teacher import load_labels, load_teacher
 
 LABELS = {0: "ape", 1: "bee", 2: "cat"}
 OTHERS = {0: "pine", 1: "quince", 2: "rose"}  # as many, so that a head that was kept would go unnoticed by its shape
@@ -312,8 +317,124 @@ def test_fields_of_a_checkpoint_can_be_overridden(tmp_path):
     assert model.vit.layers[-1].mlp_depth.rate == 0.25
     assert "drop_path" in refusal(path, overrides={"drop_path": 0.25})
     assert path in refusal(path, overrides={"num_attention_heads": 7})
-    assert path in refusal(path, overrides={"hidden_size": 48})
+    assert "--student_overrides null" in refusal(path, overrides={"hidden_size": 48})
     assert "cannot take 33 pixels" in refusal(path, image_size=33)  # no multiple of the patch size
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_field_that_a_checkpoint_has_not_is_named(tmp_path, kind):
+    """And not the argument of some constructor."""
+    CHECKPOINTS[kind][0](tmp_path / "student")
+    message = refusal(tmp_path / "student", overrides={"hiden_size": 3})
+    assert "student' has no field 'hiden_size'" in message
+    assert "unexpected keyword" not in message
+    assert lacked_fields(tmp_path / "student", {"hiden_size": 3, "num_labels": 3, "attn_implementation": "sdpa"}) == [
+        "hiden_size"
+    ]
+
+
+def test_fields_of_an_attribute_map_and_of_the_loader_are_taken(tmp_path):
+    save_resnet(tmp_path / "student")
+    overrides = {"hidden_act": "gelu", "attn_implementation": "eager"}
+    model, _ = load_student(str(tmp_path / "student"), id2label=LABELS, overrides=overrides)
+    assert model.config.hidden_act == "gelu"
+    assert "'drop_path_rate'" in refusal(tmp_path / "student", overrides={"drop_path_rate": 0.1})
+
+
+TIMM = {"label_names": list(LABELS.values()), "model_args": checkpoints.TINY_TIMM}
+
+
+@pytest.mark.parametrize("architecture", ["deit_tiny_patch16_224", "cait_xxs24_224", "test_resnet"])
+def test_overrides_of_a_timm_checkpoint_are_arguments_of_its_model(tmp_path, architecture):
+    """Those of transformers' wrapper stay its own."""
+    sizes = {} if architecture == "test_resnet" else checkpoints.TINY_TIMM
+    model = timm.create_model(architecture, num_classes=3, **sizes)
+    fields = {**TIMM, "architecture": architecture, "model_args": sizes}
+    path = str(checkpoints.timm_folder(tmp_path / "student", model.state_dict(), **fields))
+    overrides = {"drop_path_rate": 0.25, "initializer_range": 0.5, "model_args": {"drop_rate": 0.125}}
+    assert lacked_fields(path, overrides) == []
+    student, processor = load_student(path, id2label=LABELS, overrides=overrides)
+    assert student.config.model_args == {**sizes, "drop_path_rate": 0.25, "drop_rate": 0.125}
+    assert student.config.initializer_range == 0.5
+    rates = {module.drop_prob for module in student.modules() if isinstance(module, timm.layers.DropPath)}
+    assert max(rates) == 0.25
+    student.save_pretrained(tmp_path / "trained")
+    processor.save_pretrained(tmp_path / "trained")
+    again, _ = load_student(tmp_path / "trained", id2label=LABELS)
+    assert again.config.model_args == student.config.model_args
+    for wrong in ({"hidden_size": 64}, {"drop_path": 0.1}, {"image_size": 64}):
+        assert f"has no field {next(iter(wrong))!r}" in refusal(path, overrides=wrong)
+        assert lacked_fields(path, {**wrong, "drop_path_rate": 0.1}) == list(wrong)
+    assert path in refusal(path, overrides={"drop_path_rate": "much"})
+
+
+def test_a_distillation_head_of_timm_is_not_lost(tmp_path):
+    """transformers' wrapper gives one output; converted, it is a student with both heads."""
+    model = checkpoints.tiny_timm_model("deit_tiny_distilled_patch16_224")
+    path = str(checkpoints.timm_folder(tmp_path / "x", model.state_dict(), **TIMM))
+    for overrides in ({}, {"drop_path_rate": 0.1}):
+        message = refusal(path, overrides=overrides)
+        assert "distillation head" in message
+    convert, source, destination, *to = shlex.split(re.search(r"convert (\S+ \S+ --to hf_deit);", message)[0][:-1])
+    assert (convert, source, destination, to) == ("convert", path, "outputs/x", ["--to", "hf_deit"])
+    assert "--student outputs/x" in message
+    convert_checkpoint(source, tmp_path / "converted", to="hf_deit")
+    student, _ = load_student(tmp_path / "converted", id2label=LABELS, overrides={"drop_path_rate": 0.1})
+    assert torch.equal(student.distillation_classifier.weight, model.head_dist.weight)
+
+
+FILES = ("x.pth", "x.pt", "x.bin", "x.safetensors", "x.pth.tar", "x.ckpt", "my weights.PTH", "a/x.pth")
+
+
+@pytest.mark.parametrize("load", ["student", "teacher", "labels of a teacher"])
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_file_of_weights_is_refused_with_the_command_that_converts_it(tmp_path, monkeypatch, load, name, is_there):
+    monkeypatch.chdir(tmp_path)
+    if is_there:
+        os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+        torch.save(checkpoints.weights_of(), name)
+    loaders = {
+        "student": lambda: load_student(name, id2label=LABELS),
+        "teacher": lambda: load_teacher(name, student_processor=tiny.processor()),
+        "labels of a teacher": lambda: load_labels(name),
+    }
+    with pytest.raises(InputError) as error:
+        loaders[load]()
+    message = str(error.value)
+    assert ("is a file" if is_there else f"there is no file {name!r}") in message
+    command = re.search(r"(hf-deit|python -m hf_deit) convert (.*?); then give (\S+) (.*)", message)
+    source, destination, *to = shlex.split(command[2])
+    assert (source, to) == (name, ["--to", "hf_deit"])
+    assert destination == command[4] == name[: name.lower().index(".p" if ".p" in name.lower() else ".")]
+    assert command[3] == ("--student" if load == "student" else "--teacher_model_name_or_path")
+    if is_there and load == "student" and name in ("x.pth", "x.pth.tar", "my weights.PTH"):
+        convert_checkpoint(source, destination, to="hf_deit")
+        load_student(destination, id2label=LABELS, replace_head=True)
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "there/model.safetensors", "there/pytorch_model.bin", "notes.txt"])
+def test_other_files_are_refused_with_what_to_give_instead(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    save_resnet(tmp_path / "there")
+    for path in ("x.onnx", "there/pytorch_model.bin", "notes.txt"):
+        (tmp_path / path).write_bytes(b"...")
+    expected = {"x.onnx": "exported from", "notes.txt": "is a file"}.get(name, "--student there")
+    assert expected in refusal(name)
+
+
+def test_a_processor_without_a_variant_for_torchvision_is_no_absent_torchvision(tmp_path, caplog, monkeypatch):
+    """transformers says so of timm's, once in a process."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    said_once = logging.getLogger("transformers.models.auto.image_processing_auto").warning_once
+    save_timm(tmp_path / "student")
+    for load, is_said in (
+        (lambda: load_student(tmp_path / "student", id2label=LABELS), False),
+        (lambda: AutoImageProcessor.from_pretrained(tmp_path / "student"), True),  # else there is nothing to leave out
+    ):
+        said_once.cache_clear()
+        load()
+        assert ("Requested torchvision backend is not available" in caplog.text) == is_said
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)

@@ -10,12 +10,16 @@ import typing
 
 import pytest
 import yaml
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_deit.data.arguments import DataArguments
 from hf_deit.errors import InputError
-from hf_deit.recipes import list_recipes, load_recipe
-from hf_deit.recipes.resolve import published_recipe, resolve_arguments, save_recipe, take_revisions
+from hf_deit.models.student import load_student
+from hf_deit.recipes import list_recipes, load_recipe, resolve
+from hf_deit.recipes.resolve import check_same_run, published_recipe, resolve_arguments, save_recipe, take_revisions
 from hf_deit.training.arguments import DistillationTrainingArguments, ModelArguments
+
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
 
 @pytest.fixture
@@ -136,9 +140,37 @@ def test_values_in_yaml_take_the_type_of_their_argument(recipe, out, line, name,
     assert type(got) is type(value)
 
 
-def test_student_overrides_on_the_command_line_are_json(out):
-    model, _, _ = resolve_arguments(["--student_overrides", '{"drop_path_rate": 0.1, "image_size": 32}', *out])
-    assert model.student_overrides == {"drop_path_rate": 0.1, "image_size": 32}
+DIGITS = load_recipe("digits")["student_overrides"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], DIGITS),
+        (['{"drop_path_rate": 0.1}'], {**DIGITS, "drop_path_rate": 0.1}),  # and not 224 pixels
+        (['{"image_size": 48, "hidden_size": 48}'], {**DIGITS, "image_size": 48, "hidden_size": 48}),
+        (['{"image_size": null}'], {key: value for key, value in DIGITS.items() if key != "image_size"}),
+        (['{"dropout": null}'], DIGITS),  # what is not there
+        (["{}"], DIGITS),
+        (["null"], None),
+        (['{"dropout": 0.5}', '{"dropout": null, "qkv_bias": false}'], {**DIGITS, "qkv_bias": False}),
+        (["null", '{"image_size": 48}'], {"image_size": 48}),
+    ],
+)
+@pytest.mark.parametrize("form", ["--student_overrides X", "--student_overrides=X", "--student-overrides X"])
+def test_a_mapping_on_the_command_line_is_merged_as_in_a_recipe(files, out, form, given, expected):
+    line = [word.replace("X", text) for text in given for word in form.split(" ")]
+    model, _, _ = resolve_arguments(["--recipe", "digits", *line, *out])
+    assert model.student_overrides == expected
+    # The same in files, the last on top, written as YAML and as JSON in a string.
+    names = ["digits", *(f"layer{index}.yaml" for index in range(len(given)))]
+    for quote in ("", "'"):
+        texts = {
+            f"layer{index}": f"base: {names[index]}\nstudent_overrides: {quote}{text}{quote}\n"
+            for index, text in enumerate(given)
+        }
+        path = files(mine=f"base: {names[-1]}\n", **texts)
+        assert resolve_arguments(["--recipe", path, *out])[0].student_overrides == expected
 
 
 @pytest.mark.parametrize(
@@ -396,6 +428,146 @@ def test_a_base_is_merged_key_by_key_where_both_are_mappings_and_replaced_elsewh
         "teacher_recipe": None,
         "accelerator_config": None,
     }
+
+
+def test_null_removes_a_key_of_any_mapping(files, out):
+    theirs = """
+        lr_scheduler_type: cosine_with_min_lr
+        lr_scheduler_kwargs: {min_lr: 0.25, num_cycles: 2}
+        accelerator_config: {even_batches: false, non_blocking: true}
+        activation_checkpointing_kwargs: {use_reentrant: true}
+    """
+    mine = """
+        base: theirs.yaml
+        lr_scheduler_kwargs: {num_cycles: null}
+        accelerator_config: {even_batches: null}
+        activation_checkpointing_kwargs: {use_reentrant: null}
+    """
+    written = load_recipe(files(mine=mine, theirs=theirs))
+    assert written["lr_scheduler_kwargs"] == {"min_lr": 0.25}
+    assert written["accelerator_config"] == {"non_blocking": True}
+    assert written["activation_checkpointing_kwargs"] == {}
+    options = ("lr_scheduler_kwargs", '{"min_lr": null, "num_cycles": 3}'), ("accelerator_config", '{"x": null}')
+    line = [word for name, text in options for word in (f"--{name}", text)]
+    training = resolve_arguments(["--recipe", files(mine=mine, theirs=theirs), *line, *out])[2]
+    assert training.lr_scheduler_kwargs == {"num_cycles": 3}
+    assert (training.accelerator_config.even_batches, training.accelerator_config.non_blocking) == (True, True)
+    assert not training.activation_checkpointing_kwargs
+
+
+def test_a_mapping_in_a_file_of_its_own_is_taken_as_it_is(files, tmp_path, out):
+    (tmp_path / "own.json").write_text('{"even_batches": false}')
+    path = files(mine=f"accelerator_config: {tmp_path}/own.json\n")
+    for arguments in (["--recipe", path], ["--accelerator_config", f"{tmp_path}/own.json"]):
+        assert resolve_arguments([*arguments, *out])[2].accelerator_config.even_batches is False
+
+
+# Overrides of another student
+
+
+@pytest.fixture
+def resnet_folder(tmp_path):
+    ResNetForImageClassification(ResNetConfig(**RESNET)).save_pretrained(tmp_path / "a resnet")
+    return str(tmp_path / "a resnet")
+
+
+def lines(records) -> list[str]:
+    return [record.getMessage() for record in records if "left out" in record.getMessage()]
+
+
+@pytest.mark.parametrize("new", ["resnet", "folder"])
+def test_what_the_base_gives_and_a_new_student_has_not_is_left_out_with_a_line(files, resnet_folder, caplog, out, new):
+    student = resnet_folder if new == "folder" else new
+    mine = f"base: own_images\nstudent: {student}\n"
+    for arguments in (
+        ["--recipe", files(mine=mine)],
+        ["--recipe", "own_images", "--student", student],
+        ["--recipe", "own_images", "--student", student, "--student_overrides", "{}"],
+        ["--recipe", files(mine=f"{mine}seed: 3\n", theirs=""), "--student_overrides", "{}"],
+    ):
+        caplog.clear()
+        assert resolve_arguments([*arguments, *out])[0].student_overrides is None
+        assert len(lines(caplog.records)) == 1
+        assert "drop_path_rate is left out" in caplog.text
+        assert student in caplog.text
+
+
+def test_one_process_looks_and_says_so_for_all(out, caplog, monkeypatch):
+    """As the others find it: what the main process has found out."""
+    monkeypatch.setattr(resolve, "on_main_process", lambda function: ["drop_path_rate"])
+    arguments = ["--recipe", "own_images", "--student", "resnet", *out]
+    assert resolve_arguments(arguments)[0].student_overrides is None
+    assert not lines(caplog.records)
+
+
+def test_what_the_new_student_has_stays(files, caplog, out):
+    deits = ["--recipe", "digits", "--student", "deit_tiny_patch16_224"]
+    assert resolve_arguments([*deits, *out])[0].student_overrides == DIGITS
+    resnet = "student: resnet\nstudent_overrides: {hidden_sizes: [8, 16], depths: [1, 1]}\n"
+    arguments = ["--recipe", files(mine=f"base: digits\n{resnet}"), "--student_overrides", '{"embedding_size": 8}']
+    expected = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8}
+    model, _, _ = resolve_arguments([*arguments, *out])
+    assert model.student_overrides == expected
+    assert "--image_size 32" in caplog.text  # the recipe's size is no field, and what gives it is said
+
+
+def test_what_is_given_to_the_student_itself_stays_to_be_refused(files, caplog, out):
+    """By whoever makes the student, as ever."""
+    wrong = {"drop_path_rate": 0.3}
+    for arguments in (
+        ["--recipe", files(a="base: own_images\nstudent: resnet\nstudent_overrides: {drop_path_rate: 0.3}\n")],
+        ["--recipe", "own_images", "--student", "resnet", "--student_overrides", '{"drop_path_rate": 0.3}'],
+        ["--recipe", files(b="student: resnet\nstudent_overrides: {drop_path_rate: 0.3}\n")],
+        [
+            "--recipe",
+            files(c="base: b.yaml\nseed: 3\n", b="student: resnet\nstudent_overrides: {drop_path_rate: 0.3}\n"),
+        ],
+    ):
+        assert resolve_arguments([*arguments, *out])[0].student_overrides == wrong
+    assert not lines(caplog.records)
+    for model_type, message in (("resnet", "'resnet' has no field 'drop_path_rate'"),):
+        with pytest.raises(InputError, match=message):
+            load_student(model_type, id2label={0: "a", 1: "b"}, overrides=wrong)
+
+
+def test_a_student_that_cannot_be_looked_up_keeps_all_and_says_why_when_it_is_loaded(out, caplog):
+    arguments = ["--recipe", "own_images", "--student", "no/such", *out]
+    assert resolve_arguments(arguments)[0].student_overrides == {"drop_path_rate": 0.1}
+    assert not lines(caplog.records)
+
+
+def test_a_run_whose_overrides_were_left_out_is_repeated_and_resumed(files, tmp_path, caplog, out):
+    path = str(tmp_path / "recipe.yaml")
+    for arguments in (
+        ["--recipe", "own_images", "--student", "resnet"],
+        ["--recipe", "digits", "--student_overrides", '{"image_size": null, "drop_path_rate": 0.25}'],
+        ["--recipe", "digits", "--student_overrides", "null"],
+        ["--recipe", "debug", "--accelerator_config", '{"even_batches": false}'],
+    ):
+        before = resolve_arguments([*arguments, *out])
+        save_recipe(before, path)
+        caplog.clear()
+        after = resolve_arguments(["--recipe", path, *out])
+        assert not lines(caplog.records)
+        assert {name: repr(value) for name, value in values(before).items()} == {
+            name: repr(value) for name, value in values(after).items()
+        }
+        check_same_run(path, after)
+        check_same_run(path, resolve_arguments([*arguments, *out]))
+        check_same_run(path, resolve_arguments(["--recipe", path, "--student_overrides", "{}", *out]))
+        with pytest.raises(InputError, match="student_overrides"):
+            check_same_run(path, resolve_arguments([*arguments, "--student_overrides", '{"depths": [2]}', *out]))
+
+
+def test_a_recipe_of_an_earlier_version_may_have_no_overrides_as_an_empty_mapping(tmp_path, out):
+    """So it recorded `--student_overrides '{}'`, which took the recipe's away."""
+    command = ["--recipe", "own_images", "--student", "resnet", "--student_overrides", "{}", *out]
+    path = tmp_path / "recipe.yaml"
+    save_recipe(resolve_arguments(command), path)
+    path.write_text(path.read_text() + "student_overrides: {}\n")
+    for again in (command, ["--recipe", str(path), *out]):
+        check_same_run(str(path), resolve_arguments(again))
+        check_same_run(load_recipe(path), resolve_arguments([*again, "--resume_from_hub", "ada/x"]))
 
 
 def test_a_base_may_be_a_packaged_recipe(files, out):
