@@ -2,9 +2,12 @@
 
 import difflib
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterable
+
+_OBJECTS = re.compile(r"\s*<\S+ object at 0x\w+>")  # in Pillow's messages about bytes; another one every time
 
 
 class InputError(ValueError):
@@ -23,7 +26,24 @@ class InputError(ValueError):
 
 
 class BadImageError(InputError):
-    """An image that cannot be decoded, or whose label is none: only the process that meets it can tell."""
+    """An image that cannot be decoded, or whose label is none: only the process that meets it can tell.
+
+    Args:
+        path: of the image, as its data set knows it, or None.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, message: str, *, path: str | None = None, reason: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+
+    def note(self, place: str) -> str:
+        """A line that names the image and the reason: a file by its path, another by its place in the data set."""
+        is_file = self.path is not None and os.path.lexists(self.path)
+        name = self.path if is_file else f"{place} ({self.path})" if self.path else place
+        reason = _OBJECTS.sub("", self.reason.replace(repr(self.path), "")).strip()
+        return " ".join(f"{name}: {reason}".splitlines())
 
 
 class TrainingDivergedError(RuntimeError):
@@ -57,6 +77,11 @@ def one_line(error: BaseException) -> str:
 def escaped(path: str) -> str:
     """A path of the file system as text that can be written anywhere: bytes that are not UTF-8 stand as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "2 images": a number with its noun, whose plural ends in "s"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def shortlist(items: Iterable[object], most: int = 5, separator: str = ", ") -> str:

@@ -17,6 +17,7 @@ from ..recipes.resolve import Arguments, resolve_arguments
 from ..training.arguments import DistillationTrainingArguments
 from ..training.kept_labels import Batch, KeptLabels
 from ..training.label_source import LabelSource
+from ..training.skipped_images import SkippedImages
 from .command_line import run_command
 from .prepare import as_range, prepare
 from .run_options import RunParser
@@ -105,10 +106,11 @@ def _label(
     processor: DistilledDeiTImageProcessor,
 ) -> None:
     is_quiet = args.disable_tqdm or not PartialState().is_main_process
-    last_flush = time.monotonic()
+    last_flush, skipped_images = time.monotonic(), SkippedImages()
 
     def prepare(batch: Batch) -> Batch:
-        on_device = {name: tensor.to(args.device, non_blocking=True) for name, tensor in batch.items()}
+        tensors = skipped_images.take(batch)
+        on_device = {name: tensor.to(args.device, non_blocking=True) for name, tensor in tensors.items()}
         return augment_batch(on_device, processor.image_mean, processor.image_std)
 
     for epoch in epochs:
@@ -127,6 +129,7 @@ def _label(
                 epoch, slots, teacher, prepare, num_workers=args.dataloader_num_workers, after_batch=after_batch
             )
         kept.finish_epoch(teacher, prepare)
+        skipped_images.tell()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..hub.files import read_json, write_json
 from ..hub.run_folder import RECIPE_FILE, STATE_FILE, last_whole_checkpoint
 from ..recipes import load_recipe
 from ..recipes.resolve import Arguments, check_same_run, take_revisions
-from ..training.checkpoints import check_resumable, find_checkpoint, resume_wish
+from ..training.checkpoints import check_resumable, check_same_labels, find_checkpoint, resume_wish
 from ..training.label_source import LabelSource
 from ..training.processes import on_main_process
 from ..training.trainer import DistillationTrainer
@@ -42,6 +43,18 @@ class Beginning:
     labels: LabelSource | None
     checkpoint: str | None = None
     fetched: str | None = None
+
+    def check_labels(self, id2label: Mapping[int, str]) -> None:
+        """Refuses to go on with a run of other classes than those of the data, before a teacher is trained for them.
+
+        Args:
+            id2label: names of the labels by index, as the data has them.
+
+        Raises:
+            InputError: names, number or order differ.
+        """
+        if (begins_with := self.fetched or self.checkpoint) is not None:
+            on_main_process(lambda: check_same_labels(begins_with, id2label, "the run of"))
 
     def take_checkpoint(self, trainer: DistillationTrainer) -> str | None:
         """The checkpoint to go on from, in the run's own folder, or None.

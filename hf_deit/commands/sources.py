@@ -8,7 +8,15 @@ from transformers import CONFIG_MAPPING
 from ..data.arguments import DataArguments
 from ..data.digits import DIGITS
 from ..data.image_data import ImageData
-from ..hub.facts import LOCAL_CHECKPOINT, RunSources, Source
+from ..hub.facts import (
+    LOCAL_CHECKPOINT,
+    LOCAL_DATA_SET,
+    OWN_IMAGES,
+    SKLEARN_DIGITS,
+    TEACHERS_LABELS,
+    RunSources,
+    Source,
+)
 from ..hub.revisions import declared_datasets, resolve_dataset_revision
 from ..models.pretrained import resolve_revision
 from ..models.teacher import TeacherDescription
@@ -111,7 +119,8 @@ def with_teacher(
         named = Source.of_teacher(teacher)
         stated = declared_datasets(named.name, named.commit) if named.on_hub else None
         return replace(sources, teacher=named, teacher_datasets=stated, recipe=recipe)
-    named = Source(f"a teacher that was trained on the same images (recipe `{os.path.basename(trained_by)}`)")
+    labels = " with all their labels" if arguments.data.labels_kept else ""
+    named = Source(f"a teacher that was trained on the same images{labels} (recipe `{os.path.basename(trained_by)}`)")
     recipe.pop("teacher_model_name_or_path", None)  # whoever takes the recipe trains a teacher, too
     return replace(sources, teacher=named, recipe=recipe)
 
@@ -119,18 +128,18 @@ def with_teacher(
 def _dataset_source(data_args: DataArguments) -> Source:
     name = data_args.dataset_name
     if name == DIGITS:
-        return Source("scikit-learn's digits")
-    if name is None:
-        return Source("images of one's own" if data_args.train_dir else "labels of the teacher alone")
+        return SKLEARN_DIGITS
+    if not name:
+        return OWN_IMAGES if data_args.train_dir else TEACHERS_LABELS
     if os.path.exists(name):
-        return Source("a local data set")
+        return LOCAL_DATA_SET
     return Source(name, data_args.dataset_revision, on_hub=True, is_dataset=True)
 
 
 def _unlabeled_source(data_args: DataArguments) -> Source | None:
     name = data_args.unlabeled_dataset_name
-    if name is None or os.path.exists(name):
-        return None if (name or data_args.unlabeled_dir) is None else Source("images of one's own")
+    if not name or os.path.exists(name):
+        return None if (name or data_args.unlabeled_dir) is None else OWN_IMAGES
     return Source(name, data_args.unlabeled_dataset_revision, on_hub=True, is_dataset=True)
 
 

@@ -12,13 +12,13 @@ from accelerate.state import AcceleratorState
 from transformers.utils import logging
 
 from ..data.image_data import ImageData
-from ..errors import InputError, PublishError
+from ..errors import InputError, PublishError, counted
 from ..hub.facts import RunSources
 from ..hub.run_folder import RECIPE_FILE
 from ..models.heads import CLASS, DISTILLATION
 from ..models.teacher import TeacherDescription
 from ..recipes.resolve import Arguments, resolve_arguments, save_recipe
-from ..training.checkpoints import resume_wish
+from ..training.checkpoints import check_same_labels, resume_wish
 from ..training.kept_labels import LabelReport
 from ..training.label_source import LabelSource, RunLabels
 from ..training.processes import on_main_process
@@ -35,6 +35,11 @@ logger = logging.get_logger(__name__)
 _TEACHER_FOLDER, _UNFINISHED_TEACHER = "teacher", "teacher.unfinished"
 
 
+_NOT_VALIDATED = (
+    "The model was not validated, as there were no labelled images: --validation_dir takes some, one folder per class."
+)
+
+
 @dataclass
 class RunResult:
     """What a run achieved.
@@ -46,7 +51,7 @@ class RunResult:
         images_per_second: training speed, of the student (and its teacher).
         label_report: what became of kept labels, or None if there is no store.
         kept_in: the folder that the teacher's labels were written to, or None.
-        skipped_images: how often an image could not be decoded and another took its place.
+        skipped_images: how many different images could not be decoded, in training and evaluation.
         minutes: the whole run, a teacher trained before included.
         weights: which were saved, "raw" or "ema" (their moving average).
         repository: URL of the repository that the model was pushed to, or None.
@@ -71,16 +76,16 @@ class RunResult:
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in self.accuracies.items()]
         if self.skipped_images:
             rows.append(("broken images skipped", str(self.skipped_images)))
-        heading = (
-            f"top-1 on {self.num_validation_images} held-out images" if self.accuracies else "not validated",
-            "",
-        )
+        heading = (f"top-1 on {counted(self.num_validation_images, 'held-out image')}", "")
         if (report := self.label_report) is not None:
             rows += [("kept labels replayed", f"{report.replayed}"), ("labels by the teacher", f"{report.asked}")]
             if report.verified:
                 rows.append((f"agreeing, of {report.verified} verified", f"{report.agreeing / report.verified:.4f}"))
                 rows.append(("views with compared pixels", f"{report.pixels}"))
         rows += [("images/s in training", f"{self.images_per_second:.0f}"), ("minutes in all", f"{self.minutes:.1f}")]
+        if not self.accuracies:
+            told = ", ".join(f"{name}: {value}" for name, value in rows)
+            return f"{_NOT_VALIDATED}\n{told}"
         width = max(len(name) for name, _ in [heading, *rows])
         rule = "-" * (width + 8)
         lines = [f"{name:<{width}}  {value:>6}" for name, value in rows]
@@ -117,6 +122,7 @@ def run(arguments: Arguments) -> RunResult:
     repository = on_main_process(lambda: repository_of(args)) if args.push_to_hub else None
     beginning = begin(arguments)
     prepared = prepare(beginning.arguments, beginning.labels, is_evaluated=True)
+    beginning.check_labels(prepared.images.id2label)
     if repository is not None:
         on_main_process(repository.create)  # before a teacher is trained
     lesson = _find_teacher(prepared, beginning.labels, start=start)
@@ -224,6 +230,7 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> 
         )
     folder = os.path.join(student.training.output_dir, _TEACHER_FOLDER)
     if os.path.isdir(folder):
+        check_same_labels(folder, images.id2label, "the teacher in")
         return folder
     unfinished = os.path.join(student.training.output_dir, _UNFINISHED_TEACHER)
     command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student.training.seed)]
@@ -265,9 +272,9 @@ def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
     return RunResult(
         output_dir=args.output_dir,
         accuracies=accuracies,
-        num_validation_images=len(validation or ()),
+        num_validation_images=metrics.get("eval_images", 0),
         images_per_second=trainer.step_record.images_per_second,
-        skipped_images=trainer.step_record.skipped_images,
+        skipped_images=len(trainer.skipped_images),
         minutes=(time.perf_counter() - start) / 60,
         weights=args.publish_weights,
         label_report=trainer.label_report,
@@ -283,6 +290,7 @@ def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict
     if not metrics:
         return {}
     accuracies = {}
+    single = "model" if trainer.args.distillation_type == "none" else "student"
     if trainer.teacher is not None:
         accuracies["teacher"] = trainer.evaluate_teacher()
     for average, suffix in (("", ""), ("ema_", ", averaged")):
@@ -290,7 +298,7 @@ def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict
             if f"eval_{average}{head.prefix}top1" in metrics:
                 accuracies[f"{head.words}{suffix}"] = metrics[f"eval_{average}{head.prefix}top1"]
         if f"eval_{average}top1" in metrics:
-            whole = "fused" if CLASS.words in accuracies else "student"
+            whole = "fused" if CLASS.words in accuracies else single
             accuracies[f"{whole}{suffix}"] = metrics[f"eval_{average}top1"]
     return accuracies
 

@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import InputError, shortlist
+from ..models.class_names import check_distinct, composed
 from .decoding import NO_IMAGE, ImageDecoder, fault_of_header, is_remote, refuse_faults
 
 _DataSet = TypeVar("_DataSet", datasets.Dataset, datasets.IterableDataset)
 _StoredImage = tuple[int, pa.Buffer | None, str | None]  # row, content, path
 _THREADS = 8  # files may lie on a slow disk
 
+_TEXT = ("string", "large_string")
 IGNORED_LABEL = -100  # of an image without label; torch's cross-entropy passes it over
 
 
@@ -109,6 +111,7 @@ def label_names_of(dataset: datasets.Dataset) -> list[str]:
     """
     feature = dataset.features["label"]
     if isinstance(feature, datasets.ClassLabel):
+        check_distinct(feature.names, "the label column")
         return list(feature.names)
     if not isinstance(feature, datasets.Value) or feature.dtype.startswith("float"):
         raise InputError(f"labels must be class labels, integers or strings, got {feature}")
@@ -117,7 +120,9 @@ def label_names_of(dataset: datasets.Dataset) -> list[str]:
         raise InputError("some images have no label (None) in the label column")
     if any(isinstance(value, int) and value < 0 for value in values):
         raise InputError(f"labels must not be negative, got {min(values)} (on the Hub -1 often stands for no label)")
-    return [str(value) for value in sorted(values)]
+    names = [str(value) for value in sorted(values, key=composed if feature.dtype in _TEXT else None)]
+    check_distinct(names, "the label column")
+    return names
 
 
 def with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) -> datasets.Dataset:
@@ -140,12 +145,13 @@ def with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) -
         values = [feature.names[label] for label in labels]
     else:
         values = [str(label) for label in labels]
-    unknown = sorted(set(values) - set(names))
+    index = {composed(name): i for i, name in enumerate(names)}
+    spelt = {value: composed(value) for value in set(values)}
+    unknown = sorted(value for value, name in spelt.items() if name not in index)
     if unknown:
         raise InputError(f"the {split} split has labels that the training split has not: {shortlist(unknown)}")
-    index = {name: i for i, name in enumerate(names)}
     class_label = datasets.ClassLabel(names=names)
-    column = [index[value] for value in values]
+    column = [index[spelt[value]] for value in values]
     return dataset.remove_columns("label").add_column("label", column, feature=class_label)
 
 

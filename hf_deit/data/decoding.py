@@ -74,7 +74,9 @@ def decode_image(encoded: dict[str, Any] | None, name: str) -> Image.Image:
             kind = first_line(error) if is_telling else repr(error)
         raise BadImageError(
             f"the image of {name}{f' ({path})' if path else ''} cannot be decoded: {kind}. "
-            f"{remedy}Mend or remove it, or pass --on_bad_image skip"
+            f"{remedy}Mend or remove it, or pass --on_bad_image skip",
+            path=path,
+            reason=kind,
         ) from error
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import datasets
 
 from ..errors import InputError, escaped, shortlist
+from ..models.class_names import check_distinct, composed
 from .decoding import fault_of_header, refuse_faults
 
 # What is hidden, and what Windows, macOS, network drives and archives leave beside images.
@@ -55,10 +56,13 @@ def load_class_folders(
     found = _folders_in(folder)
     if not found:
         raise InputError(f"{folder!r} has no folders in it: expected one folder of images per class")
+    found.sort(key=composed)  # the same order wherever the folders are copied to
+    check_distinct(found, f"{folder!r}")
     _refuse_splits(folder, found, option)
     _refuse_other_encodings([os.path.join(folder, name) for name in found], folder)
     if names is not None:
-        unknown = sorted(set(found) - set(names))
+        known = set(map(composed, names))
+        unknown = [name for name in found if composed(name) not in known]
         if unknown:
             raise InputError(f"{folder!r} has classes that the training folder has not: {shortlist(unknown)}")
     names = names or found
@@ -70,8 +74,8 @@ def load_class_folders(
         raise InputError(f"class folders without images in {folder!r}: {', '.join(empty)}. Fill or remove them")
     paths = [path for name in found for path in files[name]]
     _refuse_other_encodings(paths, folder)
-    index_of = {name: index for index, name in enumerate(names)}
-    labels = [index_of[name] for name in found for _ in files[name]]
+    index_of = {composed(name): index for index, name in enumerate(names)}
+    labels = [index_of[composed(name)] for name in found for _ in files[name]]
     _check_files(paths, folder, on_bad_image)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features), names

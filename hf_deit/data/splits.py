@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 import datasets
 
 from ..errors import InputError, first_line
+from ..models.class_names import check_distinct
 from .arguments import DataArguments
 from .columns import (
     check_images,
@@ -151,6 +152,7 @@ def _label_names_of_stream(stream: datasets.IterableDataset, label_column: str) 
             f"a classifier needs images of at least two classes to train on, got {len(feature.names)} "
             f"({', '.join(feature.names)})"
         )
+    check_distinct(feature.names, "the label column")
     return list(feature.names)
 
 

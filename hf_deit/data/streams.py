@@ -3,6 +3,7 @@
 Every process reads its own part of the stream. Slots, views and seeds mean what they mean for data sets with rows.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -196,10 +197,13 @@ class StreamViewDataset(KeyedViews):
     def __len__(self) -> int:
         return self.stream.images_per_epoch
 
-    def _read(self, key: StreamKey) -> tuple[Image.Image, int, bool]:
+    def _read(self, key: StreamKey) -> tuple[Image.Image, int, list[str]]:
         try:
-            return decode_image(key.encoded, f"position {key.index} of the stream"), key.label, False
-        except BadImageError:
+            return decode_image(key.encoded, f"position {key.index} of the stream"), key.label, []
+        except BadImageError as error:
             if self.on_bad_image == "stop":
                 raise
-            return Image.new("RGB", (64, 64)), IGNORED_LABEL, True
+            # Its position is another one in every epoch and process.
+            checksum = zlib.crc32((key.encoded or {}).get("bytes") or b"")
+            note = error.note(f"an image of the stream with the CRC-32 {checksum:08x}")
+            return Image.new("RGB", (64, 64)), IGNORED_LABEL, [note]

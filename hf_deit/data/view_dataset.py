@@ -32,8 +32,9 @@ class KeyedViews(Dataset):
     """Training views by their keys, `ViewKey` or `StreamKey`; a view is a pure function of (seed, epoch, slot).
 
     A sample is a dictionary: `pixel_values` (3, H, W) uint8, `labels`, `view_seeds`, and `bad_images`, which is 1
-    where another image stands in for a broken one; with erasing `erase_boxes`, with mixing `partner_offsets`,
-    `label_weights`, `pixel_weights` and `mix_boxes`. Samples that are to be mixed must be asked for as one list.
+    where another image stands in for a broken one; where these are skipped `skipped`, text with a line for each that
+    was passed over; with erasing `erase_boxes`, with mixing `partner_offsets`, `label_weights`, `pixel_weights` and
+    `mix_boxes`. Samples that are to be mixed must be asked for as one list.
 
     Args:
         transform: from an RGB image to (3, H, W) uint8.
@@ -67,8 +68,8 @@ class KeyedViews(Dataset):
         self.mixing = mixing
         self.on_bad_image = on_bad_image
 
-    def _read(self, key: Any) -> tuple[Image.Image, int, bool]:
-        """A key's image in RGB, its label, and whether the image stands in for one that is broken."""
+    def _read(self, key: Any) -> tuple[Image.Image, int, list[str]]:
+        """A key's image in RGB, its label, and a line for each broken image that it stands in for."""
         raise NotImplementedError
 
     def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
@@ -76,12 +77,15 @@ class KeyedViews(Dataset):
         with preserve_global_random_state():
             for key in keys:
                 if key.index != last_index:  # the views of one image lie side by side
-                    image, label, is_bad = self._read(key)
+                    image, label, passed_over = self._read(key)
                     last_index = key.index
                 seed = view_seed(self.seed, key.epoch, key.slot)
                 seed_global_random_state(seed)
                 pixel_values = self.transform(image)
-                sample = {"pixel_values": pixel_values, "labels": label, "view_seeds": seed, "bad_images": int(is_bad)}
+                sample = {"pixel_values": pixel_values, "labels": label, "view_seeds": seed}
+                sample["bad_images"] = int(bool(passed_over))
+                if self.on_bad_image == "skip":
+                    sample["skipped"] = "\n".join(passed_over)
                 if self.erasing is not None:
                     size = tuple(pixel_values.shape[-2:])
                     sample["erase_boxes"] = self.erasing.box(self.seed, key.epoch, key.slot, size)
@@ -147,19 +151,23 @@ class ViewDataset(KeyedViews):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _read(self, key: ViewKey) -> tuple[Image.Image, int, bool]:
+    def _read(self, key: ViewKey) -> tuple[Image.Image, int, list[str]]:
+        passed_over = []
         for offset in range(len(self)):
             candidate = (key.index + offset) % len(self)
             try:
-                return self._decode(candidate), int(self.labels[candidate]), candidate != key.index
-            except BadImageError:
+                return self._decode(candidate), int(self.labels[candidate]), passed_over
+            except BadImageError as error:
                 if self.on_bad_image == "stop":
                     raise
+                passed_over.append(error.note(f"row {candidate} of the training images"))
         raise InputError(f"none of the {len(self)} images can be decoded")
 
 
 class EvaluationDataset(Dataset):
     """The images of a data set, resized and cropped to one size: `pixel_values` (3, H, W) uint8, and `labels`.
+
+    Where broken images are skipped there is `skipped`, too: a line of text about the image, or "" if it is whole.
 
     Args:
         dataset: has an `Image` and a `ClassLabel` column.
@@ -187,18 +195,26 @@ class EvaluationDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        label = int(self._labels[index])
+        label, note = int(self._labels[index]), ""
         try:
             image = self._decode(index)
-        except BadImageError:
+        except BadImageError as error:
             if self.on_bad_image == "stop":
                 raise
             image, label = Image.new("RGB", (64, 64)), IGNORED_LABEL
+            note = error.note(f"row {index} of the validation images")
         pixels = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixels.to(torch.uint8), "labels": label}
+        sample = {"pixel_values": pixels.to(torch.uint8), "labels": label}
+        return sample if self.on_bad_image == "stop" else {**sample, "skipped": note}
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stacks samples to a batch: `pixel_values` (B, 3, H, W) uint8, boxes (B, 4), all else (B,), integers as int64."""
-    batch = {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0] if name != "pixel_values"}
-    return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), **batch}
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stacks samples to a batch: `pixel_values` (B, 3, H, W) uint8, boxes (B, 4), all else (B,), integers as int64.
+
+    `skipped` is a list of text, and is there only if there is anything to say.
+    """
+    numbers = [name for name in samples[0] if name not in ("pixel_values", "skipped")]
+    batch = {name: torch.tensor([sample[name] for sample in samples]) for name in numbers}
+    notes = [sample["skipped"] for sample in samples if sample.get("skipped")]
+    skipped = {"skipped": notes} if notes else {}
+    return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), **batch, **skipped}

@@ -6,13 +6,31 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from .facts import LOCAL_CHECKPOINT, RunFacts
+from ..errors import counted, shortlist
+from .facts import (
+    LOCAL_CHECKPOINT,
+    LOCAL_DATA_SET,
+    OWN_IMAGES,
+    SKLEARN_DIGITS,
+    TEACHERS_LABELS,
+    UNNAMED_IMAGES,
+    RunFacts,
+    Source,
+)
 from .recipe_file import dump_recipe
 
 BEGIN = "<!-- Written by hf_deit, and written anew when the run is published again. What stands outside is kept. -->"
 END = "<!-- End of what hf_deit has written. -->"
 _METADATA = re.compile(r"\A\ufeff?\s*---\r?\n(.*?)\r?\n---\s*(?:\r?\n|\Z)", re.DOTALL)
 _MOST_LABELS_LISTED = 20
+_WORST_LABELS_LISTED = 10
+# What machines call data sets that are not on the Hub.
+_DATASET_TYPES = {
+    SKLEARN_DIGITS.name: "sklearn-digits",
+    OWN_IMAGES.name: "imagefolder",
+    LOCAL_DATA_SET.name: "local",
+    UNNAMED_IMAGES.name: "unnamed",
+}
 _TAGS = ("image-classification", "vision", "hf_deit")
 _DISTILLED = "distillation"
 # What the metadata says of a run: nothing of an earlier one's must stay.
@@ -116,15 +134,13 @@ def card_faults(text: str) -> list[str]:
 
 
 def _metadata(facts: RunFacts, repo_id: str) -> ModelCardData:
-    dataset_type = (
-        facts.dataset.name if facts.dataset.on_hub else re.sub(r"[^\w.-]+", "-", facts.dataset.name).strip("-")
-    )
+    evaluated = _evaluated_on(facts)
     results = [
         EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
-            dataset_type=dataset_type,
-            dataset_name=facts.dataset.name,
+            dataset_type=_dataset_type(evaluated),
+            dataset_name=evaluated.name,
             dataset_config=facts.dataset_config,
             dataset_split=facts.validation_split,
             dataset_revision=facts.dataset.commit,
@@ -152,13 +168,26 @@ def _metadata(facts: RunFacts, repo_id: str) -> ModelCardData:
     )
 
 
+def _evaluated_on(facts: RunFacts) -> Source:
+    """What the validation images are of: of the training's data set, or, if that has no labels, a folder of images."""
+    return OWN_IMAGES if facts.dataset == TEACHERS_LABELS else facts.dataset
+
+
+def _dataset_type(source: Source) -> str:
+    """What machines call a data set: its Hub id, or a word of ASCII letters, digits and hyphens."""
+    if source.on_hub:
+        return source.name
+    words = re.sub(r"[^a-z0-9]+", "-", source.name.lower().replace("'s ", " ")).strip("-")
+    return _DATASET_TYPES.get(source.name, words or "unnamed")
+
+
 def _body(facts: RunFacts, repo_id: str, revision: str | None) -> str:
     sections = [f"# {repo_id.split('/')[-1]}", _introduction(facts)]
     if not facts.is_finished:
         sections.append(f"**Training goes on**: these are the weights after step {facts.step} of {facts.num_steps}.")
     sections += ["## Results", _results(facts), "## Use", _use(facts, repo_id, revision)]
-    if len(facts.labels) <= _MOST_LABELS_LISTED:
-        sections.append(f"Its labels: {', '.join(facts.labels)}.")
+    if len(facts.labels) <= _MOST_LABELS_LISTED and not _has_classes(facts):
+        sections.append(f"Its labels: {', '.join(map(_plain, facts.labels))}.")
     if facts.teacher is not None:
         sections += ["## Teacher", _teacher(facts)]
     sections += ["## Training", _training(facts)]
@@ -167,22 +196,39 @@ def _body(facts: RunFacts, repo_id: str, revision: str | None) -> str:
 
 def _introduction(facts: RunFacts) -> str:
     size = f"{facts.image_size} x {facts.image_size} pixels"
-    is_checkpoint = facts.student.on_hub or facts.student == LOCAL_CHECKPOINT
-    how = "fine-tuned from" if is_checkpoint else "trained as"
     teacher = f", distilled from {facts.teacher}" if facts.teacher is not None else ""
-    unlabeled = f" and, without labels, {facts.unlabeled}" if facts.unlabeled is not None else ""
-    configuration = f" (configuration {facts.dataset_config})" if facts.dataset_config else ""
+    number = facts.parameters
+    parameters = f"{number / 1e6:.3g} M parameters" if number >= 1e6 else counted(number, "parameter")
+    is_checkpoint = facts.student.on_hub or facts.student == LOCAL_CHECKPOINT
+    how = "fine-tuned from" if is_checkpoint else "trained from scratch as"
+    if not is_checkpoint and (changes := facts.recipe.get("student_overrides")):
+        settings = shortlist([f"{name} {value}" for name, value in changes.items()], 8)
+        teacher = f" with {_plain(settings)}{teacher}"
     return (
-        f"An image classifier with {len(facts.labels):,} labels: `{facts.architecture}`, "
-        f"{facts.parameters / 1e6:.3g} M parameters, {size}, {how} {facts.student}{teacher}. "
-        f"Trained on {facts.dataset}{configuration}{unlabeled}."
+        f"An image classifier with {counted(len(facts.labels), 'label')}: `{facts.architecture}`, "
+        f"{parameters}, {size}, {how} {facts.student}{teacher}. "
+        f"Trained on {_trained_on(facts)}."
     )
+
+
+def _trained_on(facts: RunFacts) -> str:
+    if facts.dataset == TEACHERS_LABELS:
+        return f"{facts.unlabeled or 'images'} without labels: it has learnt what the teacher says of them"
+    configuration = f" (configuration {facts.dataset_config})" if facts.dataset_config else ""
+    if facts.unlabeled is not None:
+        more = "more images of one's own" if facts.unlabeled == facts.dataset == OWN_IMAGES else facts.unlabeled
+        return f"{facts.dataset}{configuration} and, without labels, {more}"
+    few = None not in (facts.num_labeled, facts.num_train) and facts.num_labeled < facts.num_train
+    kept = f", of which {facts.num_labeled:,} of {facts.num_train:,} kept their labels" if few else ""
+    return f"{facts.dataset}{configuration}{kept}"
 
 
 def _results(facts: RunFacts) -> str:
     rows = facts.results()
     if not rows:
-        return "These weights have not been evaluated."
+        has_none = facts.is_finished and facts.dataset == TEACHERS_LABELS
+        why = ": there were no labelled images to measure an accuracy on" if has_none else ""
+        return f"These weights have not been evaluated{why}."
     names = list(dict.fromkeys(name for name, _, _ in rows))
     columns = list(dict.fromkeys(k for _, k, _ in rows))
     values = {(name, k): f"{value:.4f}" for name, k, value in rows}
@@ -192,8 +238,51 @@ def _results(facts: RunFacts) -> str:
     table = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     table += [f"| {name} | {' | '.join(values.get((name, k), '') for k in columns)} |" for name in names]
     which = {"ema": "the moving average of the weights, which is published here", "raw": "the weights as trained"}
-    images = f"{facts.num_validation:,} images of {facts.dataset} (split `{facts.validation_split}`)"
-    return f"Accuracy on {images}, measured with {which[facts.weights]}.\n\n" + "\n".join(table)
+    measured = f"Accuracy on {_validation_images(facts)}, measured with {which[facts.weights]}."
+    return "\n\n".join([measured, "\n".join(table), *([_classes(facts)] if _has_classes(facts) else [])])
+
+
+def _validation_images(facts: RunFacts) -> str:
+    source, number = _evaluated_on(facts), counted(facts.num_validation, "image")
+    images = f"{number}{source.name.removeprefix('images')}" if _are_images(source) else f"{number} of {source}"
+    held_out_of = facts.validation_split.removeprefix("held out of ")
+    if held_out_of != facts.validation_split:
+        part = f"held out of its split `{held_out_of}`" if _has_splits(source) else "held out of the training images"
+        return f"{images} ({part})"
+    return f"{images} (split `{held_out_of}`)" if _has_splits(source) else f"{images} (kept apart for validation)"
+
+
+def _are_images(source: Source) -> bool:
+    """Whether a source is called "images …", which need not be called images of images."""
+    return not source.on_hub and source.name.startswith("images")
+
+
+def _has_splits(source: Source) -> bool:
+    return source.on_hub or source == LOCAL_DATA_SET
+
+
+def _has_classes(facts: RunFacts) -> bool:
+    return bool(facts.results()) and facts.classes is not None and len(facts.classes) == len(facts.labels)
+
+
+def _classes(facts: RunFacts) -> str:
+    """The accuracy of each label, or, of many, of the worst ones."""
+    rows = [(name, hits, images) for name, (hits, images) in zip(facts.labels, facts.classes, strict=True)]
+    head = facts.results()[0][0]
+    which = f"Label by label, top-1 of {'the model' if head == 'the model' else f'the {head}'}"
+    if len(rows) > _MOST_LABELS_LISTED:
+        present = [row for row in rows if row[2]]
+        which += f"; of {len(rows):,} labels the {min(_WORST_LABELS_LISTED, len(present))} worst"
+        absent = len(rows) - len(present)
+        which += f" ({counted(absent, 'label')} without an image to measure on)" if absent else ""
+        rows = sorted(present, key=lambda row: row[1] / row[2])[:_WORST_LABELS_LISTED]
+    lines = [f"| {_plain(name)} | {f'{hits / n:.4f}' if n else ''} | {n:,} |" for name, hits, n in rows]
+    return f"{which}:\n\n" + "\n".join(["| label | top-1 | images |", "|---|---|---|", *lines])
+
+
+def _plain(name: str) -> str:
+    """A label's name as Markdown shows it, whatever characters it has."""
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(name.split())) or "(no name)"
 
 
 def _use(facts: RunFacts, repo_id: str, revision: str | None) -> str:
@@ -218,9 +307,25 @@ def _teacher(facts: RunFacts) -> str:
         )
     if facts.num_replayed:
         where = "" if facts.teacher_labels is None else f", in the data set {facts.teacher_labels}"
-        lines[0] += f" What it says of {facts.num_replayed:,} training views had been kept before{where}."
+        lines[0] += f" What it says of {counted(facts.num_replayed, 'training view')} had been kept before{where}."
     external = facts.external_data()
     return "\n\n".join(lines + ([external] if external else []))
+
+
+def _epochs(number: float) -> str:
+    return f"{number:.4g} epoch{'' if number == 1 else 's'}"
+
+
+def _training_images(facts: RunFacts) -> str:
+    """How many there are to train on, and how many of them have labels."""
+    split = f"split `{facts.train_split}`" if _has_splits(facts.dataset) else ""
+    if not facts.num_train:
+        return f"a stream, {split}" if split else "a stream"
+    unlabeled = 0 if facts.num_labeled is None else facts.num_train - facts.num_labeled
+    if not unlabeled:
+        return f"{facts.num_train:,}, {split}" if split else f"{facts.num_train:,}"
+    labeled = f"{facts.num_labeled:,} with labels{f' ({split})' if split else ''}, " if facts.num_labeled else ""
+    return f"{labeled}{unlabeled:,} without{'' if labeled else ' labels'}"
 
 
 def _training(facts: RunFacts) -> str:
@@ -228,11 +333,12 @@ def _training(facts: RunFacts) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in environment.get("libraries", {}).items())
     best = f", after step {facts.best_step:,}, when they were best" if facts.best_step is not None else ""
     rows = [
-        ("steps", f"{facts.step:,} of {facts.batch_size} images, {facts.num_epochs:.4g} epochs"),
-        ("images", f"{facts.num_train:,}, split `{facts.train_split}`" if facts.num_train else "a stream"),
+        ("steps", f"{facts.step:,} of {counted(facts.batch_size, 'image')}, {_epochs(facts.num_epochs)}"),
+        ("images", _training_images(facts)),
+        ("broken images", f"{facts.num_skipped:,} could not be decoded and were skipped" if facts.num_skipped else ""),
         ("weights", ("their moving average" if facts.weights == "ema" else "as trained") + best),
         ("device", f"{environment.get('num_processes', 1)} x {environment.get('device')}"),
-        ("time", None if facts.minutes is None else f"{facts.minutes:.1f} minutes"),
+        ("time", facts.minutes and f"{facts.minutes:.{1 if facts.minutes >= 1 else 2}f} minutes"),
         ("speed", None if not facts.images_per_second else f"{facts.images_per_second:.0f} images/s"),
         ("versions", versions),
         ("commit of hf_deit", environment.get("hf_deit_commit")),

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..errors import counted
+
 _LIBRARIES = [
     "hf_deit",
     "torch",
@@ -52,7 +54,7 @@ def _device() -> str:
         return torch.cuda.get_device_name()
     if torch.accelerator.is_available():
         return str(torch.accelerator.current_accelerator())
-    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads a process"
+    return f"CPU, {counted(os.cpu_count() or 1, 'core')}, {counted(torch.get_num_threads(), 'thread')} a process"
 
 
 @functools.cache  # asked for at every push, while the training waits

@@ -50,6 +50,11 @@ class Source:
 
 LOCAL_CHECKPOINT = Source("a checkpoint from a local folder")
 LOCAL_TEACHER = Source("a teacher from a local folder")
+LOCAL_DATA_SET = Source("a local data set")
+OWN_IMAGES = Source("images of one's own")
+SKLEARN_DIGITS = Source("scikit-learn's digits")
+UNNAMED_IMAGES = Source("images that were not named")
+TEACHERS_LABELS = Source("labels of the teacher alone")  # in place of a data set with labels
 
 
 @dataclass
@@ -70,7 +75,7 @@ class RunSources:
     student: Source
     teacher: Source | None
     teacher_datasets: list[str] | None = None
-    dataset: Source = Source("images that were not named")
+    dataset: Source = UNNAMED_IMAGES
     dataset_config: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
@@ -103,7 +108,11 @@ class RunFacts:
         teacher_top1, teacher_images: its accuracy in [0, 1] and the number of validation images it was measured on.
         teacher_datasets: the data sets on which the teacher was trained, by its own card; None if that does not say.
         dataset, dataset_config, train_split, validation_split, unlabeled: the images.
-        num_train, num_validation: numbers of images; None for a stream, or for none.
+        num_train, num_labeled: images to train on, and those of them with labels; None for a stream.
+        num_validation: images that the metrics were measured on; None for none.
+        num_skipped: images that could not be decoded, in training and evaluation.
+        classes: for each label how many of its validation images the published weights classify correctly, and how
+            many it has; None if that is not known.
         teacher_labels: the data set on the Hub that kept labels were taken from, or None.
         num_replayed: views whose label by the teacher had been kept before; None without a label store.
         metrics: of an evaluation of these weights, as transformers' Trainer logs them; empty if there was none.
@@ -147,7 +156,10 @@ class RunFacts:
     train_split: str = "train"
     validation_split: str = "validation"
     num_train: int | None = None
+    num_labeled: int | None = None
     num_validation: int | None = None
+    num_skipped: int = 0
+    classes: list[list[int]] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     images_per_second: float | None = None
     minutes: float | None = None
@@ -166,10 +178,13 @@ class RunFacts:
         is_finished: bool,
         best_step: int | None,
         num_train: int | None,
+        num_labeled: int | None,
         num_validation: int | None,
         teacher_report: Mapping[str, float],
         images_per_second: float,
         num_replayed: int | None = None,
+        num_skipped: int = 0,
+        classes: list[list[int]] | None = None,
     ) -> "RunFacts":
         """The facts of a run as it stands.
 
@@ -179,8 +194,8 @@ class RunFacts:
             state: of the Trainer.
             teacher_report: may have `teacher_top1` and `teacher_images`.
             images_per_second: so far; 0 if this process has trained nothing.
-            sources, image_size, metrics, is_finished, best_step, num_train, num_validation, num_replayed: see the
-                attributes.
+            sources, image_size, metrics, is_finished, best_step, num_train, num_labeled, num_validation,
+                num_replayed, num_skipped, classes: see the attributes.
         """
         config = model.config
         named = {item.name: getattr(sources, item.name) for item in fields(sources)}
@@ -203,7 +218,10 @@ class RunFacts:
             teacher_top1=teacher_report.get("teacher_top1"),
             teacher_images=teacher_report.get("teacher_images"),
             num_train=num_train,
+            num_labeled=num_labeled,
             num_validation=num_validation,
+            num_skipped=num_skipped,
+            classes=classes,
             num_replayed=num_replayed,
             metrics={name: value for name, value in metrics.items() if name.startswith("eval_")},
             is_finished=is_finished,

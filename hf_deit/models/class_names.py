@@ -1,7 +1,8 @@
-"""Names of labels: whether a teacher and a student have the same ones, and in which order."""
+"""Names of labels: whether a teacher, a student and data have the same ones, and in which order."""
 
-from collections import Counter
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import InputError, shortlist
 
@@ -9,23 +10,28 @@ from ..errors import InputError, shortlist
 _ALIASES = {"crane2": "crane"}
 
 
+def composed(name: object) -> str:
+    """A name as names are compared: in Unicode's composed form (NFC). macOS gives those of folders decomposed."""
+    return unicodedata.normalize("NFC", str(name))
+
+
 def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: str = "the teacher") -> list[int]:
     """Finds the teacher's index of each of the student's labels.
 
-    Names are compared without regard to case and underscores. Where all are equal and unique, their order may differ.
-    Where the order is the same, a pair of names need only share one synonym ("tench" and "tench, Tinca tinca") that no
-    other label has. One label in a hundred may share its synonym with another (ImageNet has two maillots): the other
-    labels show the order.
+    Names that are equal belong together, whatever their order. Those of the others do that are equal without regard to
+    case, underscores and blanks, where no third label is equal to them so. Where all labels keep their places, a pair
+    of names need only share one synonym ("tench" and "tench, Tinca tinca") that no other label has. One label in a
+    hundred may share its synonym with another (ImageNet has two maillots): the other labels show the order.
 
     Args:
-        teacher, student: labels by index, 0 to K - 1.
+        teacher, student: labels by index, 0 to K - 1. Names may repeat, if all labels keep their places.
         owner: the subject of the error message, whose labels are `teacher`.
 
     Returns:
         K indices: the teacher's `logits[:, indices]` are in the student's order.
 
     Raises:
-        InputError: the numbers of labels differ, or the labels do.
+        InputError: the numbers of labels differ, or the labels do, or it cannot be known which is which.
     """
     count = len(student)
     if sorted(teacher) != list(range(count)) or sorted(student) != list(range(count)):
@@ -33,18 +39,84 @@ def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: 
             f"{owner} has {len(teacher)} labels ({_some(teacher)}), expected {count} ({_some(student)}): fine-tune it "
             "on this data first (--distillation_type none --replace_head --student …), or take another one"
         )
-    positions = {_normalized(label): index for index, label in teacher.items()}
-    wanted = [_normalized(student[i]) for i in range(count)]
-    if len(positions) == count and sorted(positions) == sorted(wanted):
-        return [positions[label] for label in wanted]
-    if _are_in_the_same_order([teacher[i] for i in range(count)], [student[i] for i in range(count)]):
+    theirs, ours = ([composed(labels[index]) for index in range(count)] for labels in (teacher, student))
+    found = dict(_pairs(theirs, ours, spelling=str))
+    found = {**dict(_pairs(theirs, ours, spelling=_normalized)), **found}
+    if len(found) == count:
+        return [found[index] for index in range(count)]
+    if all(one == other for one, other in found.items()) and _are_in_the_same_order(theirs, ours):
         return list(range(count))
-    missing = [student[i] for i in range(count) if wanted[i] not in positions]
+    known = Counter(map(_normalized, theirs))
+    unclear = [student[index] for index in range(count) if index not in found]
+    missing = [name for name in unclear if _normalized(composed(name)) not in known]
+    doubtful = [name for name in unclear if name not in missing]
     raise InputError(
         f"{owner} has {count} labels as expected, but not the same: it has {_some(teacher)}, expected {_some(student)}"
         + (f"; it lacks {shortlist(missing)}" if missing else "")
+        + (f"; which of its labels is meant is not clear of {shortlist(doubtful)}" if doubtful else "")
         + ". If only the names differ, set id2label in its config.json, in the order of its logits"
     )
+
+
+def label_changes(before: Sequence[str], now: Sequence[str]) -> str:
+    """What has become of labels since a model learnt them, in words; "" if names, number and order are the same.
+
+    Args:
+        before, now: the names by index.
+    """
+    places_before, places_now = _places(map(composed, before)), _places(map(composed, now))
+    if places_before == places_now:
+        return ""
+    removed = [name for name in places_before if name not in places_now]
+    added = [name for name in places_now if name not in places_before]
+    renamed = [(old, new) for old in removed for new in added if places_before[old] == places_now[new]]
+    moved = [name for name in places_before if places_before[name] != places_now.get(name, places_before[name])]
+    paired = {name for pair in renamed for name in pair}
+    parts = {
+        "renamed": [f"{old!r} to {new!r}" for old, new in renamed],
+        "removed": [repr(name) for name in removed if name not in paired],
+        "added": [repr(name) for name in added if name not in paired],
+        "moved": [f"{name!r} from {_listed(places_before[name])} to {_listed(places_now[name])}" for name in moved],
+    }
+    number = [f"{len(before)} labels then, {len(now)} now"] if len(before) != len(now) else []
+    return "; ".join([*number, *(f"{what}: {shortlist(names, 10)}" for what, names in parts.items() if names)])
+
+
+def check_distinct(names: Iterable[str], owner: str) -> None:
+    """Refuses two classes whose names differ in their Unicode form alone, which look the same everywhere.
+
+    Args:
+        owner: the subject of the error message.
+
+    Raises:
+        InputError: there are such.
+    """
+    twice = [name for name, places in _places(map(composed, names)).items() if len(places) > 1]
+    if twice:
+        raise InputError(
+            f"{owner} has two classes of the same name, {shortlist(twice)}, in two Unicode forms (composed and "
+            "decomposed): make them one"
+        )
+
+
+def _places(names: Iterable[str]) -> dict[str, list[int]]:
+    places = defaultdict(list)
+    for index, name in enumerate(names):
+        places[name].append(index)
+    return dict(places)
+
+
+def _listed(places: list[int]) -> str:
+    return " and ".join(map(str, places))
+
+
+def _pairs(theirs: list[str], ours: list[str], spelling: Callable[[str], str]) -> Iterator[tuple[int, int]]:
+    """Our and their index of each name that both have once, in a spelling."""
+    places = _places(map(spelling, theirs))
+    for name, here in _places(map(spelling, ours)).items():
+        there = places.get(name, [])
+        if len(here) == len(there) == 1:
+            yield here[0], there[0]
 
 
 def _are_in_the_same_order(teacher: list[str], student: list[str]) -> bool:
@@ -54,18 +126,23 @@ def _are_in_the_same_order(teacher: list[str], student: list[str]) -> bool:
         shared = _synonyms(one) & _synonyms(other)
         if not shared:
             return False
-        if _normalized(one) != _normalized(other) and not any(owners[synonym] == 2 for synonym in shared):
+        if one != other and not any(owners[synonym] == 2 for synonym in shared):
+            if _plain(one) == _plain(other):  # but for case and blanks, as a third label is, too
+                return False
             ambiguous += 1
     return ambiguous <= len(teacher) // 100
 
 
+def _plain(label: str) -> str:
+    return " ".join(composed(label.casefold()).replace("_", " ").split())
+
+
 def _normalized(label: str) -> str:
-    label = " ".join(str(label).casefold().replace("_", " ").split())
-    return _ALIASES.get(label, label)
+    return _ALIASES.get(_plain(label), _plain(label))
 
 
 def _synonyms(label: str) -> set[str]:
-    return {_normalized(label)} | {_normalized(part) for part in str(label).split(",")}
+    return {_normalized(label)} | {_normalized(part) for part in label.split(",")}
 
 
 def _some(labels: Mapping[int, str]) -> str:

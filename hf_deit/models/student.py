@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassifica
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..errors import InputError, command, did_you_mean, first_line, shortlist
-from .class_names import match_labels
+from .class_names import label_changes, match_labels
 from .configuration_deit import DistilledDeiTConfig, as_pair, label2id_of
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .modeling_common import ImageClassifierBase
@@ -240,9 +240,11 @@ def _load_checkpoint(
     except InputError:
         same_order = False
     if not same_order:
+        own, wanted = ([labels[index] for index in sorted(labels)] for labels in (model.config.id2label, id2label))
         raise InputError(
             f"the student {name_or_path!r} was trained on {model.config.num_labels} labels, the data has "
-            f"{len(id2label)}, and they are not the same in the same order: pass --replace_head for new heads"
+            f"{len(id2label)}, and they are not the same in the same order ({label_changes(own, wanted)}): pass "
+            "--replace_head for new heads"
         )
     model.config.id2label = dict(id2label)
     model.config.label2id = label2id_of(id2label)

@@ -104,7 +104,7 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     on_bad_image: Literal["stop", "skip"] = field(
         default="stop",
-        metadata={"help": 'An image that cannot be decoded: "stop" the run, or "skip" and count it.'},
+        metadata={"help": 'An image that cannot be decoded: "stop" the run, or "skip" it and say which.'},
     )
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})

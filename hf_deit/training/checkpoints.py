@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Literal
 
@@ -13,7 +13,9 @@ from transformers import PreTrainedModel, TrainerState
 
 from ..errors import CheckpointError, InputError, PublishError, first_line, shortlist
 from ..hub.run_folder import STATE_FILE, is_whole, last_whole_checkpoint, list_checkpoints
+from ..models.class_names import label_changes
 from ..models.pretrained import LOADING_ERRORS
+from ..models.teacher import load_labels
 
 
 def resume_wish(resume_from_checkpoint: str | os.PathLike[str] | bool | None) -> str | Literal[True] | None:
@@ -63,6 +65,29 @@ def check_resumable(checkpoint: str, steps_per_epoch: int) -> None:
         raise InputError(
             f"the run of {checkpoint!r} had {before} steps in an epoch, this one has {steps_per_epoch}: keep the data "
             "and the total batch (processes · per_device_train_batch_size · gradient_accumulation_steps)"
+        )
+
+
+def check_same_labels(folder: str, id2label: Mapping[int, str], what: str) -> None:
+    """Refuses a model of other classes than those of the data, or of the same ones in another order.
+
+    Args:
+        folder: of a model or a checkpoint. One without configuration, as of sharded weights alone, says nothing.
+        id2label: names of the labels by index, as the data has them.
+        what: subject of the message.
+
+    Raises:
+        InputError: names, number or order differ. The message says how.
+    """
+    try:
+        before = load_labels(folder)
+    except InputError:
+        return
+    changes = label_changes(before, [id2label[index] for index in sorted(id2label)])
+    if changes:
+        raise InputError(
+            f"{what} {folder!r} has learnt other classes than those of the data ({changes}): give the class folders, "
+            "or the labels, the names and the order that they had, or begin another run with another --output_dir"
         )
 
 
@@ -134,11 +159,11 @@ def restore_weights(model: PreTrainedModel, checkpoint: str) -> None:
     try:
         restored, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
     except LOADING_ERRORS as error:
-        raise InputError(f"cannot restore this student from {checkpoint!r}: {first_line(error)}") from error
+        raise InputError(f"cannot restore this model from {checkpoint!r}: {first_line(error)}") from error
     absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if absent:
-        raise InputError(f"the checkpoint {checkpoint!r} does not hold this student: it lacks {shortlist(absent, 4)}")
+        raise InputError(f"the checkpoint {checkpoint!r} does not hold this model: it lacks {shortlist(absent, 4)}")
     try:
         model.load_state_dict(restored.state_dict(), strict=True)
     except RuntimeError as error:
-        raise InputError(f"the checkpoint {checkpoint!r} is of another student: {first_line(error)}") from error
+        raise InputError(f"the checkpoint {checkpoint!r} is of another model: {first_line(error)}") from error

@@ -18,6 +18,7 @@ from ..labels.files import has_labels, probe_store
 from ..labels.identity import StoreIdentity, data_fingerprint
 from ..labels.on_hub import hub_id
 from ..labels.store import TeacherLabelStore
+from ..models.class_names import label_changes, match_labels
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.teacher import TeacherDescription
 from .arguments import DistillationTrainingArguments
@@ -149,6 +150,7 @@ class RunLabels:
         self.source, self.args, self.views = source, source.args, views
         self.sampler = make_sampler(views, source.args)
         self._there = source.identity  # asked for by all processes, before one of them needs it
+        _check_names(source, views)
         self._processor, self._num_labels, self._sources = processor, num_labels, sources
 
     @functools.cached_property
@@ -322,6 +324,26 @@ class RunLabels:
                 len(missing),
             )
         return not missing or not source.is_folder
+
+
+def _check_names(source: LabelSource, views: ViewDataset) -> None:
+    """Refuses kept labels by the names of other classes. Stores keep indices, so that nothing else would tell.
+
+    Raises:
+        InputError: the names, or their order, are others.
+    """
+    kept, names = source.label_names, views.dataset.features[views.label_column].names
+    if kept is None or len(kept) != len(names):  # another number is told with all else that differs
+        return
+    try:
+        is_same = match_labels(dict(enumerate(kept)), dict(enumerate(names))) == list(range(len(names)))
+    except InputError:
+        is_same = False
+    if not is_same:
+        raise InputError(
+            f"the labels in {source.name!r} are of other classes than those of the data "
+            f"({label_changes(kept, names)}): give the data the names that it had, or another store"
+        )
 
 
 def _check_keyed_by_slot(views: Any, args: DistillationTrainingArguments) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import EvalPrediction
 from transformers.utils import logging
 
+from ..errors import InputError
 from ..models.heads import HEADS
 from ..models.teacher import Teacher
 
@@ -31,11 +32,14 @@ class Hits(NamedTuple):
         """`top1`, and `top5` if it is known, in [0, 1].
 
         Raises:
-            ValueError: no image was labelled.
+            InputError: no image was labelled.
         """
         counted = int(self.counted)
         if not counted:
-            raise ValueError("there is no labelled sample to measure the accuracy on")
+            raise InputError(
+                "there is no labelled sample to measure the accuracy on: none of the validation images has a label "
+                "and can be decoded"
+            )
         hits = {"top1": self.top1} | ({} if self.top5 is None else {"top5": self.top5})
         return {name: int(value) / counted for name, value in hits.items()}
 
@@ -51,6 +55,22 @@ def count_hits(ranked: torch.Tensor, labels: torch.Tensor) -> Hits:
     hits = (ranked == labels.unsqueeze(1)) & counted.unsqueeze(1)
     top5 = hits[:, :5].any(dim=1).sum() if ranked.shape[1] >= 5 else None
     return Hits(hits[:, 0].sum(), top5, counted.sum())
+
+
+def class_hits(ranked: torch.Tensor, labels: torch.Tensor, num_labels: int) -> list[list[int]]:
+    """Counts for each label its images, and those of them that a model classifies correctly.
+
+    Args:
+        ranked: (B, k) integers: the k best labels of each image, best first.
+        labels: (B,) integers, negative where an image has none: it is left out.
+        num_labels: K.
+
+    Returns:
+        K pairs: images that are classified correctly, and images.
+    """
+    counted = labels >= 0
+    hits = labels[counted & (ranked[:, 0] == labels)].bincount(minlength=num_labels)
+    return torch.stack([hits, labels[counted].bincount(minlength=num_labels)], dim=1).tolist()
 
 
 def rank_labels(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import ModelOutput
 
+from ..data.columns import IGNORED_LABEL
 from .arguments import DistillationTrainingArguments, DistillationType
 from .losses import class_targets, hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
 
@@ -119,4 +120,5 @@ def evaluation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels: (B,), negative where an image was skipped or has no label.
     """
     # A batch may be all of images that were skipped.
+    labels = labels.where(labels >= 0, IGNORED_LABEL)
     return F.cross_entropy(logits.float(), labels, reduction="sum") / (labels >= 0).sum().clamp(min=1)

@@ -13,6 +13,7 @@ from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from .arguments import DistillationTrainingArguments
 from .datasets import make_sampler
 from .losses import class_targets
+from .skipped_images import SkippedImages
 
 _COLUMNS = 8
 _SMALLEST_TILE = 112
@@ -66,7 +67,8 @@ def training_views(
     group_size = args.mixup_group_size or 1
     first, last = slots.start // group_size * group_size, -(-slots.stop // group_size) * group_size
     keys = [key for slot, key in zip(range(last), sampler, strict=False) if slot >= first]
-    batch = augment_batch(collate(views.__getitems__(keys)), processor.image_mean, processor.image_std)
+    batch = SkippedImages().take(collate(views.__getitems__(keys)))
+    batch = augment_batch(batch, processor.image_mean, processor.image_std)
     targets = class_targets(
         batch["labels"],
         num_labels,

@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel, TrainerState
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.view_dataset import EvaluationDataset, ViewDataset
 from ..hub.facts import RunFacts, RunSources
+from ..models.heads import FUSED, HEADS
 from .arguments import DistillationTrainingArguments
+from .metrics import class_hits
 
 
 class RunRecord:
@@ -32,6 +37,7 @@ class RunRecord:
         """Begins another training."""
         self.has_ended = False
         self._best_since: int | None = None
+        self._classes: tuple[int, int, list[list[int]]] | None = None
 
     def note_best_weights(self, state: TrainerState) -> None:
         """The best weights take the place of the last ones now."""
@@ -40,6 +46,28 @@ class RunRecord:
     def note_teacher_accuracy(self, top1: float, num_images: int) -> None:
         """The teacher's accuracy on so many validation images, instead of what was measured before."""
         self.teacher_report = {**self.teacher_report, "teacher_top1": top1, "teacher_images": num_images}
+
+    def note_classes(self, output: EvalLoopOutput, state: TrainerState, *, num_labels: int) -> None:
+        """What an evaluation of the weights that are published has found of each label, before it is logged.
+
+        Args:
+            output: with predictions from `hf_deit.training.metrics.rank_labels`.
+            num_labels: of the student.
+        """
+        answers = torch.from_numpy(np.asarray(output.predictions))[:, HEADS.index(FUSED)]
+        hits = class_hits(answers, torch.from_numpy(np.asarray(output.label_ids)), num_labels)
+        self._classes = (state.global_step, len(state.log_history), hits)
+
+    def published_classes(self, state: TrainerState) -> list[list[int]] | None:
+        """For each label how many images were classified correctly, of how many; None if that is not known.
+
+        It is of the same evaluation as `published_metrics`.
+        """
+        if self._classes is None:
+            return None
+        step, number, hits = self._classes
+        is_published = step == state.global_step if self._best_since is None else number >= self._best_since
+        return hits if is_published else None
 
     def published_metrics(self, state: TrainerState) -> dict[str, float]:
         """Those of the last evaluation of the weights as they are, empty if there was none."""
@@ -60,6 +88,7 @@ class RunRecord:
         train_dataset: Any,
         eval_dataset: Any,
         images_per_second: float,
+        num_skipped: int = 0,
         metrics: Mapping[str, float] | None = None,
     ) -> RunFacts:
         """The facts of the run as it stands.
@@ -69,19 +98,26 @@ class RunRecord:
             image_size: input size in pixels.
             train_dataset, eval_dataset: what it was trained and evaluated on.
             images_per_second: in training, so far.
+            num_skipped: images that could not be decoded.
             metrics: of the weights; by default `published_metrics`.
         """
+        metrics = self.published_metrics(state) if metrics is None else metrics
+        has_rows = isinstance(train_dataset, ViewDataset)
+        most = len(eval_dataset) if isinstance(eval_dataset, EvaluationDataset) else None
         return RunFacts.of(
             model,
             args,
             state,
             self.sources,
             image_size=image_size,
-            metrics=self.published_metrics(state) if metrics is None else metrics,
+            metrics=metrics,
             is_finished=self.has_ended,
             best_step=None if self._best_since is None else state.best_global_step,
-            num_train=len(train_dataset) if isinstance(train_dataset, ViewDataset) else None,
-            num_validation=len(eval_dataset) if isinstance(eval_dataset, EvaluationDataset) else None,
+            num_train=len(train_dataset) if has_rows else None,
+            num_labeled=int((train_dataset.labels >= 0).sum()) if has_rows else None,
+            num_validation=metrics.get("eval_images", most),
+            num_skipped=num_skipped,
+            classes=self.published_classes(state),
             teacher_report=self.teacher_report,
             images_per_second=images_per_second,
             num_replayed=self.num_replayed,

@@ -18,7 +18,7 @@ class StepRecord:
 
     Attributes:
         images: how many views were trained on, over all processes.
-        skipped_images: how many images could not be decoded, over all processes.
+        skipped_images: how many views another image stood in for, as theirs could not be decoded, over all processes.
         seconds: of training, without evaluation and saving. All three count up to the last `flush`.
     """
 

@@ -7,6 +7,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -30,16 +31,17 @@ from ..models.teacher import Teacher, TeacherDescription
 from .arguments import DistillationTrainingArguments
 from .averaging import AVERAGE_FOLDER, WeightAverage
 from .callbacks import StepEndCallback, TeacherCheckCallback, teacher_report
-from .checkpoints import RunFolder, check_resumable, remove_torn_checkpoints, restore_weights
+from .checkpoints import RunFolder, check_resumable, check_same_labels, remove_torn_checkpoints, restore_weights
 from .datasets import as_evaluation, as_views, check_arguments, check_teaching, make_sampler
 from .kept_labels import KeptLabels, LabelReport
 from .label_source import LabelSource, RunLabels
-from .metrics import count_hits, head_accuracies, rank_labels
+from .metrics import Hits, count_hits, head_accuracies, rank_labels
 from .objective import DistillationObjective, evaluation_loss
 from .optimization import deit_schedule, without_tokens_and_positions
 from .processes import on_every_process
 from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
+from .skipped_images import SkippedImages
 from .step_record import StepRecord
 
 
@@ -74,6 +76,7 @@ class DistillationTrainer(Trainer):
         run_folder: the output folder, with its checkpoints.
         record: what the card of the model says of the run.
         step_record: means and speed of the training steps.
+        skipped_images: those that could not be decoded, in training and evaluation.
         weight_average: the moving average of the weights, or None.
         kept_labels: of the store that `args.teacher_labels` names, or None.
         label_report: what became of the labels of the last call of `train`, if there is a store.
@@ -128,6 +131,7 @@ class DistillationTrainer(Trainer):
         has_labels = views.has_labels if isinstance(views, KeyedViews) else True
         self.distillation_objective = DistillationObjective.of(args, has_labels=has_labels)
         self.step_record = StepRecord(self.accelerator)
+        self.skipped_images = SkippedImages()
         self._takes_view_seeds = "view_seeds" in inspect.signature(model.forward).parameters
         self.weight_average = self._make_average()
         self.kept_labels: KeptLabels | None = None
@@ -209,6 +213,17 @@ class DistillationTrainer(Trainer):
             if logs := self.kept_labels.verification_logs():
                 self.log(logs)
 
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        """transformers' loader; `dataloader_drop_last` is for the training: an evaluation leaves no image out."""
+        own = self.args
+        if not is_training and own.dataloader_drop_last:
+            self.args = copy.copy(own)
+            self.args.dataloader_drop_last = False
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args = own
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
 
@@ -220,7 +235,7 @@ class DistillationTrainer(Trainer):
         return self._prepare_inputs(batch)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
+        inputs = super()._prepare_inputs(self.skipped_images.take(inputs))
         if inputs["pixel_values"].dtype == torch.uint8:
             inputs = augment_batch(inputs, self.processing_class.image_mean, self.processing_class.image_std)
         return inputs
@@ -244,7 +259,9 @@ class DistillationTrainer(Trainer):
         if not model.training:
             outputs = model(pixel_values=inputs["pixel_values"])
             heads = {head.field: outputs[head.field] for head in HEADS if outputs.get(head.field) is not None}
-            loss = evaluation_loss(heads["logits"], inputs["labels"])
+            labels = inputs["labels"]
+            # So that the mean over all rows, times rows by labelled rows, is the mean over the labelled ones.
+            loss = evaluation_loss(heads["logits"], labels) * (labels >= 0).float().mean()
             return (loss, heads) if return_outputs else loss
         seeds = {"view_seeds": inputs["view_seeds"]} if self._takes_view_seeds and "view_seeds" in inputs else {}
         outputs = model(pixel_values=inputs["pixel_values"], **seeds)
@@ -285,8 +302,10 @@ class DistillationTrainer(Trainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         checkpoint = self.run_folder.find(resume_from_checkpoint)
-        if checkpoint is not None and isinstance(self.train_dataset, KeyedViews):
-            check_resumable(checkpoint, self.steps_per_epoch)
+        if checkpoint is not None:
+            check_same_labels(checkpoint, self.model.config.id2label, "the run of")
+            if isinstance(self.train_dataset, KeyedViews):
+                check_resumable(checkpoint, self.steps_per_epoch)
         self.accelerator.wait_for_everyone()  # all have looked
         if checkpoint is not None and self.args.should_save:
             remove_torn_checkpoints(self.args.output_dir)
@@ -312,6 +331,7 @@ class DistillationTrainer(Trainer):
         """Adds to the training log lines: class_loss, distillation_loss, teacher_agreement, images_per_second."""
         if self.is_in_train and {"loss", "train_loss"} & set(logs):
             logs.update(self.step_record.flush())  # transformers returns this very mapping from `train`
+            self._tell_skipped()
         super().log(logs, start_time)
 
     # Evaluation
@@ -329,13 +349,28 @@ class DistillationTrainer(Trainer):
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        """transformers' loop over the weights and their average; `…_images` is how many images were counted."""
+        output = published = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.weight_average is not None:
             with self.weight_average.in_place():
                 prefix = f"{metric_key_prefix}_ema"
                 average = super().evaluation_loop(dataloader, *args, metric_key_prefix=prefix, **kwargs)
             output.metrics.update(average.metrics)  # here, so that callbacks hear of both at once
+            published = average if self.args.publish_weights == "ema" else output
+        self._tell_skipped()
+        if isinstance(output.label_ids, np.ndarray):
+            counted = int((output.label_ids >= 0).sum())
+            for name in (f"{metric_key_prefix}_loss", f"{metric_key_prefix}_ema_loss"):
+                if name in output.metrics and counted:
+                    output.metrics[name] *= len(output.label_ids) / counted
+            output.metrics[f"{metric_key_prefix}_images"] = counted
+        if metric_key_prefix == "eval" and self.compute_metrics is head_accuracies:
+            self.record.note_classes(published, self.state, num_labels=self.model.config.num_labels)
         return output
+
+    def _tell_skipped(self) -> None:
+        if self.args.on_bad_image == "skip":
+            self.skipped_images.tell()
 
     def check_teacher(self) -> dict[str, float]:
         """Measures and logs how good the teacher is on this data, and warns if it is no better than guessing.
@@ -357,15 +392,16 @@ class DistillationTrainer(Trainer):
         """
         if self.teacher is None:
             raise InputError("there is no teacher to evaluate: give the Trainer one from load_teacher")
-        hits = counted = 0
+        top1 = counted = 0
         for batch in self.get_eval_dataloader():
             batch = self.prepare_batch(batch)
             decisions = self.teacher(batch["pixel_values"]).argmax(dim=-1, keepdim=True)
             found = count_hits(*self.accelerator.gather_for_metrics((decisions, batch["labels"])))
-            hits, counted = hits + found.top1, counted + found.counted
-        top1 = float(hits / counted)
-        self.record.note_teacher_accuracy(top1, num_images=len(self.eval_dataset))
-        return top1
+            top1, counted = top1 + found.top1, counted + found.counted
+        self._tell_skipped()
+        accuracy = Hits(top1, None, counted).accuracies()["top1"]
+        self.record.note_teacher_accuracy(accuracy, num_images=int(counted))
+        return accuracy
 
     # Checkpoints
 
@@ -432,6 +468,7 @@ class DistillationTrainer(Trainer):
             train_dataset=self.train_dataset,
             eval_dataset=self.eval_dataset,
             images_per_second=self.step_record.images_per_second,
+            num_skipped=len(self.skipped_images),
             metrics=metrics,
         )
 

@@ -19,6 +19,8 @@ from support.main_of import main_of
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_deit import DistilledDeiTForImageClassification, load_teacher
+from hf_deit.commands.resume import Beginning
+from hf_deit.errors import InputError
 from hf_deit.recipes.resolve import resolve_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -121,10 +123,12 @@ LAUNCHERS = {
 def test_launchers(tmp_path, launcher):
     command = [sys.executable, "-m", *LAUNCHERS[launcher], SCRIPT, "--recipe", "debug", "--use_cpu", "true"]
     command += ["--output_dir", tmp_path / "run", "--per_device_eval_batch_size", "50"]  # 360 is no multiple of it
+    command += ["--dataloader_drop_last", "true"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("The model lies in") == 1
+    assert "top-1 on 360 held-out images" in done.stdout
     assert (tmp_path / "run" / "model.safetensors").is_file()
     ranks = len(list((tmp_path / "run" / "checkpoint-6").glob("rng_state*.pth")))
     assert ranks == (1 if launcher == "accelerate" else 2)
@@ -182,6 +186,46 @@ def test_resuming_as_another_run_is_refused(main, tmp_path, capsys, finished_run
     assert (tmp_path / "run" / "recipe.yaml").read_text() == (finished_run / "recipe.yaml").read_text()
 
 
+def test_a_class_folder_that_was_renamed_is_refused_with_its_name(main, tmp_path, capsys):
+    train = Path(image_folder(tmp_path / "train", {"ape": 8, "cat": 8, "dog": 8}))
+    run = tmp_path / "run"
+    command = ["--recipe", "debug", "--train_dir", str(train), "--validation_dir", str(train), "--use_cpu", "true"]
+    command += [
+        "--output_dir",
+        str(run),
+        "--max_steps",
+        "2",
+        "--save_steps",
+        "1",
+        "--per_device_train_batch_size",
+        "8",
+    ]
+    assert main(command) == 0
+    (train / "cat").rename(train / "zebra")
+    changes = "(removed: 'cat'; added: 'zebra'; moved: 'dog' from 2 to 1)"
+    shutil.rmtree(run / "teacher")  # it must not be trained anew before the refusal
+    (run / "checkpoint-2" / "trainer_state.json").unlink()
+    for checkpoint in ("true", str(run / "checkpoint-1")):
+        assert main([*command, "--resume_from_checkpoint", checkpoint]) == 2
+        assert f"checkpoint-1' has learnt other classes than those of the data {changes}" in capsys.readouterr().err
+    assert not (run / "teacher.unfinished").exists() and not (run / "teacher").exists()
+    # A teacher that the run has trained before is taken up only for its classes.
+    other = tmp_path / "other"
+    other.mkdir()
+    tiny.resnet().save_pretrained(other / "teacher")
+    shutil.copy(run / "recipe.yaml", other)
+    assert main([*command, "--output_dir", str(other), "--resume_from_checkpoint", "true"]) == 2
+    assert "the teacher in" in (told := capsys.readouterr().err) and "10 labels then, 3 now" in told
+
+
+def test_a_run_from_the_hub_of_other_classes_is_refused(finished_run):
+    beginning = Beginning(arguments=None, labels=None, fetched=str(finished_run / "checkpoint-3"))
+    names = {index: str(index) for index in range(10)}
+    beginning.check_labels(names)
+    with pytest.raises(InputError, match=r"checkpoint-3' has learnt other classes .*\(renamed: '7' to 'sieben'\)"):
+        beginning.check_labels({**names, 7: "sieben"})
+
+
 @pytest.mark.parametrize("options", [["--bf16", "true"], ["--torch_compile", "true"]])
 def test_precision_and_compilation_hold_after_a_teacher_was_trained(main, tmp_path, options):
     dtypes, compiled = set(), []
@@ -220,7 +264,7 @@ def test_a_broken_image_that_the_second_process_meets_is_named(tmp_path):
     ]
 
 
-def test_skipping_broken_images_holds_for_the_teacher_too(main, tmp_path, capsys):
+def test_skipping_broken_images_holds_for_the_teacher_too(main, tmp_path, capsys, caplog):
     train = Path(image_folder(tmp_path / "train", {"cat": 16, "dog": 16}, size=64))
     broken = train / "cat" / "3.png"
     broken.write_bytes(broken.read_bytes()[:3000])
@@ -234,8 +278,19 @@ def test_skipping_broken_images_holds_for_the_teacher_too(main, tmp_path, capsys
         "--use_cpu",
         "true",
     ]
-    assert main([*command, "--validation_dir", str(train), "--on_bad_image", "skip"]) == 0
-    assert "broken images skipped" in capsys.readouterr().out
+    options = ["--validation_dir", str(train), "--on_bad_image", "skip", "--dataloader_drop_last", "true"]
+    assert main([*command, *options, "--per_device_eval_batch_size", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"\nbroken images skipped +1\n", printed)
+    # In training and validation, of the teacher and of the student.
+    assert caplog.text.count(f"cannot be decoded: {broken}: ") == 1
+    assert "top-1 on 31 held-out images" in printed
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "Accuracy on 31 images of one's own (kept apart for validation)" in card
+    assert "num_images: 31" in card and "Its top-1 accuracy on 31 of the validation images is" in card
+    assert "| cat | " in card and "| 15 |" in card and "| 16 |" in card
+    assert "| broken images | 1 could not be decoded and were skipped |" in card
+    assert json.loads((tmp_path / "run" / "eval_results.json").read_text())["eval_images"] == 31
 
 
 def test_own_images_and_own_teacher(main, tmp_path, capsys):

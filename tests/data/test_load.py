@@ -411,6 +411,45 @@ def test_an_unknown_string_label_or_class_folder_is_refused(tmp_path):
     assert "yak" in refusal(train_dir=train, validation_dir=class_folders(tmp_path / "val", {"ape": 2, "yak": 2}))
 
 
+def test_names_are_compared_composed_and_kept_as_they_are(tmp_path, monkeypatch):
+    composed, decomposed = (
+        ["cafe", "café", "thé"],
+        ["cafe", "cafe\u0301", "the\u0301"],
+    )  # macOS's folders are the latter
+    assert composed != decomposed
+    folders = {}
+    for form, names in (("composed", composed), ("decomposed", decomposed)):
+        folders[form] = tmp_path / form
+        for number, name in enumerate([*names, "thf"]):
+            (folders[form] / name).mkdir(parents=True)
+            picture(number % 3, number).save(folders[form] / name / "1.png")
+    order = ["cafe", "café", "thf", "thé"]
+    for one, other, names in (("composed", "decomposed", composed), ("decomposed", "composed", decomposed)):
+        data = load(train_dir=folders[one], validation_dir=folders[other])
+        assert data.label_names == [names[0], names[1], "thf", names[2]]  # as they are, in one order
+        assert data.train["label"] == data.validation["label"] == [0, 1, 2, 3]
+        assert [Path(item["path"]).parent.name for item in encoded_images(data.validation)] != data.label_names
+    text = datasets.Value("string")
+    splits = datasets.DatasetDict(
+        train=table(["thé", "thf", "café"] * 4, classes=[0, 1, 2] * 4, feature=text),
+        validation=table(["the\u0301", "cafe\u0301"], classes=[0, 2], feature=text),
+    )
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: splits)
+    data = load(dataset_name="someone/something", label_column_name="label")
+    assert data.label_names == order[1:] and data.validation["label"] == [2, 0]
+
+
+def encoded_images(dataset: datasets.Dataset) -> list[dict]:
+    return dataset.cast_column("image", datasets.Image(decode=False))["image"]
+
+
+def test_two_folders_of_one_name_in_two_forms_are_refused(tmp_path):
+    for name in ("tea", "thé", "the\u0301"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        picture(0, 1).save(tmp_path / "train" / name / "1.png")
+    assert "two classes of the same name, thé" in refusal(train_dir=str(tmp_path / "train"))
+
+
 @pytest.mark.parametrize("where", ["every training label", "one training label", "validation"])
 def test_labels_outside_the_range_are_refused(tmp_path, where):
     train, validation = [0, 1, 2] * 10, [0, 1, 2]

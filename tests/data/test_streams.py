@@ -329,6 +329,11 @@ def test_a_broken_image_is_named_or_masked(tmp_path):
     assert torch.equal(batch["bad_images"] == 1, is_bad)
     assert torch.equal(batch["labels"] == -100, is_bad)
     assert not batch["pixel_values"][is_bad].any()
+    named = [
+        re.fullmatch(r"an image of the stream with the CRC-32 \w{8} \((\d+)\.png\): .+", line)
+        for line in batch["skipped"]
+    ]
+    assert {match[1] for match in named} == {"17", "30"}
     whole = collate(stopping.__getitems__([key for key in keys if key not in bad]))
     assert torch.equal(batch["pixel_values"][~is_bad], whole["pixel_values"])
 

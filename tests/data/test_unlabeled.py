@@ -373,7 +373,10 @@ def test_a_run_on_unlabelled_images_alone_has_the_teachers_labels(
         assert Counter(student.eval_dataset._labels.tolist()) == {3: 4, 7: 5}
     else:
         assert (result.num_validation_images, result.accuracies) == (0, {})
-        assert "not validated" in str(result)
+        assert str(result).startswith(
+            "The model was not validated, as there were no labelled images: --validation_dir"
+        )
+        assert "---" not in str(result)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "imagefolder"])
@@ -451,7 +454,7 @@ def test_a_folder_below_a_hidden_one_is_read(tmp_path):
     assert len(load(dataset_name="sklearn:digits", unlabeled_dir=more).unlabeled) == 6
 
 
-def test_broken_files_stop_the_run_or_are_skipped(tmp_path, trainers, folder_of_teacher, main, capsys):
+def test_broken_files_stop_the_run_or_are_skipped(tmp_path, trainers, folder_of_teacher, main, capsys, caplog):
     more = tmp_path / "more"
     image_folder(more, 12, size=64)
     (more / "deep" / "notes.txt").write_text("no picture")
@@ -464,7 +467,9 @@ def test_broken_files_stop_the_run_or_are_skipped(tmp_path, trainers, folder_of_
     cut = more / "3.png"  # its header is whole: it shows only when it is decoded
     cut.write_bytes(cut.read_bytes()[:3000])
     assert main([*line, "--on_bad_image", "skip", "--max_steps", "9"]) == 0
-    assert "broken images skipped" in capsys.readouterr().out
+    assert "broken images skipped: 2, " in capsys.readouterr().out
+    for file in (cut, more / "deep" / "notes.txt"):  # met in several epochs
+        assert caplog.text.count(f"cannot be decoded: {file}: ") == 1
     skipping = trainers[-1]
     sampler, paths = (
         skipping._get_train_sampler(),

@@ -4,6 +4,7 @@ Files of all kinds are decoded as the published image processors do it; broken o
 """
 
 import random
+import re
 
 import datasets
 import numpy as np
@@ -153,6 +154,9 @@ def test_skipping_takes_the_next_readable_image_and_counts():
     assert [identity(Image.fromarray(s["pixel_values"].permute(1, 2, 0).numpy())) for s in samples] == expected
     assert [sample["labels"] for sample in samples] == [1] * 7
     assert [sample["bad_images"] for sample in samples] == [0, 1, 1, 1, 0, 1, 1]
+    rows = [re.findall(r"row (\d) of the training images \((\d).png\): \w", sample["skipped"]) for sample in samples]
+    assert rows == [[(str(row),) * 2 for row in met] for met in ([], [2, 3], [2, 3], [3], [], [5, 0], [0])]
+    assert "object at" not in collate(samples)["skipped"][0]  # of two processes both must say the same
 
 
 @pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
@@ -270,6 +274,7 @@ def test_evaluation_stops_at_a_broken_image_or_ignores_it():
     assert batch["labels"].tolist() == [0, -100, 2]
     assert batch["pixel_values"].shape == (3, 3, 8, 8)
     assert not batch["pixel_values"][1].any()
+    assert [line.partition(": ")[0] for line in batch["skipped"]] == ["row 1 of the validation images (1.png)"]
 
 
 def test_named_columns_reach_the_datasets():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import yaml
@@ -9,7 +10,15 @@ from huggingface_hub import ModelCard
 from support.facts import METRICS, facts
 
 from hf_deit.hub.card import BEGIN, END, card_faults, hand_written, make_card, merge_cards, update_card
-from hf_deit.hub.facts import RunFacts, Source
+from hf_deit.hub.facts import (
+    LOCAL_DATA_SET,
+    OWN_IMAGES,
+    SKLEARN_DIGITS,
+    TEACHERS_LABELS,
+    UNNAMED_IMAGES,
+    RunFacts,
+    Source,
+)
 
 
 def results(text: str) -> dict[str, float]:
@@ -177,6 +186,100 @@ def test_a_run_without_validation_images_has_a_card():
     text = make_card(facts(num_validation=None), "ada/pets")
     assert results(text) == {}
     assert "have not been evaluated" in text
+
+
+KINDS = {
+    "of digits": (
+        {"dataset": SKLEARN_DIGITS, "validation_split": "held out of train"},
+        "Accuracy on 500 images of scikit-learn's digits (held out of the training images)",
+        "sklearn-digits",
+    ),
+    "of one's own": (
+        {"dataset": OWN_IMAGES, "validation_split": "validation"},
+        "Accuracy on 500 images of one's own (kept apart for validation)",
+        "imagefolder",
+    ),
+    "of a local data set": (
+        {"dataset": LOCAL_DATA_SET, "validation_split": "held out of all"},
+        "Accuracy on 500 images of a local data set (held out of its split `all`)",
+        "local",
+    ),
+    "of the Hub": ({}, "at commit `bbbbbbbbbbbb` (split `validation`)", "lab/pets"),
+    "without labels alone": (
+        {"dataset": TEACHERS_LABELS, "unlabeled": OWN_IMAGES},
+        "Accuracy on 500 images of one's own (kept apart for validation)",
+        "imagefolder",
+    ),
+    "without name": ({"dataset": UNNAMED_IMAGES}, "Accuracy on 500 images that were not named (", "unnamed"),
+    "of another's": ({"dataset": Source("Ada's Pets!")}, "Accuracy on 500 images of Ada's Pets! (", "ada-pets"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_every_kind_are_named_for_people_and_for_machines(kind):
+    changes, words, machine_name = KINDS[kind]
+    text = make_card(facts(**changes), "ada/pets")
+    assert words in text and "images of images" not in text
+    assert {result.dataset_type for result in ModelCard(text).data.eval_results} == {machine_name}
+
+
+NUMBERS = {
+    "all labelled": ({"num_train": 1600, "num_labeled": 1600}, "| images | 1,600, split `train` |"),
+    "an earlier version": ({"num_train": 1600}, "| images | 1,600, split `train` |"),
+    "some": (
+        {"num_train": 9000, "num_labeled": 1000},
+        "| images | 1,000 with labels (split `train`), 8,000 without |",
+    ),
+    "none": (
+        {"num_train": 90, "num_labeled": 0, "dataset": TEACHERS_LABELS, "unlabeled": OWN_IMAGES},
+        "| images | 90 without labels |",
+    ),
+    "a stream": ({"num_train": None}, "| images | a stream, split `train` |"),
+    "few labels": (
+        {"num_train": 9000, "num_labeled": 1000, "dataset": SKLEARN_DIGITS},
+        "Trained on scikit-learn's digits, of which 1,000 of 9,000 kept their labels.",
+    ),
+    "some broken": ({"num_skipped": 3}, "| broken images | 3 could not be decoded and were skipped |"),
+    "one of each": ({"batch_size": 1, "num_epochs": 1.0}, "| steps | 100 of 1 image, 1 epoch |"),
+    "a moment": ({"minutes": 0.034}, "| time | 0.03 minutes |"),
+    "small": ({"parameters": 24_150}, "24,150 parameters"),
+    "changed": (
+        {"recipe": {"student_overrides": {"hidden_size": 32}}},
+        "as deit_tiny_distilled_patch16_224 with hidden_size 32,",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_are_told_as_what_they_are(case):
+    changes, words = NUMBERS[case]
+    assert words in make_card(facts(**changes), "ada/pets")
+
+
+def test_every_label_has_its_accuracy_and_its_images():
+    text = make_card(facts(labels=["a|b", "<dog>", "yak"], classes=[[3, 4], [0, 2], [0, 0]]), "ada/pets")
+    assert "Label by label, top-1 of the fused heads:" in text and "Its labels" not in text
+    for row in ("| a\\|b | 0.7500 | 4 |", "| \\<dog\\> | 0.0000 | 2 |", "| yak |  | 0 |"):
+        assert row in text
+    assert "Label by label" not in make_card(facts(metrics={}, classes=[[1, 1], [1, 1]]), "ada/pets")
+
+
+def test_of_many_labels_the_worst_are_listed():
+    labels = [f"kind {index}" for index in range(50)]
+    classes = [[50 - index, 50] for index in range(49)] + [[0, 0]]
+    text = make_card(facts(labels=labels, classes=classes, metrics={"eval_top1": 0.5}), "ada/pets")
+    assert "top-1 of the model; of 50 labels the 10 worst (1 label without an image to measure on):" in text
+    rows = re.findall(r"\| kind (\d+) \| (0\.\d+) \|", text)
+    assert [int(index) for index, _ in rows] == list(range(48, 38, -1))
+    assert rows[0][1] == "0.0400"
+
+
+def test_without_labelled_images_the_card_says_why_there_is_no_result():
+    alone = {"dataset": TEACHERS_LABELS, "unlabeled": OWN_IMAGES, "num_labeled": 0, "num_train": 90}
+    unmeasured = {"metrics": {}, "num_validation": None, "teacher_top1": None, "teacher_images": None}
+    text = make_card(facts(**alone, **unmeasured), "ada/pets")
+    assert "have not been evaluated: there were no labelled images to measure an accuracy on." in text
+    assert "Trained on images of one's own without labels: it has learnt what the teacher says of them." in text
 
 
 def test_nothing_hand_written_is_nothing():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from support import tiny
@@ -182,6 +183,31 @@ def test_a_torn_checkpoint_that_was_asked_for_is_refused_and_stays(tmp_path, who
     with pytest.raises(InputError, match="checkpoint-4"):
         make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert (tmp_path / "checkpoint-4" / "optimizer.pt").is_file()
+
+
+CHANGED_LABELS = {
+    "renamed": ({3: "drei"}, "renamed: '3' to 'drei'"),
+    "moved": ({3: "4", 4: "3"}, "moved: '3' from 3 to 4, '4' from 4 to 3"),
+    "added": ({10: "ten"}, "10 labels then, 11 now; added: 'ten'"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_LABELS)
+def test_a_run_of_other_classes_is_refused_with_what_differs(tmp_path, whole_run, change):
+    changes, told = CHANGED_LABELS[change]
+    names = {**{index: str(index) for index in range(10)}, **changes}
+    feature = datasets.ClassLabel(names=list(names.values()))
+    train, validation = (
+        part.cast_column("label", datasets.Value("int64")).cast_column("label", feature) for part in tiny.digits()
+    )
+    run = tmp_path / "run"
+    shutil.copytree(whole_run[0] / "checkpoint-4", run / "checkpoint-4")
+    args = tiny.arguments(run, distillation_type="none", max_steps=8)
+    trainer = tiny.trainer(tiny.student(id2label=names), args, train_dataset=train, eval_dataset=validation)
+    for wanted in (True, str(run / "checkpoint-4")):
+        with pytest.raises(InputError, match=rf"checkpoint-4' has learnt other classes .*\({told}\)"):
+            trainer.train(resume_from_checkpoint=wanted)
+    assert trainer.state.log_history == []
 
 
 def test_another_students_weights_are_refused(tmp_path):

@@ -440,6 +440,19 @@ def test_a_student_with_another_number_of_labels_is_refused(tmp_path, recorded):
         make(tmp_path, None, teacher_labels=str(recorded), train_dataset=more, eval_dataset=None, student=student)
 
 
+def test_labels_by_the_names_of_other_classes_are_refused(tmp_path, recorded):
+    names = ["zero", *map(str, range(1, 10))]
+    renamed = tiny.digits(96)[0].cast_column("label", datasets.Value("int64"))
+    renamed = renamed.cast_column("label", datasets.ClassLabel(names=names))
+    student = tiny.student(id2label=dict(enumerate(names)))
+    settings = {"train_dataset": renamed, "eval_dataset": None, "student": student}
+    for readonly in (False, True):  # rows, pixels and indices are the same: names alone tell
+        with pytest.raises(
+            InputError, match=r"are of other classes than those of the data \(renamed: '0' to 'zero'\)"
+        ):
+            make(tmp_path, None, teacher_labels=str(recorded), teacher_labels_readonly=readonly, **settings)
+
+
 def test_a_store_that_ends_before_the_training_is_refused_where_it_must_do(tmp_path, recorded, unloadable):
     for teacher, readonly in ((unloadable, True), (None, True), (None, False)):
         settings = {"teacher_labels": str(recorded), "teacher_labels_readonly": readonly, "num_train_epochs": 4}

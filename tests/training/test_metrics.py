@@ -3,7 +3,9 @@
 import evaluate
 import numpy as np
 import pytest
+import torch
 
+from hf_deit.training.metrics import class_hits
 from hf_deit.training.top_k_accuracy import TopKAccuracy
 
 
@@ -45,6 +47,12 @@ def test_batches_add_up():
     # Nothing of the first use is left over.
     metric.add_batch(predictions=[[0, 1]], references=[0])
     assert metric.compute() == {"top1": 1.0}
+
+
+def test_each_label_has_its_hits_and_its_images():
+    ranked = torch.tensor([[0, 1], [1, 0], [1, 2], [2, 1], [0, 2]])
+    labels = torch.tensor([0, 0, 1, -100, 0])
+    assert class_hits(ranked, labels, 4) == [[2, 3], [1, 1], [0, 0], [0, 0]]
 
 
 def test_unlabelled_samples_alone_are_refused():

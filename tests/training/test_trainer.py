@@ -7,6 +7,7 @@ everything that is trained, wrapped or saved; what goes wrong stops the run with
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -30,8 +31,10 @@ from transformers import ViTForImageClassification as NativePlain
 
 from hf_deit import DistillationTrainer, InputError, TrainingDivergedError, load_teacher
 from hf_deit.data.image_data import ImageData
+from hf_deit.data.view_dataset import EvaluationDataset
 from hf_deit.data.views import ViewKey
 from hf_deit.training.datasets import make_sampler
+from hf_deit.training.skipped_images import SkippedImages
 
 
 @pytest.fixture(scope="module")
@@ -594,6 +597,83 @@ def test_images_that_cannot_be_used_are_refused_before_training(tmp_path, teache
         tiny.trainer(tiny.student(), tiny.arguments(tmp_path), teacher, **{part: deep})
     skipping = tiny.arguments(tmp_path, on_bad_image="skip", max_steps=1, num_train_epochs=1)
     tiny.trainer(tiny.student(), skipping, teacher, **{part: deep}).train()
+
+
+def test_every_number_of_images_is_the_one_that_was_counted(tmp_path, folder_with_a_broken_image):
+    images = load(train_dir=folder_with_a_broken_image, validation_dir=folder_with_a_broken_image).train
+    labels = [None, -1, *images["label"][2:]]  # beside the broken one two without label: 17 of 20 count
+    unlabeled = images.remove_columns("label").add_column("label", labels, feature=datasets.Value("int64"))
+    validation = EvaluationDataset(unlabeled, tiny.processor(), on_bad_image="skip")
+    teacher_folder = tiny.teacher_folder(tmp_path / "teacher")
+    args = tiny.arguments(
+        tmp_path / "run",
+        on_bad_image="skip",
+        per_device_eval_batch_size=6,  # the last batch has 2, which dataloader_drop_last would leave out
+        dataloader_drop_last=True,
+        ema_decay=0.5,
+        eval_strategy="steps",
+        eval_steps=3,
+    )
+    teacher = load_teacher(teacher_folder, student_processor=tiny.processor())
+    trainer = tiny.trainer(tiny.student(), args, teacher, train_dataset=images, eval_dataset=validation)
+    trainer.train()
+    metrics, accuracy = trainer.evaluate(), trainer.evaluate_teacher()
+    assert metrics["eval_images"] == 17
+    assert all((17 * metrics[f"eval_{name}top1"]) % 1 == pytest.approx(0, abs=1e-6) for name in ("", "ema_", "class_"))
+    assert (17 * accuracy) % 1 == pytest.approx(0, abs=1e-6)
+    assert {line["eval_images"] for line in trainer.state.log_history if "eval_images" in line} == {17}
+    assert [line["teacher_images"] for line in trainer.state.log_history if "teacher_images" in line] == [17]
+    known = trainer.run_facts()
+    assert (known.num_validation, known.teacher_images, known.num_train, known.num_skipped) == (17, 17, 20, 1)
+    assert sum(images for _, images in known.classes) == 17
+    assert sum(hits for hits, _ in known.classes) / 17 == metrics["eval_top1"]
+    assert len(trainer.predict(validation).label_ids) == 20  # the rows that were asked for, all of them
+    logits = torch.cat([trainer.model.eval()(pixel_values=batch["pixel_values"]).logits for batch in whole(trainer)])
+    told = torch.cat([batch["labels"] for batch in whole(trainer)])
+    losses = torch.nn.functional.cross_entropy(logits[told >= 0], told[told >= 0])
+    assert metrics["eval_loss"] == pytest.approx(losses.item(), rel=1e-5)
+    assert trainer.args.dataloader_drop_last  # of the training, as it was given
+
+
+def whole(trainer) -> list[dict[str, torch.Tensor]]:
+    return [trainer.prepare_batch(batch) for batch in trainer.get_eval_dataloader()]
+
+
+def test_no_image_to_measure_on_is_refused(tmp_path, folder_with_a_broken_image):
+    images = load(train_dir=folder_with_a_broken_image, validation_dir=folder_with_a_broken_image).train
+    args = tiny.arguments(tmp_path, on_bad_image="skip", distillation_type="none")
+    trainer = tiny.trainer(tiny.student(), args, eval_dataset=images.select([15]))
+    with pytest.raises(InputError, match="none of the validation images has a label and can be decoded"):
+        trainer.evaluate()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_skipped_image_is_named_once(tmp_path, folder_with_a_broken_image, caplog, workers):
+    images = load(train_dir=folder_with_a_broken_image, validation_dir=folder_with_a_broken_image).train
+    settings = {"distillation_type": "none", "on_bad_image": "skip", "max_steps": 6, "dataloader_num_workers": workers}
+    trainer = tiny.trainer(
+        tiny.student(), tiny.arguments(tmp_path / "run", **settings), train_dataset=images, eval_dataset=images
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.evaluate()
+    assert len(trainer.skipped_images) == 1 and trainer.step_record.skipped_images >= 1
+    named = [record.message for record in caplog.records if "cannot be decoded" in record.message]
+    path = folder_with_a_broken_image / "7" / "1.png"
+    assert named == [f"skipped an image that cannot be decoded: {path}: image file is truncated"]
+
+
+def test_what_other_processes_skip_is_named_by_the_main_one_and_counted_once(monkeypatch, caplog):
+    skipped = SkippedImages()
+    batch = {"labels": 1, "skipped": ["own.png: cut", "both.png: cut\nown.png: cut"]}
+    assert skipped.take(batch) == {"labels": 1} and "skipped" in batch
+    two = SimpleNamespace(num_processes=2, is_main_process=True)
+    monkeypatch.setattr("hf_deit.training.skipped_images.PartialState", lambda: two)
+    monkeypatch.setattr("hf_deit.training.skipped_images.gather_object", lambda own: [*own, "both.png: cut", "x: cut"])
+    skipped.tell()
+    assert len(skipped) == 3
+    names = [record.message.rpartition("decoded: ")[2] for record in caplog.records]
+    assert sorted(names) == ["both.png: cut", "own.png: cut", "x: cut"]
 
 
 def test_teacher_student_and_data_must_fit(tmp_path, teacher):

@@ -1,0 +1,83 @@
+"""Contract: labels belong together by name, exactly first, loosely only where no third label could be meant.
+
+What became of labels since a model learnt them is told label by label, and names are compared in Unicode's NFC.
+"""
+
+import unicodedata
+
+import pytest
+
+from hf_deit import InputError
+from hf_deit.models.class_names import check_distinct, label_changes, match_labels
+
+NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+FILL = [f"class {index}" for index in range(400)]
+
+
+def match(teacher: list[str], student: list[str]) -> list[int]:
+    return match_labels(dict(enumerate(teacher)), dict(enumerate(student)), "some/teacher")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "order"),
+    [
+        (["A", "a"], ["a", "A"], [1, 0]),
+        (["A", "a", "B"], ["b", "A", "a"], [2, 0, 1]),
+        (["x_y", "x y"], ["x y", "x_y"], [1, 0]),
+        (["a", "A", "dog"], ["Dog", "A", "a"], [2, 1, 0]),
+        ([NFC, "tea"], ["tea", NFD], [1, 0]),
+        ([NFD.upper(), "tea"], ["Tea", NFC], [1, 0]),
+        (["STRASSE", "weg"], ["weg", "straße"], [1, 0]),
+        (["crane", "x", "crane"], ["crane", "X", "crane"], [0, 1, 2]),  # its place tells which crane
+        (["A", "a", *FILL], ["a", "A", *FILL], [1, 0, *range(2, 402)]),
+    ],
+)
+def test_equal_names_come_first_and_looser_ones_where_they_are_unique(teacher, student, order):
+    assert match(teacher, student) == order
+    assert [student[index] for index in match(student, teacher)] != [] and sorted(order) == list(range(len(order)))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "unclear"),
+    [
+        (["Cat", "cat"], ["CAT", "cat"], "CAT"),
+        (["cat", "Cat"], ["CAT", "cAt"], "CAT, cAt"),
+        (["Cat", "dog"], ["cat", "CAT"], "cat, CAT"),
+        (["a b", "a_b", "c"], ["A B", "a_b", "c"], "A B"),
+        (["A", "a", "b"], ["b", "a", "a"], "a, a"),
+        (["Cat", "cat", *FILL], ["CAT", "cAt", *FILL], "CAT, cAt"),  # however many others are clear
+        (["crane", "x", "crane"], ["x", "crane", "crane"], "crane, crane"),
+    ],
+)
+def test_what_could_mean_two_labels_is_refused_and_named(teacher, student, unclear):
+    with pytest.raises(InputError, match=f"which of its labels is meant is not clear of {unclear}[.;]"):
+        match(teacher, student)
+
+
+CHANGES = {
+    "nothing": (["a", NFC], ["a", NFD], ""),
+    "a new name in its place": (["a", "b"], ["a", "c"], "renamed: 'b' to 'c'"),
+    "a new name elsewhere": (
+        ["ape", "cat", "dog"],
+        ["ape", "dog", "zebra"],
+        "removed: 'cat'; added: 'zebra'; moved: 'dog' from 2 to 1",
+    ),
+    "one more": (["a", "c"], ["a", "b", "c"], "2 labels then, 3 now; added: 'b'; moved: 'c' from 1 to 2"),
+    "one less": (["a", "b"], ["a"], "2 labels then, 1 now; removed: 'b'"),
+    "another order": (["a", "b"], ["b", "a"], "moved: 'a' from 0 to 1, 'b' from 1 to 0"),
+    "another case": (["Cat", "dog"], ["cat", "dog"], "renamed: 'Cat' to 'cat'"),
+    "one of a pair": (["crane", "x", "crane"], ["crane", "crane", "x"], None),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_changes_are_told_label_by_label(case):
+    before, now, expected = CHANGES[case]
+    told = label_changes(before, now)
+    assert told == ("moved: 'crane' from 0 and 2 to 0 and 1, 'x' from 1 to 2" if expected is None else expected)
+
+
+def test_two_forms_of_one_name_are_refused():
+    check_distinct(["cafe", NFC, "Cafe"], "the folder")
+    with pytest.raises(InputError, match="the folder has two classes of the same name, café"):
+        check_distinct(["a", NFC, NFD], "the folder")
