@@ -49,6 +49,7 @@ class PreparedRun:
             id2label=self.images.id2label,
             revision=model_args.teacher_revision,
             dtype=model_args.teacher_dtype,
+            input_size=model_args.teacher_input_size,
         )
 
 
@@ -107,6 +108,8 @@ def _learnt_images(images: ImageData, arguments: Arguments) -> ImageData:
         return learnt
     if model_args.teacher_model_name_or_path is not None:
         raise InputError('a teacher is given but distillation_type is "none": drop one of them')
+    if model_args.teacher_input_size != "own":
+        raise InputError('teacher_input_size is given but distillation_type is "none": drop one of them')
     if images.unlabeled is not None:
         raise InputError('unlabelled images are given but distillation_type is "none": no teacher labels them')
     return replace(learnt, unlabeled=None)

@@ -177,6 +177,7 @@ def _find_teacher(prepared: PreparedRun, source: LabelSource | None, *, start: f
     trained_by = None
     if arguments.model.teacher_model_name_or_path is None:
         if lesson.labels is not None and _labels_suffice(lesson.labels):
+            source.check_input_size(arguments.model.teacher_input_size)
             return lesson
         trained_by = arguments.model.teacher_recipe
         if trained_by is None and source is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import InputError, shortlist
-from ..models.class_names import check_distinct, composed
+from ..models.class_names import check_distinct, composed, which_of
 from .decoding import NO_IMAGE, ImageDecoder, fault_of_header, is_remote, refuse_faults
 
 _DataSet = TypeVar("_DataSet", datasets.Dataset, datasets.IterableDataset)
@@ -149,7 +149,10 @@ def with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) -
     spelt = {value: composed(value) for value in set(values)}
     unknown = sorted(value for value, name in spelt.items() if name not in index)
     if unknown:
-        raise InputError(f"the {split} split has labels that the training split has not: {shortlist(unknown)}")
+        raise InputError(
+            f"the {split} split has labels that the training split has not: {shortlist(unknown)}"
+            f"{which_of(unknown[0], names)}"
+        )
     class_label = datasets.ClassLabel(names=names)
     column = [index[spelt[value]] for value in values]
     return dataset.remove_columns("label").add_column("label", column, feature=class_label)

@@ -14,7 +14,7 @@ from typing import Literal
 import datasets
 
 from ..errors import InputError, escaped, shortlist
-from ..models.class_names import check_distinct, composed
+from ..models.class_names import check_distinct, composed, which_of
 from .decoding import fault_of_header, refuse_faults
 
 # What is hidden, and what Windows, macOS, network drives and archives leave beside images.
@@ -64,7 +64,10 @@ def load_class_folders(
         known = set(map(composed, names))
         unknown = [name for name in found if composed(name) not in known]
         if unknown:
-            raise InputError(f"{folder!r} has classes that the training folder has not: {shortlist(unknown)}")
+            raise InputError(
+                f"{folder!r} has classes that the training folder has not: {shortlist(unknown)}"
+                f"{which_of(unknown[0], names)}"
+            )
     names = names or found
     top = (os.path.realpath(folder),)
     # The files of a folder come before those of the folders in it.

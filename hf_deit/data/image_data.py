@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 
 from ..errors import InputError, shortlist
+from ..models.class_names import unique_names
 from .columns import find_columns, only_images, standard_columns, without_format
 from .streams import ImageStream
 
@@ -82,6 +83,7 @@ def join_unlabeled(
     Raises:
         InputError: there is no such column, or there are several.
     """
+    names = list(unique_names(dict(enumerate(names))).values())  # as a teacher's may repeat, and ClassLabel's may not
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     unlabeled = only_images(without_format(unlabeled), "the unlabelled data set")
     unlabeled = unlabeled.add_column("label", [None] * len(unlabeled), feature=features["label"])

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 
 from ..errors import InputError, shortlist
+from ..models.class_names import unique_names
 from .arguments import DataArguments
 from .columns import check_label_range
 from .digits import DIGITS, load_digits
@@ -25,7 +26,7 @@ def load_data(
 
     Args:
         data_args: which images. Its `labels_kept` is for `ImageData.with_labels_kept`, not for here.
-        label_names: the labels, if there are unlabelled images alone.
+        label_names: the labels, if there are unlabelled images alone; see `unique_names` for those that repeat.
         on_bad_image: "stop" refuses images that cannot be used, as far as the headers of all and, of data sets, the
             pixels of 64 tell; "skip" leaves them to the training, which counts them, unless they are all.
 
@@ -96,6 +97,7 @@ def _unlabeled_alone(
 ) -> ImageData:
     if label_names is None:
         raise InputError("images without labels alone need a teacher whose labels they get")
+    label_names = list(unique_names(dict(enumerate(label_names))).values())
     validation = None
     if data_args.validation_dir:
         validation, _ = load_class_folders(

@@ -1,13 +1,15 @@
 """A classifier in no particular format, and what it must be."""
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from ..errors import InputError, one_line, shortlist
-from ..models.configuration_deit import DeiTConfigBase
+from ..models.class_names import unique_names
+from ..models.configuration_deit import DeiTConfigBase, label2id_of
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.zoo import model_class_of
 
@@ -65,7 +67,7 @@ def expected_shapes(config: DeiTConfigBase, where: str) -> dict[str, torch.Size]
 
 
 def checked(checkpoint: Checkpoint, where: str) -> Checkpoint:
-    """The checkpoint, if it is whole.
+    """The checkpoint, if it is whole. Labels that share a name are told apart by `unique_names`.
 
     Args:
         checkpoint: as it was read.
@@ -94,7 +96,10 @@ def checked(checkpoint: Checkpoint, where: str) -> Checkpoint:
     if sorted(config.id2label) != list(range(config.num_labels)):
         raise InputError(f"{where!r}: id2label must name the labels 0 to {config.num_labels - 1}")
     _check_processor(checkpoint.processor, where)
-    return checkpoint
+    if (names := unique_names(config.id2label)) != config.id2label:
+        config = copy.deepcopy(config)
+        config.id2label, config.label2id = names, label2id_of(names)
+    return replace(checkpoint, config=config)
 
 
 def _check_processor(processor: DistilledDeiTImageProcessor, where: str) -> None:

@@ -65,6 +65,7 @@ class RunSources:
         student: the checkpoint that training starts from, or the name of the architecture.
         teacher: the teacher, or None.
         teacher_datasets: the data sets on which the teacher was trained, by its own card; None if that does not say.
+        teacher_size: [height, width] at which the teacher is shown the views; None if it is not known.
         dataset, dataset_config, train_split, validation_split: the images.
         unlabeled: the images without labels beside them, or None.
         teacher_labels: the data set on the Hub that kept labels are taken from, or None.
@@ -75,6 +76,7 @@ class RunSources:
     student: Source
     teacher: Source | None
     teacher_datasets: list[str] | None = None
+    teacher_size: list[int] | None = None
     dataset: Source = UNNAMED_IMAGES
     dataset_config: str | None = None
     train_split: str = "train"
@@ -107,6 +109,7 @@ class RunFacts:
         teacher: the teacher, or None.
         teacher_top1, teacher_images: its accuracy in [0, 1] and the number of validation images it was measured on.
         teacher_datasets: the data sets on which the teacher was trained, by its own card; None if that does not say.
+        teacher_size: [height, width] at which the teacher was shown the views; None if it is not known.
         dataset, dataset_config, train_split, validation_split, unlabeled: the images.
         num_train, num_labeled: images to train on, and those of them with labels; None for a stream.
         num_validation: images that the metrics were measured on; None for none.
@@ -152,6 +155,7 @@ class RunFacts:
     teacher_top1: float | None = None
     teacher_images: int | None = None
     teacher_datasets: list[str] | None = None
+    teacher_size: list[int] | None = None
     dataset_config: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
@@ -235,7 +239,8 @@ class RunFacts:
         if earlier is None or self.images_per_second or not earlier.is_finished or earlier.step != self.step:
             return self
         names = ("teacher_top1", "teacher_images", "num_replayed", "images_per_second", "minutes", "environment")
-        return replace(self, **{name: getattr(earlier, name) for name in names})
+        taken = {name: getattr(earlier, name) for name in names}
+        return replace(self, **taken, teacher_size=self.teacher_size or earlier.teacher_size)
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; `from_dict` reads it."""

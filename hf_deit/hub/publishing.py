@@ -5,6 +5,7 @@ import os
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError, first_line, shortlist
+from ..models.class_names import unique_names
 from ..models.pretrained import LOADING_ERRORS, absent_weights, load_image_processor
 from .card import card_faults
 from .files import read_text
@@ -75,8 +76,12 @@ def _check_processor(folder: str, config: PreTrainedConfig) -> None:
             f"the image processor in {folder!r} makes {size['height']} pixels, the model takes {wanted}: save the "
             "processor that it was trained with beside it"
         )
-    if len(set(config.id2label.values())) != len(config.id2label):
-        raise InputError(f"config.json in {folder!r} has labels that share a name: mend its id2label")
+    unique = unique_names(config.id2label)
+    if told_apart := [name for index, name in unique.items() if name != str(config.id2label[index])]:
+        raise InputError(
+            f"config.json in {folder!r} has labels that share a name: mend its id2label and label2id, say with "
+            f"{shortlist(told_apart, 4)}"
+        )
 
 
 def publish_folder(

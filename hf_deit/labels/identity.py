@@ -21,6 +21,7 @@ _FINGERPRINT_ROWS = 100_000  # labels read at a time
 
 # What to do about a field that differs, beyond the obvious.
 _HINTS = {
+    "teacher.preprocessing.input_size": "--teacher_input_size says it: where none is named it is the student's",
     "teacher": "--teacher_model_name_or_path names the teacher, and with --teacher_labels_readonly none is needed",
     "data": "rows, their labels and their order must be the same; --validation_seed and --labels_kept choose some",
     "seed": "--data_seed is that of the views, while another --seed makes another student",
@@ -52,7 +53,7 @@ class StoreIdentity:
 
     Attributes:
         teacher: `name`, `revision` (a commit, or `weights_digest` of a folder), `labels` (their names in the student's
-            order), `dtype`, `preprocessing`.
+            order), `dtype`, `preprocessing` (with the `input_size` that it was shown, if that is not the student's).
         data: `name`, `config`, `revision`, `rows`, `fingerprint` (from `data_fingerprint`).
         augmentation: all settings that views depend on, with defaults filled in.
         versions: of the libraries that make pixels. They may differ, as long as the pixels are the same.
@@ -104,6 +105,12 @@ class StoreIdentity:
         }
 
     @property
+    def teacher_size(self) -> list[int] | None:
+        """[height, width] at which the teacher was shown the views, or None if an earlier version has not said it."""
+        preprocessing, size = self.teacher.get("preprocessing") or {}, self.augmentation.get("image_size")
+        return preprocessing.get("input_size", size if preprocessing.get("own_size") == size else None)
+
+    @property
     def digest(self) -> str:
         """Hexadecimal, of the decisive values: two stores with one digest hold the same labels."""
         return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()
@@ -132,7 +139,9 @@ class StoreIdentity:
             changed.pop("views_per_epoch", None)
         if changed:
             each = list(changed.values())
-            hints = [hint for field, hint in _HINTS.items() if any(name.split(".")[0] == field for name in changed)]
+            hints = [
+                hint for field, hint in _HINTS.items() if any(f"{name}.".startswith(f"{field}.") for name in changed)
+            ]
             if "views_per_epoch" in changed and has_fewer:
                 hints.append("one that is only read (readonly) may have more views")
             raise InputError(

@@ -1,5 +1,6 @@
 """Names of labels: whether a teacher, a student and data have the same ones, and in which order."""
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,13 +16,40 @@ def composed(name: object) -> str:
     return unicodedata.normalize("NFC", str(name))
 
 
+def unique_names(id2label: Mapping[int, object]) -> dict[int, str]:
+    """Tells labels apart that share a name, as two cranes do in ImageNet: "crane (134)" and "crane (517)".
+
+    Each of them gets its index, the first one too: a bare "crane" would be either. Names that are unique stay as they
+    are, so that doing it again changes nothing; one that is there already is not given a second time.
+
+    Args:
+        id2label: names of labels by index; they may repeat.
+    """
+    names = {int(index): str(name) for index, name in id2label.items()}
+    count = Counter(names.values())
+
+    def of_its_own(index: int, name: str) -> str:
+        while name in count:
+            name = f"{name} ({index})"
+        return name
+
+    return {index: of_its_own(index, name) if count[name] > 1 else name for index, name in names.items()}
+
+
+def which_of(name: str, names: Iterable[str]) -> str:
+    """The end of a message about a name that `unique_names` has made several of; "" if it is none of them."""
+    made = [unique for unique in names if re.fullmatch(rf"{re.escape(name)} \(\d+\)", unique)]
+    return f"; {name!r} is {' or '.join(made)}" if made else ""
+
+
 def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: str = "the teacher") -> list[int]:
     """Finds the teacher's index of each of the student's labels.
 
     Names that are equal belong together, whatever their order. Those of the others do that are equal without regard to
     case, underscores and blanks, where no third label is equal to them so. Where all labels keep their places, a pair
     of names need only share one synonym ("tench" and "tench, Tinca tinca") that no other label has. One label in a
-    hundred may share its synonym with another (ImageNet has two maillots): the other labels show the order.
+    hundred may share its synonym with another (ImageNet has two maillots): the other labels show the order. A name
+    that one side repeats, and that `unique_names` has made unique in the other, is the same.
 
     Args:
         teacher, student: labels by index, 0 to K - 1. Names may repeat, if all labels keep their places.
@@ -39,7 +67,8 @@ def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: 
             f"{owner} has {len(teacher)} labels ({_some(teacher)}), expected {count} ({_some(student)}): fine-tune it "
             "on this data first (--distillation_type none --replace_head --student …), or take another one"
         )
-    theirs, ours = ([composed(labels[index]) for index in range(count)] for labels in (teacher, student))
+    spelt = _spelled_alike(*({i: composed(label) for i, label in labels.items()} for labels in (teacher, student)))
+    theirs, ours = ([labels[index] for index in range(count)] for labels in spelt)
     found = dict(_pairs(theirs, ours, spelling=str))
     found = {**dict(_pairs(theirs, ours, spelling=_normalized)), **found}
     if len(found) == count:
@@ -110,6 +139,17 @@ def _listed(places: list[int]) -> str:
     return " and ".join(map(str, places))
 
 
+def _places(names: Iterable[str]) -> dict[str, list[int]]:
+    places = defaultdict(list)
+    for index, name in enumerate(names):
+        places[name].append(index)
+    return dict(places)
+
+
+def _listed(places: list[int]) -> str:
+    return " and ".join(map(str, places))
+
+
 def _pairs(theirs: list[str], ours: list[str], spelling: Callable[[str], str]) -> Iterator[tuple[int, int]]:
     """Our and their index of each name that both have once, in a spelling."""
     places = _places(map(spelling, theirs))
@@ -117,6 +157,30 @@ def _pairs(theirs: list[str], ours: list[str], spelling: Callable[[str], str]) -
         there = places.get(name, [])
         if len(here) == len(there) == 1:
             yield here[0], there[0]
+
+
+def _spelled_alike(
+    teacher: Mapping[int, str], student: Mapping[int, str]
+) -> tuple[Mapping[int, str], Mapping[int, str]]:
+    """Both, with the names that one side repeats and the other has made unique in one spelling."""
+    wanted = {_normalized(label) for label in student.values()}
+    unique = unique_names(teacher)
+    # The index in a unique name is the teacher's, wherever the student has the label.
+    teacher = {i: unique[i] if _normalized(unique[i]) in wanted else label for i, label in teacher.items()}
+    teacher = _repeating(teacher, student)
+    return teacher, _repeating(student, teacher)
+
+
+def _repeating(labels: Mapping[int, str], others: Mapping[int, str]) -> Mapping[int, str]:
+    """Labels as they were before `unique_names`, where the others have that name, or a synonym, at the same index."""
+    before = {i: str(label).removesuffix(f" ({i})") for i, label in labels.items()}
+    count, known = Counter(before.values()), {_normalized(label) for label in others.values()}
+    return {
+        i: before[i]
+        if count[before[i]] > 1 and _normalized(label) not in known and _synonyms(before[i]) & _synonyms(others[i])
+        else label
+        for i, label in labels.items()
+    }
 
 
 def _are_in_the_same_order(teacher: list[str], student: list[str]) -> bool:

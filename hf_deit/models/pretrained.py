@@ -25,6 +25,7 @@ LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError),
     *(StrictDataclassError, HfHubHTTPError),
 )
+_REMEDY = "save its image processor beside the weights (processor.save_pretrained), with the statistics of training"
 
 
 # Files that hold weights, and files that hold a program, which neither learns nor gives its weights.
@@ -94,20 +95,10 @@ def load_image_processor(
         InputError: there is none to load, or it states no mean and standard deviation.
     """
     name_or_path = os.fspath(name_or_path)
-    remedy = "save its image processor beside the weights (processor.save_pretrained), with the statistics of training"
+    stated = _stated_preprocessing(name_or_path, revision, config)
     if config.model_type == "timm_wrapper":
-        stated = getattr(config, "pretrained_cfg", None) or {}
         wanted, where = ("mean", "std"), "pretrained_cfg of config.json"
     else:
-        try:
-            path = cached_file(name_or_path, "preprocessor_config.json", revision=revision)
-            with open(path, encoding="utf-8") as file:
-                stated = json.load(file)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{name_or_path!r} has no readable preprocessor_config.json, so what its pixels must look like is "
-                f"unknown: {remedy}"
-            ) from error
         wanted, where = ("image_mean", "image_std"), "preprocessor_config.json"
     try:
         with _without_backend_warning():
@@ -116,7 +107,7 @@ def load_image_processor(
         raise InputError(f"cannot load the image processor of {name_or_path!r}: {first_line(error)}") from error
     absent = [name for name in wanted if stated.get(name) is None]
     if absent and getattr(processor, "do_normalize", True):
-        raise InputError(f"{name_or_path!r} states no {' and '.join(absent)} in {where}: {remedy}")
+        raise InputError(f"{name_or_path!r} states no {' and '.join(absent)} in {where}: {_REMEDY}")
     return processor
 
 
@@ -139,11 +130,70 @@ def _without_backend_warning() -> Iterator[None]:
         source.removeFilter(is_true)
 
 
-def measure_processor(name: str, processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+def _stated_preprocessing(name_or_path: str, revision: str | None, config: Any) -> Mapping[str, Any]:
+    """What a checkpoint's files say of its preprocessing, without the defaults of any class."""
+    if config.model_type == "timm_wrapper":
+        return getattr(config, "pretrained_cfg", None) or {}
+    try:
+        path = cached_file(name_or_path, "preprocessor_config.json", revision=revision)
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{name_or_path!r} has no readable preprocessor_config.json, so what its pixels must look like is "
+            f"unknown: {_REMEDY}"
+        ) from error
+
+
+def stated_input_size(
+    name_or_path: str | os.PathLike[str], revision: str | None, config: Any, processor: BaseImageProcessor
+) -> tuple[int, int] | None:
+    """The input's (height, width) that a checkpoint states, or None if it states none.
+
+    Its image processor says it, as far as its file names a size: sizes that are a default of the processor's class say
+    nothing of the model. Else its configuration does, if that names another size than its class does by default.
+
+    Args:
+        name_or_path: a Hub id or a folder.
+        revision: branch, tag or commit.
+        config: the checkpoint's configuration.
+        processor: from `load_image_processor`.
+
+    Raises:
+        InputError: its preprocessor_config.json cannot be read.
+    """
+    stated = _stated_preprocessing(os.fspath(name_or_path), revision, config)
+    if any(stated.get(name) for name in ("size", "crop_size", "input_size")):
+        # One that does not resize gives back the size that it gets.
+        _, _, size = measure_processor(str(name_or_path), processor)
+        _, _, again = measure_processor(str(name_or_path), processor, edge=96)
+        if size == again and stated.get("size") and not stated.get("crop_size"):
+            # A centre crop by default of the class would fill up what is resized to less with black.
+            said = stated["size"] if isinstance(stated["size"], dict) else {"shortest_edge": stated["size"]}
+            edges = [said.get(name) or said.get("shortest_edge") for name in ("height", "width")]
+            size = again = tuple(min(made, edge or made) for made, edge in zip(size, edges, strict=True))
+        if size == again:
+            return size
+    size = configured_size(config)
+    return None if size == configured_size(type(config)()) else size
+
+
+def configured_size(config: Any) -> tuple[int, int] | None:
+    """The input's (height, width) in a model's configuration, which may be its class's default; None without one."""
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    size = (size, size) if isinstance(size, int) else size
+    is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(edge, int) for edge in size)
+    return (size[0], size[1]) if is_pair else None
+
+
+def measure_processor(
+    name: str, processor: BaseImageProcessor, *, edge: int = 64
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
     """Measures what a processor makes of colours, on images of one colour each.
 
     Args:
         name: of the model, for the message.
+        edge: height and width of the images.
 
     Returns:
         The change of each output channel (rows) when an input channel (columns) goes from 0 to 255, (3, 3) float64;
@@ -153,7 +203,7 @@ def measure_processor(name: str, processor: BaseImageProcessor) -> tuple[torch.T
         InputError: the output is not of shape (B, 3, H, W).
     """
     colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    images = [Image.new("RGB", (64, 64), colour) for colour in colours]
+    images = [Image.new("RGB", (edge, edge), colour) for colour in colours]
     pixels = processor(images=images, return_tensors="pt")["pixel_values"]
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise InputError(f"the image processor of {name} must give (B, 3, H, W) pixels, got {tuple(pixels.shape)}")

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassifica
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..errors import InputError, command, did_you_mean, first_line, shortlist
-from .class_names import label_changes, match_labels
+from .class_names import label_changes, match_labels, unique_names
 from .configuration_deit import DistilledDeiTConfig, as_pair, label2id_of
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .modeling_common import ImageClassifierBase
@@ -50,7 +50,7 @@ def load_student(
 
     Args:
         name_or_path: a name of the zoo or a transformers model type ("resnet"), made anew; or a Hub id or a folder.
-        id2label: the data set's labels by index.
+        id2label: the data set's labels by index; names that repeat are told apart by `unique_names`.
         revision: branch, tag or commit of a Hub id.
         image_size: input size in pixels; of a checkpoint by default its own. A DeiT's position embeddings are
             interpolated (bicubic; paper, section 3), and the image processor follows.
@@ -69,7 +69,7 @@ def load_student(
         InputError: no such model; no such field, or impossible ones; a checkpoint without all weights, or with other
             labels; a size or a processor that the student cannot have.
     """
-    name_or_path, overrides = os.fspath(name_or_path), overrides or {}
+    name_or_path, overrides, id2label = os.fspath(name_or_path), overrides or {}, unique_names(id2label)
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be at least 1, got {image_size}")
     known = [*list_models(), *CONFIG_MAPPING]

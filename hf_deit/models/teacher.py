@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +15,26 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging
 
 from ..errors import InputError, shortlist
-from .class_names import match_labels
+from .class_names import match_labels, unique_names
 from .pretrained import (
     LOADING_ERRORS,
     absent_weights,
+    configured_size,
     load_image_processor,
     measure_processor,
     refuse_file,
     resolve_revision,
+    stated_input_size,
     weights_digest,
 )
+
+logger = logging.get_logger(__name__)
+
+Size = tuple[int, int]
+InputSize = Literal["own", "student"] | int
 
 
 class Teacher(nn.Module):
@@ -38,14 +46,12 @@ class Teacher(nn.Module):
         description: what was known of it before its weights were loaded.
         name_or_path: a Hub id or a folder.
         revision: the commit it was resolved to, or None for a folder.
-        input_size: (height, width) that its input is resized to, or None if it takes the student's size as it is.
+        input_size: (height, width) that its input is resized to, or None if it is shown the student's size as it is.
         id2label: its labels, in the student's order.
         dtype: that it computes in.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, description: "TeacherDescription", input_size: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, description: "TeacherDescription", input_size: Size | None) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.description = description
@@ -65,12 +71,25 @@ class Teacher(nn.Module):
         """Stays in evaluation mode: with BatchNorm or dropout in training mode it would teach noise."""
         return super().train(False)
 
+    @property
+    def shown_size(self) -> Size:
+        """The (height, width) of the pixels that it sees."""
+        return self.input_size or self.description.student_size
+
+    @property
+    def other_sizes(self) -> dict[str, Size]:
+        """The sizes that it could as well be shown, and takes, of "own" and "student"."""
+        sizes = {"own": self.description.own_size, "student": self.description.student_size}
+        others = {name: size for name, size in sizes.items() if size not in (None, self.shown_size)}
+        return {name: size for name, size in others.items() if _failure(self.model, size) is None}
+
     @torch.no_grad()
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, *, input_size: Size | None = None) -> torch.Tensor:
         """Teaches a batch.
 
         Args:
             pixel_values: (B, 3, H, W), normalised with the student's statistics: exactly what the student sees.
+            input_size: (height, width) to resize it to, instead of its own attribute.
 
         Returns:
             (B, num_labels) float32 logits, in the student's label order.
@@ -79,8 +98,9 @@ class Teacher(nn.Module):
         if self.channel_order is not None:
             pixel_values = pixel_values[:, self.channel_order]
         pixel_values = pixel_values * self.scale + self.shift
-        if self.input_size is not None and tuple(pixel_values.shape[-2:]) != self.input_size:
-            pixel_values = F.interpolate(pixel_values, size=self.input_size, mode="bicubic", antialias=True)
+        size = input_size or self.input_size
+        if size is not None and tuple(pixel_values.shape[-2:]) != size:
+            pixel_values = F.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
         logits = self.model(pixel_values=pixel_values.to(self.dtype)).logits.float()
         return logits if self.label_order is None else logits[:, self.label_order]
 
@@ -97,8 +117,10 @@ class TeacherDescription:
         id2label: its labels, in the student's order.
         label_order: its index of each of the student's labels.
         channel_order, scale, shift: to its pixels from the student's normalised x: scale · x[channel_order] + shift.
-        own_size: (height, width) that its image processor makes.
+        processor_size: (height, width) that its image processor makes, perhaps by a default of the processor's class.
+        own_size: (height, width) of the input that it was trained for, as far as its files state one, or None.
         student_size: (height, width) of the student's pixels.
+        sizes: (height, width) to show it: the first one that its architecture takes.
     """
 
     name_or_path: str
@@ -110,8 +132,10 @@ class TeacherDescription:
     channel_order: list[int]
     scale: list[float]
     shift: list[float]
-    own_size: tuple[int, int]
-    student_size: tuple[int, int]
+    processor_size: Size
+    own_size: Size | None
+    student_size: Size
+    sizes: tuple[Size, ...]
 
     def load(self, device: torch.device | str | None = None) -> Teacher:
         """Loads the weights.
@@ -123,8 +147,14 @@ class TeacherDescription:
             InputError: see `load_teacher`.
         """
         model = _load_model(self.name_or_path, self.wanted_revision, self.dtype)
-        input_size = _accepted_size(model, self.name_or_path, self.student_size, self.own_size)
-        return Teacher(model, self, input_size).to(device or "cpu")
+        size = _accepted_size(model, self.name_or_path, self.sizes)
+        if size != self.sizes[0] == self.student_size:
+            logger.warning(
+                "the teacher %s takes no images of the student's %s pixels: it is shown them at %s",
+                self.name_or_path,
+                *map(size_in_words, (self.student_size, size)),
+            )
+        return Teacher(model, self, None if size == self.student_size else size).to(device or "cpu")
 
     def identity(self) -> dict[str, Any]:
         """What its answers depend on, as an object of JSON. Of a folder's path it holds the last name alone.
@@ -142,7 +172,9 @@ class TeacherDescription:
                 "shift": self.shift,
                 "channel_order": self.channel_order,
                 "label_order": None if self.label_order == sorted(self.label_order) else self.label_order,
-                "own_size": self.own_size,
+                "own_size": self.processor_size,
+                # Not named where it is the student's, as it was by default before there was a choice.
+                **({} if self.sizes[0] == self.student_size else {"input_size": self.sizes[0]}),
             },
         }
 
@@ -154,6 +186,7 @@ def load_teacher(
     id2label: Mapping[int, str] | None = None,
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
+    input_size: InputSize = "own",
     device: torch.device | str | None = None,
 ) -> Teacher:
     """Loads an image classifier, checks that it can teach, and adapts it to the student's pixels and labels.
@@ -162,9 +195,14 @@ def load_teacher(
         name_or_path: a Hub id or a folder, of a transformers architecture or of a timm checkpoint (for example
             "timm/regnety_160.deit_in1k", the paper's teacher).
         student_processor: the student's image processor, with `image_mean`, `image_std` and `crop_size`.
-        id2label: the student's labels by index. Without it the teacher's own labels and order are kept.
+        id2label: the student's labels by index. Without it the teacher's own labels and order are kept; those that
+            share a name are told apart by `unique_names`.
         revision: branch, tag or commit; pin it for a run to be repeatable.
         dtype: to compute in; float32 by default.
+        input_size: that the student's pixels are resized to (bicubic, antialiased) for it. "own" is the size that it
+            was trained for, as its image processor states it, or else its configuration; one that states none gets
+            the student's. "student" leaves them as they are, as far as its architecture takes them so. Or a number of
+            pixels.
         device: to put it on; the CPU by default.
 
     Returns:
@@ -172,10 +210,15 @@ def load_teacher(
 
     Raises:
         InputError: no such model; no image classifier; weights missing from the checkpoint (a head that would be
-            random); no statistics; labels that are not the student's.
+            random); no statistics; labels that are not the student's; an input size that it does not take.
     """
     description = describe_teacher(
-        name_or_path, student_processor=student_processor, id2label=id2label, revision=revision, dtype=dtype
+        name_or_path,
+        student_processor=student_processor,
+        id2label=id2label,
+        revision=revision,
+        dtype=dtype,
+        input_size=input_size,
     )
     return description.load(device)
 
@@ -187,12 +230,13 @@ def describe_teacher(
     id2label: Mapping[int, str] | None = None,
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
+    input_size: InputSize = "own",
 ) -> TeacherDescription:
     """Reads and checks what is known of a teacher without its weights, which its `load` loads.
 
     Arguments and errors are those of `load_teacher`.
     """
-    name_or_path, dtype = os.fspath(name_or_path), _as_dtype(dtype)
+    name_or_path, dtype, input_size = os.fspath(name_or_path), _as_dtype(dtype), parse_input_size(input_size)
     refuse_file(name_or_path, role="teacher")
     if not os.path.exists(name_or_path) and (name_or_path[:1] in ("/", ".", "~") or name_or_path.count("/") > 1):
         raise InputError(f"there is no folder {name_or_path!r} to load the teacher from, and it is no name on the Hub")
@@ -205,9 +249,12 @@ def describe_teacher(
         raise _not_loadable(name_or_path, commit or revision, f"{config.model_type} is none")
     processor = load_image_processor(name_or_path, commit or revision, config)
     teacher_labels = {int(index): label for index, label in config.id2label.items()}
-    id2label = teacher_labels if id2label is None else {int(index): label for index, label in id2label.items()}
+    wanted_labels = unique_names(teacher_labels) if id2label is None else id2label
+    id2label = {int(index): label for index, label in wanted_labels.items()}
     label_order = match_labels(teacher_labels, id2label, owner=f"the teacher {name_or_path!r}")
-    channel_order, scale, shift, own_size = _relative_normalization(name_or_path, processor, student_processor)
+    channel_order, scale, shift, made_size = _relative_normalization(name_or_path, processor, student_processor)
+    own_size = stated_input_size(name_or_path, commit or revision, config, processor)
+    student_size = (student_processor.crop_size.height, student_processor.crop_size.width)
     return TeacherDescription(
         name_or_path=name_or_path,
         revision=commit,
@@ -218,13 +265,45 @@ def describe_teacher(
         channel_order=channel_order,
         scale=scale.tolist(),
         shift=shift.tolist(),
+        processor_size=made_size,
         own_size=own_size,
-        student_size=(student_processor.crop_size.height, student_processor.crop_size.width),
+        student_size=student_size,
+        sizes=_sizes_to_show(input_size, own_size, student_size, (configured_size(config), made_size)),
     )
 
 
+def parse_input_size(value: str | int) -> InputSize:
+    """Reads what a teacher shall be shown: "own", "student" or a number of pixels.
+
+    Raises:
+        InputError: it is something else.
+    """
+    text = str(value).strip()
+    if text in ("own", "student"):
+        return text
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise InputError(f'the teacher\'s input size must be "own", "student" or a number of pixels, got {value!r}')
+
+
+def size_in_words(size: Size) -> str:
+    """A (height, width) as people say it: "224", or "224 x 160" if it is no square."""
+    height, width = size
+    return str(height) if height == width else f"{height} x {width}"
+
+
+def _sizes_to_show(
+    wanted: InputSize, own: Size | None, student: Size, defaults: tuple[Size | None, Size]
+) -> tuple[Size, ...]:
+    """The sizes to show a teacher, best first; the later ones are for architectures that refuse the first."""
+    if isinstance(wanted, int):
+        return ((wanted, wanted),)
+    order = (own, *defaults, student) if wanted == "own" and own is not None else (student, own, *defaults)
+    return tuple(dict.fromkeys(size for size in order if size is not None))
+
+
 def load_labels(name_or_path: str | os.PathLike[str], revision: str | None = None) -> list[str]:
-    """The labels of a classifier, by index, from its configuration alone.
+    """The labels of a classifier, by index, from its configuration alone. Names may repeat.
 
     Raises:
         InputError: no such model.
@@ -300,27 +379,28 @@ def _relative_normalization(
     return channel_order, scale.float(), shift.float(), size
 
 
+def _accepted_size(model: PreTrainedModel, name_or_path: str, sizes: tuple[Size, ...]) -> Size:
+    """The first of some sizes that a model takes."""
+    errors = {}
+    for size in sizes:
+        errors[size] = _failure(model, size)
+        if errors[size] is None:
+            return size
+    tried, error = " nor ".join(map(size_in_words, errors)), list(errors.values())[-1]
+    raise InputError(
+        f"the teacher {name_or_path!r} takes no images of {tried} pixels ({error}): name a size that it takes with "
+        "--teacher_input_size, or leave that out for its own"
+    ) from error
+
+
 @torch.no_grad()
-def _accepted_size(
-    model: PreTrainedModel, name_or_path: str, student_size: tuple[int, int], own_size: tuple[int, int]
-) -> tuple[int, int] | None:
-    """None if the model takes images of the student's size, else the size that it takes."""
-
-    def failure(size: tuple[int, int]) -> Exception | None:
-        try:
-            logits = model.eval()(pixel_values=torch.zeros(1, 3, *size, dtype=model.dtype)).logits
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, RuntimeError, AssertionError) as error:  # what architectures say to a size they refuse
-            return error
-        return None if logits.isfinite().all() else ValueError("logits that are not finite")
-
-    if failure(student_size) is None:
-        return None
-    error = failure(own_size)
-    if error is not None:
-        raise InputError(
-            f"the teacher {name_or_path!r} accepts neither the student's {student_size} nor its own processor's "
-            f"{own_size} pixels: {error}"
-        ) from error
-    return own_size
+def _failure(model: PreTrainedModel, size: Size) -> Exception | None:
+    """What a model says to images of a size that it does not take; None if it takes them."""
+    try:
+        pixel_values = torch.zeros(1, 3, *size, dtype=model.dtype, device=model.device)
+        logits = model.eval()(pixel_values=pixel_values).logits
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, AssertionError) as error:  # what architectures say to a size they refuse
+        return error
+    return None if logits.isfinite().all() else ValueError("logits that are not finite")

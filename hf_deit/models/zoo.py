@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from ..errors import InputError, did_you_mean
+from .class_names import unique_names
 from .configuration_cait import CaiTConfig
 from .configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, label2id_of
 from .modeling_cait import CaiTForImageClassification
@@ -117,7 +118,7 @@ def create_model(name: str, **overrides: Any) -> PreTrainedModel:
     Args:
         name: one of `list_models()`, for example "deit_tiny_distilled_patch16_224".
         **overrides: fields of its configuration, for example `num_labels=10`, `id2label={0: "cat", …}` or
-            `drop_path_rate=0.1`.
+            `drop_path_rate=0.1`. Labels that share a name are told apart by `unique_names`.
 
     Raises:
         InputError: unknown name or field; the message names the nearest that exist.
@@ -137,7 +138,7 @@ def _label_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     if "label2id" in overrides:
         raise InputError("label2id follows from id2label: give only that")
     if "id2label" in overrides:
-        id2label = {int(index): label for index, label in overrides["id2label"].items()}
+        id2label = unique_names(overrides["id2label"])
     elif "num_labels" in overrides:
         id2label = {index: f"LABEL_{index}" for index in range(overrides["num_labels"])}
     else:

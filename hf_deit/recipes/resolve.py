@@ -78,6 +78,7 @@ _DEFINES_A_RUN = [
     "replace_head",
     "freeze",
     "distillation_type",
+    "teacher_input_size",
     "distillation_alpha",
     "distillation_temperature",
     "distillation_reduction",
@@ -178,6 +179,8 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> Non
     else:
         before, now, run = recipe, published_recipe(arguments), arguments.training.resume_from_hub
         way = "its recipe.yaml"
+    if _is_of_an_earlier_version(before):
+        before = {**before, "teacher_input_size": "student"}
     teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
     if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
         raise InputError(f"the run in {run!r} has the teacher {teacher!r}, got {other!r}")
@@ -199,6 +202,8 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> Non
 def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arguments:
     """The commits that a run was started with, where the arguments it shall go on with name no revision.
 
+    And the student's size for the teacher of a run that an earlier version started, where they name no other.
+
     Args:
         recipe: see `check_same_run`.
         arguments: those that it shall go on with.
@@ -211,14 +216,26 @@ def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arg
         return dataclasses.replace(part, **commits)
 
     taken = arguments._replace(model=with_commits(arguments.model), data=with_commits(arguments.data))
+    if _is_of_an_earlier_version(before) and taken.model.teacher_input_size == "own":
+        taken = taken._replace(model=dataclasses.replace(taken.model, teacher_input_size="student"))
     args = arguments.training
     if args.teacher_labels_revision is None and args.teacher_labels == before.get("teacher_labels"):
         taken = taken.with_training(teacher_labels_revision=before.get("teacher_labels_revision"))
     return taken
 
 
+def _is_of_an_earlier_version(recipe: Mapping[str, Any]) -> bool:
+    """Whether a run's recipe does not say at which size the teacher is shown the views: it is the student's then."""
+    return "teacher_input_size" not in recipe and recipe.get("distillation_type") != "none"
+
+
 def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
-    """The arguments that differ from the defaults, without the output folder, secrets and what is derived."""
+    """The arguments that differ from the defaults, without the output folder, secrets and what is derived.
+
+    Of a run with a teacher its input size is said though it be the default, as earlier versions had another one.
+    """
+    *_, args = arguments
+    stated = () if args.distillation_type == "none" else ("teacher_input_size",)
     recipe = {}
     for part in arguments:
         for field in dataclasses.fields(part):
@@ -228,7 +245,7 @@ def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
             if value in (None, [], {}) or not field.init or field.name in _NOT_IN_A_RESOLVED_RECIPE:
                 continue
             default = _plain(_default(field))
-            if value != default and not (value is False and default is None):
+            if field.name in stated or (value != default and not (value is False and default is None)):
                 recipe[field.name] = value
     return recipe
 

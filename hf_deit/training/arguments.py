@@ -11,6 +11,7 @@ from transformers import SchedulerType, TrainingArguments
 
 from ..data.batch_augment import Mixing, RandomErasing
 from ..errors import InputError
+from ..models.teacher import parse_input_size
 
 DistillationType = Literal["hard", "soft", "none"]
 
@@ -324,6 +325,13 @@ class ModelArguments:
     teacher_model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the teacher."})
     teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
     teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    teacher_input_size: str = field(
+        default="own",
+        metadata={
+            "help": 'Size that the teacher is shown training views at: its "own", which it was trained for, the '
+            '"student"\'s, or a number of pixels.'
+        },
+    )
     teacher_recipe: str | None = field(
         default=None, metadata={"help": "Recipe that trains a teacher on the same data first, if none is given."}
     )
@@ -334,6 +342,7 @@ class ModelArguments:
             if isinstance(getattr(self, name), os.PathLike):
                 setattr(self, name, os.fspath(getattr(self, name)))
         self.teacher_model_name_or_path = self.teacher_model_name_or_path or None
+        self.teacher_input_size = str(parse_input_size(self.teacher_input_size or "own"))
         if isinstance(self.student_overrides, str):
             try:
                 self.student_overrides = json.loads(self.student_overrides)

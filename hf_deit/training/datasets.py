@@ -14,7 +14,7 @@ from ..data.transforms import build_train_transform
 from ..data.view_dataset import EvaluationDataset, KeyedViews, ViewDataset
 from ..data.views import ViewSampler
 from ..errors import InputError, shortlist
-from ..models.class_names import match_labels
+from ..models.class_names import match_labels, unique_names
 from ..models.configuration_deit import label2id_of
 from ..models.heads import FUSED, HEADS
 from ..models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
@@ -141,9 +141,12 @@ def check_teacher_labels(model: PreTrainedModel, teacher: Teacher) -> None:
 
 
 def _name_labels(model: PreTrainedModel, names: Mapping[int, str]) -> None:
-    """Gives a student without names of labels these."""
-    if all(label == f"LABEL_{index}" for index, label in model.config.id2label.items()):
-        model.config.id2label, model.config.label2id = dict(names), label2id_of(names)
+    """Gives a student without names of labels these; those of its own that repeat are told apart."""
+    own = model.config.id2label
+    is_nameless = all(label == f"LABEL_{index}" for index, label in own.items())
+    unique = unique_names(names if is_nameless else own)
+    if unique != own:
+        model.config.id2label, model.config.label2id = unique, label2id_of(unique)
 
 
 def data_seed(args: DistillationTrainingArguments) -> int:

@@ -119,6 +119,7 @@ class KeptLabels:
             named = LOCAL_TEACHER if is_local else Source(teacher["name"], teacher["revision"], on_hub=True)
             stated = None if is_local else on_main_process(lambda: declared_datasets(named.name, named.commit))
             sources = replace(sources, teacher=named, teacher_datasets=stated)
+        sources = replace(sources, teacher_size=self.store.identity.teacher_size)
         if (on_hub := self.store.source) is not None:
             sources = replace(sources, teacher_labels=Source(*on_hub, on_hub=True, is_dataset=True))
         return sources

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..labels.on_hub import hub_id
 from ..labels.store import TeacherLabelStore
 from ..models.class_names import label_changes, match_labels
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
-from ..models.teacher import TeacherDescription
+from ..models.teacher import TeacherDescription, size_in_words
 from .arguments import DistillationTrainingArguments
 from .datasets import data_seed, make_sampler
 from .processes import on_every_process, on_main_process
@@ -93,6 +93,25 @@ class LabelSource:
             InputError: there is no such data set, or it cannot be read.
         """
         return None if self.is_folder else self.reader.source[1]
+
+    def check_input_size(self, wanted: str) -> None:
+        """Refuses labels that take the teacher's place, but are of one that was shown another size than is asked for.
+
+        Args:
+            wanted: `teacher_input_size` of a run that names no teacher; "own" is whatever it was shown.
+
+        Raises:
+            InputError: it was shown another one.
+        """
+        if wanted == "own":
+            return
+        student = self.identity.augmentation["image_size"]
+        shown = self.identity.teacher["preprocessing"].get("input_size", student)
+        if shown != (student if wanted == "student" else [int(wanted)] * 2):
+            raise InputError(
+                f"the teacher of the labels in {self.name!r} was shown {size_in_words(shown)} pixels, got "
+                f"--teacher_input_size {wanted}: leave that out, or name a teacher and another --teacher_labels"
+            )
 
     def is_there(self) -> bool:
         """Whether there is a store with labels, or must be one."""
@@ -273,8 +292,25 @@ class RunLabels:
         """
         if teacher is None and self.args.verify_teacher_labels:
             raise InputError("verify_teacher_labels needs a teacher: name one, or leave it out")
-        identity = on_main_process(lambda: self.identity(None if teacher is None else teacher.identity()))
+        identity = on_main_process(lambda: self.identity(None if teacher is None else self._identity_of(teacher)))
         return self.open_again(identity, needed, has_teacher=teacher is not None), identity
+
+    def _identity_of(self, teacher: TeacherDescription) -> Mapping[str, Any]:
+        """What its answers depend on, as the store has it where that says the same in an earlier version's words.
+
+        Before there was a choice, no store named the teacher's input size: it was the student's or, of a teacher that
+        does not take this, the one that its image processor makes. For the latter the weights must be asked.
+        """
+        identity, there = teacher.identity(), self._there
+        if there is None or "input_size" not in identity["preprocessing"]:
+            return identity
+        unnamed = {name: value for name, value in identity["preprocessing"].items() if name != "input_size"}
+        unnamed = {**identity, "preprocessing": unnamed}
+        if any(name.startswith("teacher.") for name in there.differences(replace(there, teacher=unnamed))):
+            return identity
+        loaded = teacher.load()
+        is_the_only_size = loaded.shown_size == teacher.processor_size and "student" not in loaded.other_sizes
+        return unnamed if is_the_only_size else identity
 
     def open_again(
         self, identity: StoreIdentity, needed: Mapping[int, int] | None = None, *, has_teacher: bool

@@ -1,6 +1,6 @@
 """What is measured of a model's answers: hits are counted in one place, for students and teachers alike."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..models.heads import HEADS
-from ..models.teacher import Teacher
+from ..models.teacher import Teacher, size_in_words
 
 logger = logging.get_logger(__name__)
 
@@ -97,7 +97,9 @@ def measure_teacher(
     views: Iterable[Mapping[str, torch.Tensor]],
     validation: Iterable[Mapping[str, torch.Tensor]],
 ) -> dict[str, float]:
-    """Measures how good a teacher is on a run's own pixels, and warns if it is no better than guessing.
+    """Measures how good a teacher is on a run's own pixels, at its own input size and the student's.
+
+    Warns if it is no better than guessing, or better at another of these sizes than at the one that it is shown.
 
     Args:
         views: batches of training views, with `pixel_values` (B, 3, H, W) normalised for the student and `labels`
@@ -107,30 +109,67 @@ def measure_teacher(
     Returns:
         `teacher_agreement_with_labels`: how often it gives the true label on the views; `teacher_top1`, its accuracy
         on the validation images, and `teacher_images`, how many those are; and `majority_class`, the largest part of
-        a label among the views, or, if they have none, among the validation images. What has no labels is not
-        measured.
+        a label among the validation images, or, if they have none, among the views. What has no labels is not
+        measured. If it takes several sizes, the first two also for each of them, as `teacher_top1_at_224`, say.
     """
+    names = {teacher.shown_size: "", **{size: name for name, size in teacher.other_sizes.items()}}
     report: dict[str, float] = {}
-    accuracy = majority = None
+    right, majority = {}, 0.0
     for batches, name in ((views, "teacher_agreement_with_labels"), (validation, "teacher_top1")):
-        hits, seen = 0, []
-        for batch in batches:
-            labels = batch["labels"]
-            hits += int(count_hits(teacher(batch["pixel_values"]).argmax(dim=-1, keepdim=True), labels).top1)
-            seen.append(labels[labels >= 0])
-        labels = torch.cat(seen).cpu() if seen else torch.tensor([])
-        if len(labels):
-            report[name] = accuracy = hits / len(labels)
-            majority = labels.bincount().max().item() / len(labels)
-            report.setdefault("majority_class", majority)
-            if name == "teacher_top1":
-                report["teacher_images"] = len(labels)
-    if accuracy is not None and accuracy <= max(majority, 1 / len(teacher.id2label)):
-        logger.warning(
-            "the teacher %s has an accuracy of %.3f, no better than chance or than always saying the most frequent "
-            "class (%.3f): check that it was trained on these classes, and its image processor",
-            teacher.name_or_path,
-            accuracy,
-            majority,
-        )
+        labels, found = _answers_at(teacher, list(names), batches)
+        if not len(labels):
+            continue
+        right, majority = found, labels.bincount().max().item() / len(labels)
+        report[name] = _share(right[teacher.shown_size])
+        if len(names) > 1:
+            report |= {f"{name}_at_{size_in_words(size).replace(' ', '')}": _share(right[size]) for size in names}
+        report["majority_class"] = majority
+        if name == "teacher_top1":
+            report["teacher_images"] = len(labels)
+    if right:
+        _warn_of_chance(teacher, right[teacher.shown_size], majority)
+        _warn_of_size(teacher, right, names)
     return report
+
+
+def _answers_at(
+    teacher: Teacher, sizes: Sequence[tuple[int, int]], batches: Iterable[Mapping[str, torch.Tensor]]
+) -> tuple[torch.Tensor, dict[tuple[int, int], torch.Tensor]]:
+    """The labels of the labelled images, (N,) int64, and for each input size which the teacher says, (N,) bool."""
+    seen, right = [torch.zeros(0, dtype=torch.int64)], {size: [torch.zeros(0, dtype=torch.bool)] for size in sizes}
+    for batch in batches:
+        labels = batch["labels"]
+        seen.append(labels[labels >= 0].cpu())
+        for size in sizes:
+            said = teacher(batch["pixel_values"], input_size=size).argmax(dim=-1)
+            right[size].append((said == labels)[labels >= 0].cpu())
+    return torch.cat(seen), {size: torch.cat(parts) for size, parts in right.items()}
+
+
+def _share(right: torch.Tensor) -> float:
+    return int(right.sum()) / len(right)
+
+
+def _warn_of_chance(teacher: Teacher, right: torch.Tensor, majority: float) -> None:
+    if _share(right) <= max(majority, 1 / len(teacher.id2label)):
+        logger.warning(
+            "the teacher %s has an accuracy of %.3f on %d images at %s pixels, no better than chance or than always "
+            "saying their most frequent class (%.3f): check that it was trained on these classes, and its image "
+            "processor",
+            *(teacher.name_or_path, _share(right), len(right), size_in_words(teacher.shown_size), majority),
+        )
+
+
+def _warn_of_size(
+    teacher: Teacher, right: Mapping[tuple[int, int], torch.Tensor], names: Mapping[tuple[int, int], str]
+) -> None:
+    """Warns if the teacher is better at another size than the one that it is shown, by more than noise."""
+    shown, best = right[teacher.shown_size], max(right, key=lambda size: _share(right[size]))
+    gained, lost = (int(both.sum()) for both in (right[best] & ~shown, shown & ~right[best]))
+    if gained - lost > (gained + lost) ** 0.5:
+        logger.warning(
+            "the teacher %s is right on %.3f of %d images at %s pixels, which it is shown, and on %.3f at %s, which "
+            '--teacher_input_size %s (input_size="%s" of load_teacher) would show it',
+            *(teacher.name_or_path, _share(shown), len(shown), size_in_words(teacher.shown_size)),
+            *(_share(right[best]), size_in_words(best), names[best], names[best]),
+        )

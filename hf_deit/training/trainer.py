@@ -4,6 +4,7 @@ import copy
 import inspect
 import os
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -48,8 +49,8 @@ from .step_record import StepRecord
 class DistillationTrainer(Trainer):
     """transformers' Trainer with a teacher and with training views that are keyed by (seed, epoch, slot).
 
-    What a student learns is said by `DistillationObjective`. The teacher sees exactly the pixels that the student
-    sees; it stays outside of the student, the optimizer, the average and the checkpoints.
+    What a student learns is said by `DistillationObjective`. The teacher sees exactly the view that the student
+    sees, at its own input size; it stays outside of the student, the optimizer, the average and the checkpoints.
 
     Evaluation runs the student alone and reports `eval_top1` and `eval_top5` of what the model answers (the fused
     heads), the same per head as `eval_class_…` and `eval_distillation_…`, and for the moving average as `eval_ema_…`;
@@ -171,6 +172,7 @@ class DistillationTrainer(Trainer):
                 raise
         if self.teacher is not None:
             self.teacher.to(self.args.device)
+            self.record.sources = replace(self.record.sources, teacher_size=list(self.teacher.shown_size))
         if self.args.distillation_type != "none":
             self.add_callback(TeacherCheckCallback(self))
 

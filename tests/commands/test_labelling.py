@@ -204,6 +204,20 @@ def test_labels_without_a_student_serve_a_run(tmp_path, images, folder_of_teache
     assert all((one == other).all() for one, other in zip(*(each.values() for each in weights), strict=True))
 
 
+def test_a_teacher_labels_at_the_size_that_is_asked_for(tmp_path, images, folder_of_teacher, capsys):
+    store, label, train = str(tmp_path / "labels"), main_of("label"), main_of("train")
+    named = [*images, "--teacher_model_name_or_path", folder_of_teacher, "--teacher_labels", store]
+    assert label([*named, "--output_dir", str(tmp_path / "unused"), "--teacher_input_size", "24"]) == 0
+    assert TeacherLabelStore.open(store, readonly=True).identity.teacher_size == [24, 24]
+    unnamed = [*images, "--teacher_labels", store, "--output_dir", str(tmp_path / "run")]
+    for size in ("student", "32"):
+        assert train([*unnamed, "--teacher_input_size", size]) == 2
+        assert f"was shown 24 pixels, got --teacher_input_size {size}" in capsys.readouterr().err
+    assert train([*unnamed, "--teacher_input_size", "24"]) == 0
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "shown the training views at 24 x 24 pixels, resized from the student's" in card
+
+
 @pytest.mark.parametrize("flushed", ["meanwhile", "when it stops"])
 def test_labelling_goes_on_where_it_was_stopped(tmp_path, images, folder_of_teacher, capsys, monkeypatch, flushed):
     label, whole = main_of("label"), tmp_path / "whole"

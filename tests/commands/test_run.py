@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from hf_deit import DistilledDeiTForImageClassification, load_teacher
 from hf_deit.commands.resume import Beginning
 from hf_deit.errors import InputError
+from hf_deit.recipes import load_recipe
 from hf_deit.recipes.resolve import resolve_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +178,20 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(main, tmp_path, 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("change", [["--seed", "7"], ["--max_steps", "9"], ["--validation_fraction", "0.3"]])
+def test_a_teacher_that_the_run_trains_is_shown_the_size_that_it_was_trained_at(main, tmp_path):
+    recipe = tmp_path / "teacher.yaml"
+    recipe.write_text("base: debug_teacher\nimage_size: 24\nmax_steps: 1\n")
+    command = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true", "--max_steps", "1"]
+    assert main([*command, "--teacher_recipe", str(recipe)]) == 0
+    assert "at 24 x 24 pixels, resized from the student's" in (tmp_path / "run" / "README.md").read_text()
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml"))["teacher_input_size"] == "own"
+    logs = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert {"teacher_top1_at_24", "teacher_top1_at_16"} <= logs[0].keys()
+
+
+@pytest.mark.parametrize(
+    "change", [["--seed", "7"], ["--max_steps", "9"], ["--teacher_input_size", "24"], ["--validation_fraction", "0.3"]]
+)
 def test_resuming_as_another_run_is_refused(main, tmp_path, capsys, finished_run, change):
     shutil.copytree(finished_run, tmp_path / "run")
     command = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]

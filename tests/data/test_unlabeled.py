@@ -18,13 +18,22 @@ from PIL import Image
 from support import images, tiny
 from support.images import class_folders, load, parquet
 from support.main_of import main_of
-from transformers import AutoModelForImageClassification
+from timm.data import ImageNetInfo
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    pipeline,
+)
 
 import hf_deit.commands.train
 from hf_deit import DistillationTrainer, InputError, load_teacher
 from hf_deit.commands.train import run
 from hf_deit.data.image_data import ImageData
 from hf_deit.data.view_dataset import collate
+from hf_deit.hub.publishing import check_folder
+from hf_deit.models.teacher import describe_teacher
 from hf_deit.recipes.resolve import resolve_arguments
 
 NUM_LABELED = 40  # of 96
@@ -377,6 +386,70 @@ def test_a_run_on_unlabelled_images_alone_has_the_teachers_labels(
             "The model was not validated, as there were no labelled images: --validation_dir"
         )
         assert "---" not in str(result)
+
+
+def imagenet_teacher(folder: Path) -> str:
+    """A ResNet with the thousand names of ImageNet as timm has them, of which "crane" is two."""
+    info = ImageNetInfo()
+    names = {index: info.index_to_description(index) for index in range(1000)}
+    names[639] = "maillot"  # as in lists that name each class by its first word
+    assert len(set(names.values())) == 998
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", id2label=names)
+    ResNetForImageClassification(config).save_pretrained(folder)
+    tiny.processor().save_pretrained(folder)
+    return str(folder)
+
+
+UNIQUE = {134: "crane (134)", 517: "crane (517)", 638: "maillot (638)", 639: "maillot (639)", 0: "tench, Tinca tinca"}
+
+
+def test_a_teacher_whose_names_repeat_gives_its_student_names_that_do_not(tmp_path, trainers):
+    """ImageNet's names, on unlabelled images alone: a run, its kept labels, and what plain transformers opens."""
+    teacher, more = imagenet_teacher(tmp_path / "teacher"), image_folder(tmp_path / "more", 10)
+    validation = class_folders(tmp_path / "validation", {"crane (134)": 2, "crane (517)": 3})
+    options = ["--dataset_name", "", "--unlabeled_dir", more, "--validation_dir", validation, "--max_steps", "1"]
+    options += ["--teacher_labels", tmp_path / "labels", "--hub_model_id", "ada/birds"]
+    for given in (teacher, None):  # then from kept labels alone
+        result = run(resolve_arguments(command(tmp_path, *options, teacher=given)))
+        config = trainers[-1].model.config
+        assert {index: config.id2label[index] for index in UNIQUE} == UNIQUE
+        assert len(set(config.id2label.values())) == len(config.label2id) == 1000
+        assert Counter(trainers[-1].eval_dataset._labels.tolist()) == {134: 2, 517: 3}
+        assert result.num_validation_images == 5
+        folder = shutil.move(tmp_path / "run", tmp_path / f"run of {given is None}")
+    assert trainers[-1].teacher is None
+    published = AutoModelForImageClassification.from_pretrained(folder)
+    assert {published.config.label2id[name]: name for name in UNIQUE.values()} == UNIQUE
+    said = pipeline("image-classification", model=folder, top_k=1000)(images.noise(16, 16))
+    assert len({answer["label"] for answer in said}) == 1000
+    check_folder(str(folder))  # it can be published
+    # It teaches in turn, students of either spelling.
+    raw = AutoConfig.from_pretrained(teacher).id2label
+    for names in (raw, UNIQUE | {index: name for index, name in published.config.id2label.items()}):
+        again = describe_teacher(folder, student_processor=tiny.processor(), id2label=names)
+        assert again.label_order == list(range(1000))
+
+
+def test_a_folder_with_a_name_that_a_teacher_repeats_is_either(tmp_path):
+    more = image_folder(tmp_path / "more", 2)
+    validation = class_folders(tmp_path / "validation", {"crane": 2})
+    with pytest.raises(InputError, match=r"training folder has not: crane; 'crane' is crane \(0\) or crane \(2\)"):
+        load(unlabeled_dir=more, validation_dir=validation, label_names=["crane", "ape", "crane"])
+
+
+def test_a_student_from_python_gets_unique_names_too(tmp_path):
+    """From a teacher that names it, and where its own names repeat, as those of models on the Hub do."""
+    raw = AutoConfig.from_pretrained(imagenet_teacher(tmp_path / "teacher")).id2label
+    teacher = load_teacher(tmp_path / "teacher", student_processor=tiny.processor())
+    nameless, named = (tiny.student(id2label={i: f"LABEL_{i}" for i in range(1000)}) for _ in range(2))
+    named.config.id2label = dict(raw)
+    for model in (nameless, named, tiny.student(id2label=raw)):
+        parts = {"train_dataset": None, "unlabeled_dataset": halves()[1], "eval_dataset": None}
+        trainer = tiny.trainer(model, tiny.arguments(tmp_path / "run"), teacher, **parts)
+        assert model.config.id2label == teacher.id2label
+        assert len(model.config.label2id) == 1000
+        assert trainer.train_dataset.dataset.features["label"].names[517] == "crane (517)"
 
 
 @pytest.mark.parametrize("kind", ["parquet", "imagefolder"])

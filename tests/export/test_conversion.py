@@ -67,6 +67,7 @@ from hf_deit.models.zoo import create_config, list_models, model_class_of
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 SIZES = {**TINY, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 LABELS = ["crane", "größe, weight", "crane", "x/y", ""]
+UNIQUE = ["crane (0)", "größe, weight", "crane (2)", "x/y", ""]
 SETTINGS = {"crop_size": 32, "crop_ratio": 0.9, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.9, 0.8, 0.7]}
 
 
@@ -192,7 +193,8 @@ def test_a_file_of_the_authors_answers_alike_in_every_library(tmp_path, name):
     torch.testing.assert_close(by_wrapper(images).logits, logits, atol=1e-5, rtol=0)
     assert by_wrapper.config.id2label == model.config.id2label
     assert model.config.id2label[0].startswith("tench")
-    assert model.config.id2label[134] == model.config.id2label[517] == "crane"
+    assert (model.config.id2label[134], model.config.id2label[517]) == ("crane (134)", "crane (517)")
+    assert len(model.config.label2id) == 1000
     assert model.config.id2label[999].startswith("toilet tissue")
 
 
@@ -249,12 +251,13 @@ def written(tmp_path_factory):
 
 def assert_same_but_the_weights(read: Checkpoint, model: nn.Module) -> None:
     ignored = {"dtype", "architectures", "transformers_version", "label2id", "pooler_act", "pooler_output_size"}
-    ignored |= {"encoder_stride", "_name_or_path"}
+    ignored |= {"encoder_stride", "_name_or_path", "id2label"}
     expected, got = model.config.to_dict(), read.config.to_dict()
     assert {key: got[key] for key in got if key not in ignored} == {
         key: expected[key] for key in expected if key not in ignored
     }
-    assert list(read.config.id2label.items()) == list(enumerate(LABELS))
+    assert list(read.config.id2label.items()) == list(enumerate(UNIQUE))
+    assert read.config.label2id == {name: index for index, name in enumerate(UNIQUE)}
     assert read.processor.to_dict() == processor().to_dict()
     assert type(read.config) is type(model.config)
 
@@ -310,7 +313,7 @@ def test_transformers_own_model_in_either_key_layout(tmp_path, kind, original_fo
     back = convert_checkpoint(path, tmp_path / "back", to="transformers")
     again = NATIVE[kind][1].from_pretrained(tmp_path / "back")
     assert_same_bits(dict(again.state_dict()), dict(model.state_dict()))
-    assert list(back.config.id2label.values()) == LABELS
+    assert list(back.config.id2label.values()) == list(again.config.id2label.values()) == UNIQUE
     assert getattr(back.config, "fusion", "logits") == "logits"
     assert back.config.drop_path_rate == 0
     torch.testing.assert_close(again(noise()).logits, model(noise()).logits, atol=1e-6, rtol=0)

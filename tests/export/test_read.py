@@ -302,10 +302,10 @@ def test_a_deeper_cait_starts_from_smaller_scales(tmp_path):
 @torch.no_grad()
 def test_a_folder_of_timm(tmp_path):
     model = tiny_timm_model(DISTILLED)
-    labels = ["crane", "crane", "ß"]
+    labels, unique = ["crane", "crane", "ß"], {0: "crane (0)", 1: "crane (1)", 2: "ß"}
     read = read_checkpoint(timm_folder(tmp_path / "timm", model.state_dict(), label_names=labels))
     assert read.source_format == "timm"
-    assert read.config.id2label == dict(enumerate(labels))
+    assert (read.config.id2label, read.config.label2id) == (unique, {name: index for index, name in unique.items()})
     assert list(read.processor.image_mean) == STATISTICS["mean"]
     assert list(read.processor.image_std) == STATISTICS["std"]
     assert (read.processor.crop_ratio, read.processor.crop_size.height) == (0.8, 32)
@@ -315,9 +315,10 @@ def test_a_folder_of_timm(tmp_path):
     unnamed = read_checkpoint(timm_folder(tmp_path / "unnamed", model.state_dict()))
     assert unnamed.config.id2label == {index: f"LABEL_{index}" for index in range(3)}
     within = {**STATISTICS, "label_names": labels}
-    assert read_checkpoint(
-        timm_folder(tmp_path / "within", model.state_dict(), pretrained_cfg=within)
-    ).config.id2label == dict(enumerate(labels))
+    assert (
+        read_checkpoint(timm_folder(tmp_path / "within", model.state_dict(), pretrained_cfg=within)).config.id2label
+        == unique
+    )
     flat = timm_folder(tmp_path / "flat", model.state_dict(), **STATISTICS)
     assert list(read_checkpoint(edited(flat, pretrained_cfg=None)).processor.image_mean) == STATISTICS["mean"]
     torch.save(model.state_dict(), flat / "pytorch_model.bin")
@@ -331,7 +332,7 @@ def test_a_thousand_classes_are_imagenets(tmp_path, make):
     path = pth(tmp_path / "file.pth", weights) if make == "file" else timm_folder(tmp_path / "folder", weights)
     labels = read_checkpoint(path).config.id2label
     assert len(labels) == 1000
-    assert (labels[0], labels[134], labels[517]) == ("tench, Tinca tinca", "crane", "crane")
+    assert (labels[0], labels[134], labels[517]) == ("tench, Tinca tinca", "crane (134)", "crane (517)")
     assert labels[281].startswith("tabby")
     assert labels[999].startswith("toilet tissue")
     named = timm_folder(tmp_path / "named", weights, label_names=[f"own {index}" for index in range(1000)])

@@ -462,7 +462,10 @@ SPOILT = {
     "weights that are not finite": (not_finite, "are not finite"),
     "no processor": (remove("preprocessor_config.json"), "preprocessor_config.json"),
     "another size": (change("preprocessor_config.json", crop_size={"height": 32, "width": 32}), "makes 32 pixels"),
-    "labels that share a name": (change("config.json", id2label={str(i): "x" for i in range(10)}), "share a name"),
+    "labels that share a name": (
+        change("config.json", id2label={str(i): "x" if i in (3, 7) else str(i) for i in range(10)}),
+        "share a name: mend its id2label and label2id, say with x (3), x (7)",
+    ),
     "a run that is not finished": (change("run.json", step=3, is_finished=False), "stands at step 3 of 8"),
     "a record that is none": (
         lambda folder: (folder / "run.json").write_text("{"),

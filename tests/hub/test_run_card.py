@@ -94,6 +94,20 @@ def test_external_data_of_the_teacher_is_flagged(case):
     assert words is None or words in text
 
 
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (None, None),
+        ([224, 224], "shown the training views at 224 x 224 pixels."),
+        ([288, 288], "shown the training views at 288 x 288 pixels, resized from the student's."),
+    ],
+)
+def test_the_size_that_the_teacher_was_shown_is_named(size, words):
+    text = make_card(facts(teacher_size=size), "ada/pets")
+    assert ("shown the training views" in text) == (words is not None)
+    assert words is None or words in text
+
+
 def test_a_teacher_measured_on_other_images_is_not_in_the_table():
     assert "| the teacher | 0.8500 |" in make_card(facts(), "ada/pets")
     fewer = make_card(facts(teacher_images=100), "ada/pets")

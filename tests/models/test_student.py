@@ -212,6 +212,21 @@ def test_a_transformers_architecture_is_made_anew():
     assert processor(Image.new("RGB", (90, 70)), return_tensors="pt")["pixel_values"].shape[-2:] == (40, 40)
 
 
+@pytest.mark.parametrize("kind", ["zoo", "resnet", "checkpoint", "renewed"])
+def test_labels_that_share_a_name_are_told_apart(tmp_path, kind):
+    twice, unique = {0: "a", 1: "b", 2: "a", 3: "c"}, {0: "a (0)", 1: "b", 2: "a (2)", 3: "c"}
+    if kind in ("zoo", "resnet"):
+        name, fields = {"zoo": ("deit_tiny_patch16_224", TINY), "resnet": ("resnet", TINY_RESNET)}[kind]
+        model, _ = load_student(name, id2label=twice, overrides=fields)
+    else:
+        config = ResNetConfig(**TINY_RESNET, **named(twice if kind == "checkpoint" else LABELS))
+        ResNetForImageClassification(config).save_pretrained(tmp_path)
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+        model, _ = load_student(tmp_path, id2label=twice, replace_head=kind == "renewed")
+    assert model.config.id2label == unique
+    assert model.config.label2id == inverse(unique)
+
+
 def test_two_students_made_anew_have_different_weights():
     first, second = (load_student("resnet", id2label=LABELS, overrides=TINY_RESNET)[0] for _ in range(2))
     assert not torch.equal(first.classifier[1].weight, second.classifier[1].weight)

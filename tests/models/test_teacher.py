@@ -5,6 +5,7 @@ Or it is refused: nothing about its statistics, its labels or its head is guesse
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -19,6 +20,8 @@ from torch import nn
 from torchvision.transforms.v2 import functional as vision
 from transformers import (
     CLIPImageProcessor,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     ConvNextImageProcessor,
     EfficientNetImageProcessor,
     MobileViTImageProcessor,
@@ -32,11 +35,11 @@ from transformers import (
 )
 
 from hf_deit.errors import InputError
-from hf_deit.models.class_names import match_labels
+from hf_deit.models.class_names import match_labels, unique_names
 from hf_deit.models.configuration_deit import DistilledDeiTConfig
 from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor
 from hf_deit.models.modeling_deit import DistilledDeiTForImageClassification
-from hf_deit.models.teacher import load_teacher
+from hf_deit.models.teacher import describe_teacher, load_teacher
 
 LABELS = {0: "ape", 1: "bee", 2: "cat", 3: "dog"}
 LABEL2ID = {name: index for index, name in LABELS.items()}
@@ -230,12 +233,113 @@ def test_a_vit_of_one_size_gets_its_size(tmp_path, size):
     assert_close(teacher(prepared(student_processor(size), size)), logits_of(model, own))
 
 
-def test_a_convnet_gets_the_students_size_whatever_its_processor_makes(tmp_path):
-    path, model = save_resnet(tmp_path / "teacher", ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875))
-    teacher = load_teacher(path, student_processor=student_processor(), id2label=LABELS)
-    assert teacher.input_size is None
+def shown(size: int, mean: float = 0.5, std: float = 0.5) -> torch.Tensor:
+    """The images of 32 pixels as a teacher with these statistics is shown them at a size."""
     raw = torch.stack([vision.pil_to_tensor(image) for image in images()]).float() / 255
-    assert_close(teacher(prepared(student_processor())), logits_of(model, (raw - 0.5) / 0.5))
+    pixels = (raw - mean) / std
+    if size == 32:
+        return pixels
+    return vision.resize(pixels, [size, size], interpolation=vision.InterpolationMode.BICUBIC, antialias=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size"),
+    [({}, 64), ({"input_size": "own"}, 64), ({"input_size": "student"}, 32), ({"input_size": 48}, 48)],
+)
+def test_a_convnet_is_shown_its_own_size_unless_another_is_asked_for(tmp_path, wanted, size):
+    path, model = save_resnet(tmp_path / "teacher", ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875))
+    teacher = load_teacher(path, student_processor=student_processor(), id2label=LABELS, **wanted)
+    assert teacher.input_size == (None if size == 32 else (size, size))
+    assert teacher.shown_size == (size, size)
+    others = {"own": (64, 64), "student": (32, 32)}
+    assert teacher.other_sizes == {name: other for name, other in others.items() if other != (size, size)}
+    pixels = prepared(student_processor())
+    assert_close(teacher(pixels), logits_of(model, shown(size)))
+    assert_close(teacher(pixels, input_size=(40, 40)), logits_of(model, shown(40)))
+
+
+def test_a_small_teacher_is_shown_a_large_students_views_small(tmp_path):
+    path, model = save_resnet(tmp_path / "teacher", student_processor())
+    teacher = load_teacher(path, student_processor=student_processor(224), id2label=LABELS)
+    assert teacher.input_size == (32, 32)
+    pixels = prepared(student_processor(224), 224)
+    small = vision.resize(pixels, [32, 32], interpolation=vision.InterpolationMode.BICUBIC, antialias=True)
+    torch.testing.assert_close(teacher(pixels), logits_of(model, small))
+    assert not torch.allclose(teacher(pixels), logits_of(model, pixels), atol=1e-2)
+
+
+def stated(tmp_path, processor, keep: tuple[str, ...] = (), **changes) -> str:
+    """A ResNet whose preprocessor_config.json states its statistics and little more."""
+    path, _ = save_resnet(tmp_path / "teacher", processor)
+    file = tmp_path / "teacher" / "preprocessor_config.json"
+    content = json.loads(file.read_text())
+    kept = {"image_processor_type", "image_mean", "image_std", *keep}
+    file.write_text(json.dumps({**{k: v for k, v in content.items() if k in kept}, **changes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("processor", "changes", "own"),
+    [
+        (ViTImageProcessor(), {}, None),  # 224 by default of the class
+        (ConvNextImageProcessor(), {}, None),  # 384
+        (CLIPImageProcessor(), {"size": {"shortest_edge": 64}}, (64, 64)),  # cropped to 224, by default, filled up
+        (CLIPImageProcessor(), {"crop_size": 48}, (48, 48)),
+        (CLIPImageProcessor(), {"size": 72, "crop_size": {"height": 64, "width": 48}}, (64, 48)),
+        (ViTImageProcessor(), {"size": {"height": 64, "width": 48}}, (64, 48)),
+        (ViTImageProcessor(), {"size": 64, "do_resize": False}, None),  # whatever comes
+        (ConvNextImageProcessor(), {"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (224, 224)),
+    ],
+)
+def test_a_size_counts_as_a_teachers_own_only_if_its_files_state_it(tmp_path, processor, changes, own):
+    teacher = load_teacher(stated(tmp_path, processor, **changes), student_processor=student_processor())
+    assert teacher.description.own_size == own
+    assert teacher.input_size == own
+
+
+def test_a_configuration_says_the_size_where_the_processor_does_not(tmp_path):
+    path, _ = save_vit(tmp_path / "teacher")
+    edit_json(tmp_path / "teacher" / "preprocessor_config.json", size=...)
+    for size in (32, 48):
+        teacher = load_teacher(path, student_processor=student_processor(size), id2label=LABELS)
+        assert teacher.description.own_size == teacher.shown_size == (32, 32)
+    config = ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], id2label=LABELS, label2id=LABEL2ID)
+    ConvNextForImageClassification(config).save_pretrained(tmp_path / "convnext")  # with its class's 224
+    shutil.copy(tmp_path / "teacher" / "preprocessor_config.json", tmp_path / "convnext")
+    teacher = load_teacher(tmp_path / "convnext", student_processor=student_processor(), id2label=LABELS)
+    assert teacher.description.own_size is None
+    assert teacher.input_size is None
+
+
+def test_a_size_that_the_architecture_refuses_is_refused_or_told(tmp_path, caplog):
+    path, _ = save_vit(tmp_path / "teacher")
+    settings = {"student_processor": student_processor(48), "id2label": LABELS}
+    with pytest.raises(InputError, match=r"takes no images of 40 pixels.*teacher_input_size"):
+        load_teacher(path, **settings, input_size=40)
+    teacher = load_teacher(path, **settings, input_size="student")
+    assert teacher.input_size == (32, 32) and teacher.other_sizes == {}
+    assert "takes no images of the student's 48 pixels: it is shown them at 32" in caplog.text
+    edit_json(tmp_path / "teacher" / "preprocessor_config.json", size={"height": 40, "width": 40})
+    assert load_teacher(path, **settings).input_size == (32, 32)  # as its configuration has it
+
+
+@pytest.mark.parametrize("wrong", ["theirs", "", 0, -3, "1.5", 2.5, True, None])
+def test_an_input_size_is_one_of_two_words_or_a_number(tmp_path, wrong):
+    path, _ = save_resnet(tmp_path / "teacher")
+    assert 'must be "own", "student" or a number of pixels' in refusal(path, input_size=wrong)
+
+
+def test_the_identity_names_the_size_where_it_is_not_the_students(tmp_path):
+    path, _ = save_resnet(tmp_path / "teacher", ConvNextImageProcessor(size={"shortest_edge": 64}))
+
+    def preprocessing(student: int, **settings) -> dict:
+        description = describe_teacher(path, student_processor=student_processor(student), **settings)
+        return description.identity()["preprocessing"]
+
+    assert "input_size" not in preprocessing(64)  # as before there was a choice
+    assert preprocessing(64) == preprocessing(32, input_size="student") == preprocessing(64, input_size=64)
+    assert preprocessing(32) == {**preprocessing(64), "input_size": (64, 64)} == preprocessing(32, input_size="64")
+    assert preprocessing(32, input_size=48)["input_size"] == (48, 48)
 
 
 @pytest.mark.parametrize(
@@ -246,11 +350,9 @@ def test_a_timm_checkpoint_teaches(tmp_path, architecture, size):
     teacher = load_teacher(path, student_processor=student_processor(), id2label=LABELS)
     raw = torch.stack([vision.pil_to_tensor(image) for image in images()]).float() / 255
     own = (raw - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.3, 0.2, 0.1]).view(3, 1, 1)
-    if architecture == "test_vit3":  # takes 160 pixels only
-        assert teacher.input_size == (160, 160)
-        own = vision.resize(own, [160, 160], interpolation=vision.InterpolationMode.BICUBIC, antialias=True)
-    else:
-        assert teacher.input_size is None
+    assert teacher.input_size == (None if size == 32 else (size, size))
+    if size != 32:
+        own = vision.resize(own, [size, size], interpolation=vision.InterpolationMode.BICUBIC, antialias=True)
     assert_close(teacher(prepared(student_processor())), logits_of(model, own))
 
 
@@ -298,6 +400,15 @@ def test_labels_in_another_order_are_permuted(tmp_path, save):
         (["tench", "goldfish"], ["Tinca tinca, tench", "goldfish"], [0, 1]),
         # A synonym in common does not make equal what a whole name tells apart.
         (["dog, brown", "dog, black"], ["dog, black", "dog, brown"], [1, 0]),
+        # What a teacher repeats, and its student has told apart.
+        (["a", "b", "a"], ["a", "b", "a"], [0, 1, 2]),
+        (["a", "b", "a"], ["a (0)", "b", "a (2)"], [0, 1, 2]),
+        (["a", "b", "a"], ["b", "a (2)", "a (0)"], [1, 2, 0]),
+        (["a", "b", "a"], ["B", "A (2)", "a_(0)"], [1, 2, 0]),
+        (["a (0)", "b", "a (2)"], ["a", "b", "a"], [0, 1, 2]),
+        (["a (0)", "b", "a (2)"], ["b", "a (2)", "a (0)"], [1, 2, 0]),
+        (["a", "b", "a"], ["b", "a", "a (2)"], [1, 0, 2]),  # which leaves the first one for "a"
+        (["a", "a", "a", "b"], ["b", "a (2)", "a (0)", "a (1)"], [3, 2, 0, 1]),
     ],
 )
 def test_matching_finds_the_teachers_index_of_each_label(teacher, student, order):
@@ -312,6 +423,10 @@ def test_matching_finds_the_teachers_index_of_each_label(teacher, student, order
         (["a", "b"], ["a", "b", "c"]),  # more
         (["a", "a", "b"], ["a", "b", "c"]),  # twice the same, and one lacking
         (["a", "a", "b"], ["b", "a", "a"]),  # an order that cannot be known
+        (["a (0)", "a (1)", "b"], ["b", "a", "a"]),
+        (["a (0)", "b", "a (2)"], ["a", "a", "b"]),
+        (["a", "a", "b"], ["a", "b", "c"]),  # either
+        (["a", "a", "b"], ["a (0)", "a (3)", "b"]),
         (["LABEL_0", "LABEL_1"], ["a", "b"]),
         (["LABEL_0", "LABEL_1"], ["0", "1"]),
         (["a", "b"], ["LABEL_0", "LABEL_1"]),
@@ -326,6 +441,24 @@ def test_labels_that_do_not_match_are_refused_with_both_sides(teacher, student):
     assert "some/teacher" in message
     assert ", ".join(teacher) in message
     assert ", ".join(student) in message
+
+
+@pytest.mark.parametrize(
+    ("names", "unique"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "b", "a"], ["a (0)", "b", "a (2)"]),
+        (["a", "A", "a"], ["a (0)", "A", "a (2)"]),
+        (["a", "a", "a (0)"], ["a (0) (0)", "a (1)", "a (0)"]),  # what is there already is not given again
+        (["a", "a", "a (0)", "a (0)"], ["a (0) (0)", "a (1)", "a (0) (2)", "a (0) (3)"]),
+        ([0, 1, 1], ["0", "1 (1)", "1 (2)"]),
+    ],
+)
+def test_names_that_repeat_are_told_apart_by_their_index(names, unique):
+    made = unique_names(dict(enumerate(names)))
+    assert made == dict(enumerate(unique))
+    assert len(set(unique)) == len(unique)
+    assert unique_names(made) == made
 
 
 def test_labels_with_gaps_are_refused():
@@ -362,10 +495,23 @@ def imagenet() -> tuple[dict[int, str], dict[int, str]]:
 
 def test_imagenets_names_match_by_index():
     timms, hubs = imagenet()
-    first = {index: name.split(",")[0] for index, name in timms.items()}
-    for teacher in (timms, hubs, first):
-        for student in (timms, hubs, first):
+    first = {index: name.split(",")[0] for index, name in timms.items()}  # with two maillots, too
+    assert first[638] == first[639] == "maillot"
+    spellings = (timms, hubs, first, unique_names(timms), unique_names(first))
+    for teacher in spellings:
+        for student in spellings:
             assert match_labels(teacher, student) == list(range(1000))
+
+
+def test_imagenets_names_that_are_told_apart_match_in_any_order():
+    timms, _ = imagenet()
+    unique = unique_names(timms)
+    assert (unique[134], unique[517], unique[638], unique[639]) == (
+        *("crane (134)", "crane (517)", "maillot", "maillot, tank suit"),
+    )
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0)).tolist()
+    student = {index: unique[wanted] for index, wanted in enumerate(order)}
+    assert match_labels(timms, student) == match_labels(unique, student) == order
 
 
 def test_imagenets_names_in_an_unknown_order_are_refused():
@@ -381,6 +527,9 @@ def test_a_timm_checkpoint_of_imagenet_needs_no_label_names(tmp_path):
     _, hubs = imagenet()
     path, model = save_timm(tmp_path / "teacher", "test_resnet", labels=None)
     teacher = load_teacher(path, student_processor=student_processor(), id2label=hubs)
+    assert teacher.id2label == hubs
+    own_names = load_teacher(path, student_processor=student_processor()).id2label
+    assert len(set(own_names.values())) == 1000 and own_names[517] == "crane (517)"
     raw = torch.stack([vision.pil_to_tensor(image) for image in images()]).float() / 255
     own = (raw - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.3, 0.2, 0.1]).view(3, 1, 1)
     assert_close(teacher(prepared(student_processor())), logits_of(model, own))
@@ -549,7 +698,7 @@ def test_a_folder_has_no_revision(tmp_path):
 _REPORT = """
 import json
 from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor
-from hf_deit.models.teacher import load_teacher
+from hf_deit.models.teacher import describe_teacher, load_teacher
 
 processor = DistilledDeiTImageProcessor(crop_size={"height": 32, "width": 32}, crop_ratio=1.0)
 for revision in (None, "main", "v1", "HASH"):

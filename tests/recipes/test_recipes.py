@@ -16,7 +16,14 @@ from hf_deit.data.arguments import DataArguments
 from hf_deit.errors import InputError
 from hf_deit.models.student import load_student
 from hf_deit.recipes import list_recipes, load_recipe, resolve
-from hf_deit.recipes.resolve import check_same_run, published_recipe, resolve_arguments, save_recipe, take_revisions
+from hf_deit.recipes.resolve import (
+    check_same_run,
+    published_recipe,
+    resolve_arguments,
+    resolved_recipe,
+    save_recipe,
+    take_revisions,
+)
 from hf_deit.training.arguments import DistillationTrainingArguments, ModelArguments
 
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
@@ -811,3 +818,46 @@ def test_revisions_of_a_run_are_taken_where_none_is_given(tmp_path):
     model_args, data_args, _ = take_revisions(str(file), resolve_arguments(["--dataset_revision", "v2"]))
     assert model_args.student_revision == "a" * 40
     assert data_args.dataset_revision == "v2"
+
+
+SIZES = [("own", "own"), ("student", "student"), ("64", "64"), (64, "64"), ("", "own")]
+
+
+@pytest.mark.parametrize(("given", "size"), SIZES)
+def test_the_teachers_input_size_is_a_word_or_a_number(recipe, out, given, size):
+    arguments = resolve_arguments(["--recipe", recipe(f"teacher_input_size: {given}\n"), *out])
+    assert arguments.model.teacher_input_size == size
+    assert resolved_recipe(arguments)["teacher_input_size"] == size  # said though it be the default
+    without = resolve_arguments(["--recipe", recipe("distillation_type: none\n"), *out])
+    assert "teacher_input_size" not in resolved_recipe(without)
+    with pytest.raises(InputError, match="a number of pixels, got 'big'"):
+        resolve_arguments(["--teacher_input_size", "big", *out])
+
+
+def test_a_run_goes_on_with_the_teachers_input_size_it_was_started_with(tmp_path, out):
+    """An earlier version, whose recipes do not say it, showed a teacher the student's size."""
+    line, file = ["--recipe", "debug", *out], tmp_path / "recipe.yaml"
+    for started in ("own", "student", "64"):
+        save_recipe(resolve_arguments([*line, "--teacher_input_size", started]), file)
+        for other in ("own", "student", "64"):
+            now = take_revisions(str(file), resolve_arguments([*line, "--teacher_input_size", other]))
+            assert now.model.teacher_input_size == other
+            if other == started:
+                check_same_run(str(file), now)
+            else:
+                with pytest.raises(InputError, match=f"started with teacher_input_size {started}, got {other}"):
+                    check_same_run(str(file), now)
+    earlier = resolved_recipe(resolve_arguments(line))
+    del earlier["teacher_input_size"]
+    file.write_text(yaml.safe_dump(earlier))
+    for recipe in (str(file), earlier):
+        now = take_revisions(recipe, resolve_arguments(line))
+        assert now.model.teacher_input_size == "student"
+    check_same_run(str(file), now)
+    with pytest.raises(InputError, match="started with teacher_input_size student, got 64"):
+        check_same_run(str(file), take_revisions(str(file), resolve_arguments([*line, "--teacher_input_size", "64"])))
+    without = [*line, "--distillation_type", "none"]
+    save_recipe(resolve_arguments(without), file)
+    now = take_revisions(str(file), resolve_arguments(without))
+    assert now.model.teacher_input_size == "own"
+    check_same_run(str(file), now)

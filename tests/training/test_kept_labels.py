@@ -4,6 +4,7 @@ It takes the labels of exactly its own views or is refused, records what is miss
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from support import tiny
+from support import stores, tiny
 from support.main_of import launch, python_path
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
 from hf_deit import InputError, TeacherLabelStore
 from hf_deit.data.batch_augment import Mixing, RandomErasing
@@ -26,6 +27,7 @@ from hf_deit.data.streams import ImageStream
 from hf_deit.data.view_dataset import ViewDataset
 from hf_deit.data.views import ViewKey
 from hf_deit.hub.facts import RunSources, Source
+from hf_deit.labels.identity import StoreIdentity
 from hf_deit.models.teacher import TeacherDescription, describe_teacher
 from hf_deit.training.kept_labels import KeptLabels, LabelReport
 from hf_deit.training.preview import training_views
@@ -432,6 +434,51 @@ def test_another_teacher_is_refused(tmp_path, recorded, folder_of_teacher):
     make(tmp_path, describe(copy), teacher_labels=str(recorded))
 
 
+def test_labels_at_another_size_of_the_teacher_are_refused(tmp_path, folder_of_teacher):
+    """A convnet of 24 pixels, and a student of 16."""
+    shutil.copytree(folder_of_teacher, tmp_path / "teacher")
+    tiny.processor(crop_size=24).save_pretrained(tmp_path / "teacher")
+    own, asked = (describe(tmp_path / "teacher", input_size=size) for size in ("own", "student"))
+    named, unnamed = tmp_path / "named", tmp_path / "unnamed"
+    one_epoch = {"num_train_epochs": 1}
+    train(tmp_path / "one", own, teacher_labels=str(named), **one_epoch)
+    train(tmp_path / "other", asked, teacher_labels=str(unnamed), **one_epoch)
+    assert (labels_in(named, 0) != labels_in(unnamed, 0)).any()
+    identities = [StoreIdentity.read(store / "store.json") for store in (named, unnamed)]
+    assert [identity.teacher_size for identity in identities] == [[24, 24], None]
+    assert "input_size" not in identities[1].teacher["preprocessing"]  # as an earlier version wrote it
+    for store, teacher, there, here in ((named, asked, r"\[24, 24\]", "None"), (unnamed, own, "None", r"\[24, 24\]")):
+        words = rf"teacher.preprocessing.input_size is {there} there, {here} here.*--teacher_input_size says it"
+        with pytest.raises(InputError, match=words):
+            make(tmp_path, teacher, teacher_labels=str(store), **one_epoch)
+    for store, teacher in ((named, own), (unnamed, asked), (named, None), (unnamed, None)):
+        trainer = make(tmp_path, teacher, teacher_labels=str(store), **one_epoch)
+        assert trainer.teacher is None  # all is there
+        assert trainer.sources.teacher_size == ([24, 24] if store == named else None)
+
+
+def test_earlier_labels_of_a_teacher_of_one_size_are_still_its_own(tmp_path):
+    """A ViT of 24 pixels had its own size before there was a choice, and no store said so."""
+    names = {index: str(index) for index in range(10)}
+    torch.manual_seed(0)
+    sizes = {"image_size": 24, "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ViTForImageClassification(
+        ViTConfig(
+            **sizes, intermediate_size=8, id2label=names, label2id={name: index for index, name in names.items()}
+        )
+    ).save_pretrained(tmp_path / "teacher")
+    tiny.processor(crop_size=24).save_pretrained(tmp_path / "teacher")
+    own, asked = (describe(tmp_path / "teacher", input_size=size) for size in ("own", "student"))
+    store = tmp_path / "store"
+    recorded, _ = train(tmp_path / "one", asked, teacher_labels=str(store), num_train_epochs=1)
+    assert "input_size" not in StoreIdentity.read(store / "store.json").teacher["preprocessing"]
+    assert own.identity()["preprocessing"]["input_size"] == (24, 24)
+    for teacher in (own, asked):
+        replayed, report = train(tmp_path / "other", teacher, teacher_labels=str(store), num_train_epochs=1)
+        assert report == LabelReport(replayed=VIEWS - VIEWS % 8, pixels=report.pixels)
+        assert_same(replayed, recorded)
+
+
 def test_a_student_with_another_number_of_labels_is_refused(tmp_path, recorded):
     names = datasets.ClassLabel(names=[str(index) for index in range(11)])
     more = tiny.digits(96)[0].cast_column("label", datasets.Value("int64")).cast_column("label", names)
@@ -671,7 +718,8 @@ def test_how_often_kept_labels_are_true_is_told_at_the_start(tmp_path, recorded)
 
 def test_a_teacher_that_only_the_store_names_is_named_with_what_its_card_says(monkeypatch):
     monkeypatch.setattr("hf_deit.training.kept_labels.declared_datasets", lambda name, commit: [f"data of {name}"])
-    identity = SimpleNamespace(teacher={"name": "big/teacher", "revision": "c" * 40})
+    teacher = {"name": "big/teacher", "revision": "c" * 40, "preprocessing": {"input_size": [24, 24]}}
+    identity = stores.identity(teacher=teacher)
     kept = SimpleNamespace(store=SimpleNamespace(identity=identity, source=("ada/labels", "d" * 40)))
     sources = KeptLabels.named_in(kept, RunSources(student=Source("deit"), teacher=None))
     assert (sources.teacher.name, sources.teacher.commit, sources.teacher.on_hub) == ("big/teacher", "c" * 40, True)

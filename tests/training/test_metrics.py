@@ -1,11 +1,19 @@
-"""Contract: top-1 and top-5 accuracy are counts over the labelled samples, and the metric needs no download."""
+"""Contract: top-1 and top-5 accuracy are counts over the labelled samples, and the metric needs no download.
+
+A teacher is measured at every input size that it could be shown, and warned of by the very images it was measured on.
+"""
+
+import logging
+from types import SimpleNamespace
 
 import evaluate
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from hf_deit.training.metrics import class_hits
+from hf_deit.models.teacher import Teacher, TeacherDescription
+from hf_deit.training.metrics import class_hits, measure_teacher
 from hf_deit.training.top_k_accuracy import TopKAccuracy
 
 
@@ -64,3 +72,109 @@ def test_it_is_an_evaluate_metric():
     metric = TopKAccuracy()
     assert isinstance(metric, evaluate.Metric)
     assert evaluate.combine([metric]).compute(predictions=[[2, 0], [1, 2]], references=[2, 2]) == {"top1": 0.5}
+
+
+# Teachers
+
+
+class ReadsBrightness(nn.Module):
+    """Knows an image's label by its brightness, of images of some heights; of others it always says 0."""
+
+    def __init__(self, good: set[int], taken: set[int]) -> None:
+        super().__init__()
+        self.good, self.taken = good, taken
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        height = pixel_values.shape[-2]
+        if height not in self.taken:
+            raise ValueError(f"no images of {height} pixels")
+        said = pixel_values.mean(dim=(1, 2, 3)).round().long() * (height in self.good)
+        return SimpleNamespace(logits=nn.functional.one_hot(said, 4).float())
+
+
+def teacher_of(*, own: int | None, shown: int, good: set[int], taken: tuple[int, ...] = (8, 16, 24)) -> Teacher:
+    """A teacher of four labels, for a student of 16 pixels."""
+    description = TeacherDescription(
+        name_or_path="big/teacher",
+        revision=None,
+        wanted_revision=None,
+        dtype=torch.float32,
+        id2label={index: str(index) for index in range(4)},
+        label_order=[0, 1, 2, 3],
+        channel_order=[0, 1, 2],
+        scale=[1.0] * 3,
+        shift=[0.0] * 3,
+        processor_size=(16, 16),
+        own_size=None if own is None else (own, own),
+        student_size=(16, 16),
+        sizes=((shown, shown),),
+    )
+    model = ReadsBrightness(good, set(taken))
+    return Teacher(model, description, None if shown == 16 else (shown, shown))
+
+
+def batch_of(*labels: int) -> dict[str, torch.Tensor]:
+    """Images as bright as their labels; one without label has -100, and is as bright as 3."""
+    bright = torch.tensor([3 if label < 0 else label for label in labels]).float()
+    return {"pixel_values": bright.view(-1, 1, 1, 1).expand(-1, 3, 16, 16), "labels": torch.tensor(labels)}
+
+
+VIEWS, VALIDATION = [batch_of(0, 1, 1, -100), batch_of(1, 1, 1)], [batch_of(0, 1, 2, 3), batch_of(3, 2, 0, 0)]
+
+
+def measured(caplog, teacher: Teacher, views=VIEWS, validation=VALIDATION) -> tuple[dict[str, float], str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        return measure_teacher(teacher, views=iter(views), validation=iter(validation)), caplog.text
+
+
+@pytest.mark.parametrize(
+    ("own", "shown", "better"), [(24, 16, "own"), (8, 16, "own"), (24, 24, "student"), (8, 24, "own")]
+)
+def test_a_teacher_that_is_better_at_another_size_is_warned_of(caplog, own, shown, better):
+    good = own if better == "own" else 16
+    report, said = measured(caplog, teacher_of(own=own, shown=shown, good={good}))
+    sizes = {own, shown, 16}
+    assert {name for name in report if "_at_" in name} == {
+        f"{name}_at_{size}" for name in ("teacher_top1", "teacher_agreement_with_labels") for size in sizes
+    }
+    assert report["teacher_top1"] == report[f"teacher_top1_at_{shown}"] == 3 / 8
+    assert {report[f"teacher_top1_at_{size}"] for size in sizes - {good}} == {3 / 8}
+    assert report[f"teacher_top1_at_{good}"] == report[f"teacher_agreement_with_labels_at_{good}"] == 1
+    assert report["teacher_agreement_with_labels"] == 1 / 6
+    assert f"right on 0.375 of 8 images at {shown} pixels, which it is shown, and on 1.000 at {good}" in said
+    assert f"--teacher_input_size {better} " in said
+
+
+def test_a_teacher_at_its_best_size_is_warned_of_no_size(caplog):
+    report, said = measured(caplog, teacher_of(own=24, shown=24, good={24}))
+    assert (report["teacher_top1_at_24"], report["teacher_top1_at_16"]) == (1, 3 / 8)
+    assert said == ""
+    # It answers alike at both, or takes one alone, or has but one.
+    assert measured(caplog, teacher_of(own=24, shown=24, good={16, 24}))[1] == ""
+    for teacher in (teacher_of(own=24, shown=24, good={24}, taken=(24,)), teacher_of(own=16, shown=16, good={16})):
+        report, said = measured(caplog, teacher)
+        assert report == {
+            "teacher_agreement_with_labels": 1.0,
+            "teacher_top1": 1.0,
+            "teacher_images": 8,
+            "majority_class": 3 / 8,
+        }
+        assert said == ""
+
+
+def test_a_weak_teacher_is_compared_with_the_majority_of_the_images_it_was_measured_on(caplog):
+    weak = teacher_of(own=16, shown=16, good=set())
+    report, said = measured(caplog, weak)  # of the views 5 of 6 are ones, of the validation images 3 of 8 zeros
+    assert report["majority_class"] == report["teacher_top1"] == 3 / 8
+    assert "an accuracy of 0.375 on 8 images at 16 pixels" in said and "most frequent class (0.375)" in said
+    report, said = measured(caplog, weak, validation=[])
+    assert (report["majority_class"], report["teacher_agreement_with_labels"]) == (5 / 6, 1 / 6)
+    assert "an accuracy of 0.167 on 6 images" in said and "most frequent class (0.833)" in said
+    # Better than the majority there, though not than that of the views.
+    fair, images = teacher_of(own=16, shown=16, good={16}), batch_of(0, 1, 2, 3, 3)
+    images["labels"] = torch.tensor([0, 1, 2, 0, 1])
+    report, said = measured(caplog, fair, validation=[images])
+    assert (report["teacher_top1"], report["majority_class"], said) == (0.6, 0.4, "")
+    assert measured(caplog, weak, views=[batch_of(-100)], validation=[]) == ({}, "")

@@ -187,8 +187,10 @@ def random_teacher(name: str, image_size: int, dtype: torch.dtype) -> Teacher:
         channel_order=[0, 1, 2],
         scale=[1.0] * 3,
         shift=[0.0] * 3,
+        processor_size=(image_size, image_size),
         own_size=(image_size, image_size),
         student_size=(image_size, image_size),
+        sizes=((image_size, image_size),),
     )
     return Teacher(model, description, None)
 
