@@ -15,7 +15,8 @@ from ..data.image_data import ImageData
 from ..errors import InputError, PublishError, counted
 from ..hub.facts import RunSources
 from ..hub.run_folder import RECIPE_FILE
-from ..models.heads import CLASS, DISTILLATION
+from ..hub.usage import note_on_fusion, usage
+from ..models.heads import CLASS, DISTILLATION, FUSED, PLAIN, words_of_answer
 from ..models.teacher import TeacherDescription
 from ..recipes.resolve import Arguments, resolve_arguments, save_recipe
 from ..training.checkpoints import check_same_labels, resume_wish
@@ -54,6 +55,9 @@ class RunResult:
         skipped_images: how many different images could not be decoded, in training and evaluation.
         minutes: the whole run, a teacher trained before included.
         weights: which were saved, "raw" or "ema" (their moving average).
+        served_top1: top-1 of what `usage` answers, in [0, 1]; None if it was not measured.
+        needs_code: whether the model's code was saved beside it.
+        fusion_note: what becomes of two heads in `usage`, or None.
         repository: URL of the repository that the model was pushed to, or None.
         push_failures: of pushes during and after the training, a line each with the cause.
         publish_error: why the model could not be pushed at the end, or None.
@@ -66,6 +70,9 @@ class RunResult:
     skipped_images: int
     minutes: float
     weights: str
+    served_top1: float | None = None
+    needs_code: bool = False
+    fusion_note: str | None = None
     repository: str | None = None
     label_report: LabelReport | None = None
     kept_in: str | None = None
@@ -95,11 +102,7 @@ class RunResult:
     @property
     def usage(self) -> str:
         """Lines that load and use the model, with transformers alone."""
-        return (
-            "from transformers import pipeline\n\n"
-            f'classify = pipeline("image-classification", model="{self.output_dir}")\n'
-            'print(classify("image.png"))'
-        )
+        return usage(self.output_dir, needs_code=self.needs_code)
 
 
 def run(arguments: Arguments) -> RunResult:
@@ -269,7 +272,7 @@ def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
             trainer.create_model_card()
         except Exception as error:  # the result is worth more than its card
             logger.warning("the model is saved, but its card could not be written: %r", error)
-    kept = trainer.kept_labels
+    kept, facts = trainer.kept_labels, trainer.run_facts(metrics)
     return RunResult(
         output_dir=args.output_dir,
         accuracies=accuracies,
@@ -278,6 +281,9 @@ def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
         skipped_images=len(trainer.skipped_images),
         minutes=(time.perf_counter() - start) / 60,
         weights=args.publish_weights,
+        served_top1=facts.served_top1,
+        needs_code=facts.needs_code,
+        fusion_note=note_on_fusion(facts.architecture, facts.fusion, args.output_dir),
         label_report=trainer.label_report,
         kept_in=None if kept is None or kept.store.readonly else args.teacher_labels,
         repository=None if trainer.repository is None else trainer.repository.url,
@@ -299,9 +305,16 @@ def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict
             if f"eval_{average}{head.prefix}top1" in metrics:
                 accuracies[f"{head.words}{suffix}"] = metrics[f"eval_{average}{head.prefix}top1"]
         if f"eval_{average}top1" in metrics:
-            whole = "fused" if CLASS.words in accuracies else single
+            whole = _words_of_answer(trainer) if CLASS.words in accuracies else single
             accuracies[f"{whole}{suffix}"] = metrics[f"eval_{average}top1"]
+        if f"eval_{average}{PLAIN.prefix}top1" in metrics:
+            accuracies[f"transformers alone{suffix}"] = metrics[f"eval_{average}{PLAIN.prefix}top1"]
     return accuracies
+
+
+def _words_of_answer(trainer: DistillationTrainer) -> str:
+    words = words_of_answer(getattr(trainer.model.config, "fusion", None))
+    return "fused" if words == FUSED.words else words
 
 
 def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = None) -> None:
@@ -364,7 +377,9 @@ def _print_result(result: RunResult) -> None:
     for failure in result.push_failures:
         print(f"push failed: {failure}", file=sys.stderr)
     model = "The model with averaged weights" if result.weights == "ema" else "The model"
-    print(f"\n{result}\n\n{model} lies in {result.output_dir}. To use it:\n\n{result.usage}")
+    note = "" if result.fusion_note is None else f"{result.fusion_note}\n"
+    answers = "" if result.served_top1 is None else f", with a top-1 of {result.served_top1:.4f}"
+    print(f"\n{result}\n\n{model} lies in {result.output_dir}. {note}To use it{answers}:\n\n{result.usage}")
     if result.kept_in is not None:
         print(f"\nThe teacher's labels lie in {result.kept_in}: --teacher_labels {result.kept_in} replays them.")
     if result.publish_error is not None:

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from ..errors import InputError, one_line
-from ..models.configuration_deit import DeiTConfigBase, as_pair
+from ..models.configuration_deit import ONE_HEAD_FUSIONS, DeiTConfigBase, as_pair
 from ..models.pretrained import LOADING_ERRORS
 from ..models.zoo import model_class_of
 from .checkpoint import Checkpoint
@@ -66,10 +66,15 @@ def _logits(images: torch.Tensor, checkpoint: Checkpoint, path: str, library: st
 
 def _open(checkpoint: Checkpoint, path: str, library: str, ema: bool) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from images to logits, in float32: the checkpoint in the hands of a library."""
-    if library in ("hf_deit", "transformers"):
-        is_ours = library == "hf_deit"
-        model_class = model_class_of(checkpoint.config) if is_ours else type(native_model(checkpoint))
-        model = model_class.from_pretrained(path).float().eval()
+    if library == "transformers":
+        model = native_model(checkpoint)
+        # Where one head answers, transformers opens that alone; both are in the weights as they were read.
+        if getattr(checkpoint.config, "fusion", None) not in ONE_HEAD_FUSIONS:
+            model = type(model).from_pretrained(path)
+        model = model.float().eval()
+        return lambda images: model(images).logits
+    if library == "hf_deit":
+        model = model_class_of(checkpoint.config).from_pretrained(path).float().eval()
         if hasattr(model.config, "fusion"):
             model.config.fusion = "logits"
         return lambda images: model(images).logits

@@ -82,8 +82,8 @@ def _read_file(path: str, ema: bool) -> Checkpoint:
         stated = vars(stated) if isinstance(stated, argparse.Namespace) else stated if isinstance(stated, dict) else {}
         config = _infer_config(file.weights, path, name or stated.get("model"), stated.get("model_kwargs"))
         if isinstance(name, str) and timm.is_model(name):  # timm's training script
-            usual = timm.get_pretrained_cfg(name).to_dict()
-            settings = {key: stated.get(key) or usual.get(key) for key in _TIMM_IMAGES}
+            usual = timm.get_pretrained_cfg(name)
+            settings = {key: stated.get(key) or getattr(usual, key, None) for key in _TIMM_IMAGES}
             found = config, _timm_processor(settings, config, path)
         else:
             # What the authors' files mean without saying it: ImageNet's statistics, and their crop ratios.

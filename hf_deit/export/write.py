@@ -19,7 +19,7 @@ from transformers.image_utils import PILImageResampling
 from ..errors import InputError, one_line
 from ..hub.files import share_weights
 from ..models.configuration_cait import CaiTConfig
-from ..models.configuration_deit import DeiTConfigBase, as_pair
+from ..models.configuration_deit import ONE_HEAD_FUSIONS, DeiTConfigBase, as_pair
 from ..models.zoo import create_config, list_models
 from .checkpoint import METADATA_KEY, Checkpoint
 from .names import timm_weights
@@ -133,12 +133,14 @@ def _write_hf_deit(checkpoint: Checkpoint, folder: str) -> None:
 
 
 def _write_transformers(checkpoint: Checkpoint, folder: str) -> None:
-    native_model(checkpoint).save_pretrained(folder)
+    is_one_head = getattr(checkpoint.config, "fusion", None) in ONE_HEAD_FUSIONS
+    # That, as hf_deit saves it, transformers answers with alone, and the other one is not lost.
+    (checkpoint.model() if is_one_head else native_model(checkpoint)).save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
 
 
 def native_model(checkpoint: Checkpoint) -> nn.Module:
-    """A DeiT as transformers' own class."""
+    """A DeiT as transformers' own class, which of two heads answers with the mean."""
     config_class, model_class = {
         "deit": (DeiTConfig, DeiTForImageClassificationWithTeacher),
         "vit": (ViTConfig, ViTForImageClassification),

@@ -18,6 +18,7 @@ from .facts import (
     Source,
 )
 from .recipe_file import dump_recipe
+from .usage import WHAT_OTHER_LINES_DO, note_on_fusion, usage
 
 BEGIN = "<!-- Written by hf_deit, and written anew when the run is published again. What stands outside is kept. -->"
 END = "<!-- End of what hf_deit has written. -->"
@@ -286,16 +287,15 @@ def _plain(name: str) -> str:
 
 
 def _use(facts: RunFacts, repo_id: str, revision: str | None) -> str:
-    branch = f', revision="{revision}"' if revision else ""
-    code = ", trust_remote_code=True" if facts.needs_code else ""
-    note = (
-        " The model's code comes with the repository, as transformers has no such model." if facts.needs_code else ""
-    )
-    return (
-        f"With transformers alone.{note}\n\n```python\nfrom transformers import pipeline\n\n"
-        f'classify = pipeline("image-classification", model="{repo_id}"{branch}{code})\n'
-        'print(classify("image.png"))\n```'
-    )
+    sentences = ["With transformers alone."]
+    if facts.needs_code:
+        sentences.append("The model's code comes with the repository, as transformers has no such model.")
+    if facts.served_top1 is not None:
+        sentences.append(f"These lines answer with a top-1 accuracy of {facts.served_top1:.4f} on the images above.")
+    if note := note_on_fusion(facts.architecture, facts.fusion, repo_id):
+        sentences.append(note)
+    lines = usage(repo_id, revision=revision, needs_code=facts.needs_code)
+    return f"{' '.join(sentences)}\n\n```python\n{lines}\n```\n\n{WHAT_OTHER_LINES_DO}"
 
 
 def _teacher(facts: RunFacts) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerState
 
-from ..models.heads import CLASS, HEADS
+from ..models.heads import CLASS, FUSED, MEASURED, PLAIN, words_of_answer
 from .environment import describe_environment
 
 # In the names of checkpoints: trained on more than the images of ImageNet-1k.
@@ -104,6 +104,7 @@ class RunFacts:
         image_size: input size in pixels.
         needs_code: whether the repository brings the model's code, as for CaiT.
         is_distilled: whether there was a teacher.
+        fusion: how the model's heads answer together, if it has two; None in the records of earlier versions.
         labels: names of the labels by index.
         student: the checkpoint that training started from, or the name of the architecture.
         teacher: the teacher, or None.
@@ -147,6 +148,7 @@ class RunFacts:
     num_epochs: float
     batch_size: int
     environment: dict[str, Any]
+    fusion: str | None = None
     is_finished: bool = True
     best_step: int | None = None
     unlabeled: Source | None = None
@@ -212,6 +214,7 @@ class RunFacts:
             image_size=image_size,
             needs_code=bool(getattr(model, "_auto_class", None) or getattr(config, "auto_map", None)),
             is_distilled=args.distillation_type != "none",
+            fusion=getattr(config, "fusion", "logits"),  # which transformers' own with two heads do, too
             labels=[config.id2label[index] for index in sorted(config.id2label)],
             weights=args.publish_weights,
             step=state.global_step,
@@ -263,13 +266,22 @@ class RunFacts:
             return []
         average = "ema_" if self.weights == "ema" else ""
         single = f"eval_{average}{CLASS.prefix}top1" not in self.metrics
+        answer = "the model" if single else words_of_answer(self.fusion)
         rows = []
-        for head in HEADS:
+        for head in MEASURED:
             for k in (1, 5):
                 value = self.metrics.get(f"eval_{average}{head.prefix}top{k}")
                 if value is not None:
-                    rows.append(("the model" if single else head.words, f"top-{k}", value))
+                    rows.append((answer if head is FUSED else head.words, f"top-{k}", value))
         return rows
+
+    @property
+    def served_top1(self) -> float | None:
+        """Accuracy in [0, 1] of what transformers alone answers with the published weights; None if not known."""
+        has_two_heads = any(name.endswith(f"{CLASS.prefix}top1") for name in self.metrics)
+        if self.num_validation is None or (has_two_heads and self.fusion is None):
+            return None
+        return served_top1(self.metrics, self.weights)
 
     def external_data(self) -> str | None:
         """A sentence on what the teacher has seen beyond the student's images; None if there is nothing to say."""
@@ -292,3 +304,15 @@ class RunFacts:
                 "labels this model may have learnt from others than those named here."
             )
         return None
+
+
+def served_top1(metrics: Mapping[str, float], weights: str) -> float | None:
+    """Accuracy in [0, 1] of what transformers alone answers with a published model; None if it was not measured.
+
+    Args:
+        metrics: of an evaluation, as transformers' Trainer logs them.
+        weights: which are published, "raw" or "ema".
+    """
+    average = "ema_" if weights == "ema" else ""
+    names = (f"eval_{average}{head.prefix}top1" for head in (PLAIN, FUSED))
+    return next((metrics[name] for name in names if name in metrics), None)

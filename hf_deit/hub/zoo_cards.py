@@ -21,6 +21,7 @@ from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.zoo import create_model
 from .files import write_whole
+from .usage import CLASSIFY_AN_IMAGE, WHAT_OTHER_LINES_DO
 
 _DATASET = "ILSVRC/imagenet-1k"
 # FLOP of one image from which on a device may not hold the 64 images of the recipe at once.
@@ -208,6 +209,8 @@ def _values(name: str, released: Released, measured: Measured) -> dict[str, obje
     patches = f"{grid**2} patches ({grid} x {grid}, of {config.patch_size} x {config.patch_size} pixels)"
     values = {
         "name": name,
+        "classify_an_image": CLASSIFY_AN_IMAGE,
+        "what_other_lines_do": WHAT_OTHER_LINES_DO,
         "title": released.title,
         "weights": f"timm/{name}.fb_dist_in1k" if is_cait else f"facebook/{name.replace('_', '-')}",
         "top1": f"{released.top1:.{digits}f}",

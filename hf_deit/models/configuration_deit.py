@@ -8,7 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-FUSIONS = ("logits", "softmax", "cls", "distillation")
+ONE_HEAD_FUSIONS = ("cls", "distillation")
+FUSIONS = ("logits", "softmax", *ONE_HEAD_FUSIONS)
 
 # `config.json` names the class that opens the weights without this package.
 _PUBLISHED_ARCHITECTURES = {
@@ -134,17 +135,39 @@ class DistilledDeiTConfig(DeiTConfigBase):
     Args:
         fusion: how the two heads answer together. "logits" is the mean of the logits (the authors' code, and
             transformers'), "softmax" the sum of the softmaxes (the paper, section 4), "cls" and "distillation" take
-            one head alone. transformers ignores this field and always takes "logits".
+            one head alone. See `plain_fusion` for what transformers makes of it.
         **kwargs: the fields of `DeiTConfigBase` and of `transformers.PreTrainedConfig`.
+
+    Attributes:
+        classifier_head: which head the files of this configuration call `classifier`, "cls" or "distillation": a model
+            that answers with one head is saved as transformers' class with one. None if they name both. Written by
+            `save_pretrained` of the model.
     """
 
     model_type = "deit"
+    classifier_head = None  # without a type, so that it is no field: nobody chooses it
 
     fusion: str = "logits"
 
     def validate_fusion(self) -> None:
         if self.fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {self.fusion!r}")
+
+    @property
+    def plain_fusion(self) -> str:
+        """How transformers alone fuses the heads of a saved model: as `fusion` says, but "softmax" as "logits"."""
+        return "logits" if self.fusion == "softmax" else self.fusion
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in super().to_dict().items() if key != "classifier_head"}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What stands in `config.json`."""
+        output = super().to_diff_dict()
+        if self.classifier_head is not None:
+            output["classifier_head"] = self.classifier_head
+            output["architectures"] = ["DeiTForImageClassification"]
+        return output
 
 
 @strict

@@ -21,3 +21,16 @@ FUSED = Head("logits", "", "fused heads")  # what the published model answers; t
 CLASS = Head("cls_logits", "class_", "class head")
 DISTILLATION = Head("distillation_logits", "distillation_", "distillation head")
 HEADS = (FUSED, CLASS, DISTILLATION)
+# What transformers alone makes of the heads, measured where that is not what the model answers ("softmax").
+PLAIN = Head("plain_logits", "plain_", "transformers alone, which averages the logits")
+MEASURED = (*HEADS, PLAIN)
+_ANSWERS = {
+    "softmax": "fused heads, by softmax",
+    "cls": "the model, by its class head",
+    "distillation": "the model, by its distillation head",
+}
+
+
+def words_of_answer(fusion: str | None) -> str:
+    """What the answer of a model with two heads is called, by the `fusion` of its configuration."""
+    return _ANSWERS.get(fusion, FUSED.words)

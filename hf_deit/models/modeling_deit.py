@@ -7,7 +7,7 @@ of their LayerNorms is 1e-12, they have no stochastic depth, and the one with tw
 Shape legend: B images, C channels, H × W pixels, N patches, T = N + special tokens, D hidden_size, K labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig
+from .configuration_deit import ONE_HEAD_FUSIONS, DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig
 from .modeling_common import (
     AttentionBase,
     EmbeddingsBase,
@@ -27,6 +27,23 @@ from .modeling_common import (
     LayerBase,
     StochasticDepth,
 )
+
+_SPECIAL_TOKENS, _POSITIONS = ("cls_token", "distillation_token"), "position_embeddings"
+
+
+def with_swapped_tokens(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Weights of a DeiT in which class and distillation token, with their positions, have each other's place.
+
+    As self-attention knows no order, the model computes the same, with its first two outputs in each other's place.
+
+    Args:
+        weights: by name.
+        prefix: of the embeddings' names.
+    """
+    one, other = (f"{prefix}{name}" for name in _SPECIAL_TOKENS)
+    positions = weights[f"{prefix}{_POSITIONS}"]
+    positions = torch.cat((positions[:, :2].flip(1), positions[:, 2:]), dim=1)
+    return {**weights, one: weights[other].clone(), other: weights[one].clone(), f"{prefix}{_POSITIONS}": positions}
 
 
 class DeiTEmbeddings(EmbeddingsBase):
@@ -40,6 +57,13 @@ class DeiTEmbeddings(EmbeddingsBase):
         patches, positions = self.embed(pixel_values)
         special = (token.expand(pixel_values.shape[0], -1, -1) for token in self.special_tokens)
         return self.dropout(torch.cat([*special, patches], dim=1) + positions)
+
+    @torch.no_grad()
+    def swap_special_tokens(self) -> None:
+        """Gives the class token and the distillation token each other's place, with their positions."""
+        swapped = with_swapped_tokens(self.state_dict(), "")
+        for name in (*_SPECIAL_TOKENS, _POSITIONS):
+            getattr(self, name).copy_(swapped[name])
 
 
 def eager_attention(
@@ -135,6 +159,29 @@ class DeiTPreTrainedModelBase(ImageClassifierBase):
             raise ValueError("hf_deit publishes the Hub's key layout only: leave save_original_format at True")
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        head = _head_called_classifier(cls.config_class, pretrained_model_name_or_path, **kwargs)
+        if head is not None:
+            kwargs["key_mapping"] = {r"^classifier\.": f"{head}_classifier.", **(kwargs.get("key_mapping") or {})}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if head == "distillation":
+            model = loaded[0] if kwargs.get("output_loading_info") else loaded
+            model.base_model.embeddings.swap_special_tokens()
+        return loaded
+
+
+def _head_called_classifier(config_class: type, name_or_path: str, **kwargs: Any) -> str | None:
+    """Which head the files of a checkpoint call `classifier`, see `DistilledDeiTConfig`; None if they do not."""
+    if not hasattr(config_class, "classifier_head"):
+        return None
+    kwargs.pop("config", None)  # what is to be made of the weights; what they are, stands beside them
+    try:
+        stated, _ = config_class.get_config_dict(name_or_path, **kwargs)
+    except OSError:  # there is none, which is said where it is missed
+        return None
+    return stated.get("classifier_head")
+
 
 class _DeiTBackbone(DeiTPreTrainedModelBase):
     """Embeddings, blocks and final norm, with or without the distillation token."""
@@ -186,6 +233,10 @@ class DistilledDeiTModel(_DeiTBackbone):
     base_model_prefix = "deit"
     distilled = True
 
+    def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        self.config.classifier_head = None  # it has no heads, and its tokens are in their own places
+        super().save_pretrained(save_directory, *args, **kwargs)
+
 
 class PlainDeiTModel(_DeiTBackbone):
     """DeiT without distillation token and without head. Parameters are named as in `ViTModel`."""
@@ -219,6 +270,36 @@ class DistilledDeiTForImageClassification(ImageClassificationMixin, DeiTPreTrain
         self.cls_classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.distillation_classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    def save_pretrained(
+        self,
+        save_directory: str,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the model so that transformers alone answers as `config.fusion` says, wherever its classes can.
+
+        A model that answers with one head is saved as `DeiTForImageClassification`, which has one, `classifier`, on
+        the first token: for the distillation head, the tokens change places. The other head lies beside it under its
+        own name; transformers reports it as unexpected, and leaves it out. Of "softmax" transformers knows nothing.
+
+        Args:
+            save_directory: the folder.
+            is_main_process, state_dict, **kwargs: as in transformers.
+        """
+        head = self.config.fusion if self.config.fusion in ONE_HEAD_FUSIONS else None
+        self.config.classifier_head = head
+        if head is not None:
+            weights = self.state_dict() if state_dict is None else state_dict
+            if head == "distillation":
+                weights = with_swapped_tokens(weights, "deit.embeddings.")
+            name = f"{head}_classifier."
+            state_dict = {
+                f"classifier.{key.removeprefix(name)}" if key.startswith(name) else key: weight
+                for key, weight in weights.items()
+            }
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
 
 
 class PlainDeiTForImageClassification(ImageClassificationMixin, DeiTPreTrainedModelBase):

@@ -161,6 +161,8 @@ def lacked_fields(
         known = _fields(create_config(name_or_path))
     elif name_or_path in CONFIG_MAPPING:
         known = _fields(CONFIG_MAPPING[name_or_path])
+    elif is_weight_file(name_or_path):
+        return []
     else:
         try:
             config, _ = _checkpoint_class(name_or_path, revision)
@@ -175,8 +177,12 @@ def _fields(config: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(config)} | {"num_labels", *config.attribute_map}
 
 
+def _fields_of_checkpoint(config: Any) -> set[str]:
+    return _fields(config) | config.to_dict().keys() | {"attn_implementation"}
+
+
 def _lacked_by_checkpoint(config: Any, overrides: Mapping[str, Any]) -> list[str]:
-    known = _fields(config) | config.to_dict().keys() | {"attn_implementation"}
+    known = _fields_of_checkpoint(config)
     lacked = [name for name in overrides if name not in known]
     if config.model_type == "timm_wrapper":
         return [name for name in lacked if not _timm_takes(config, name, overrides[name])]
@@ -211,12 +217,12 @@ def _load_checkpoint(
         revision = resolve_revision(name_or_path, revision) or revision
         config, model_class = _checkpoint_class(name_or_path, revision)
         _check_fields(name_or_path, _lacked_by_checkpoint(config, overrides), _fields(config))
+        is_timm = config.model_type == "timm_wrapper"
+        settings = _for_timm(config, name_or_path, overrides) if is_timm else dict(overrides)
+        if replace_head and issubclass(model_class, ImageClassifierBase):  # transformers may have lost the other one
+            settings["ignore_mismatched_sizes"] = True
         model, info = model_class.from_pretrained(
-            name_or_path,
-            revision=revision,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **_for_timm(config, name_or_path, overrides) if config.model_type == "timm_wrapper" else overrides,
+            name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True, **settings
         )
     except InputError:
         raise
@@ -259,6 +265,8 @@ def _checkpoint_class(name_or_path: str, revision: str | None) -> tuple[Any, Any
         "DeiTForImageClassificationWithTeacher": DistilledDeiTForImageClassification,
         "ViTForImageClassification": PlainDeiTForImageClassification,
     }.get((config.architectures or [""])[0])
+    if getattr(config, "classifier_head", None) is not None:  # one of two
+        own_class = DistilledDeiTForImageClassification
     if own_class is None:
         return config, AutoModelForImageClassification
     return own_class.config_class.from_pretrained(name_or_path, revision=revision), own_class
@@ -270,7 +278,8 @@ def _for_timm(config: Any, name_or_path: str, overrides: Mapping[str, Any]) -> d
     Raises:
         InputError: it is a DeiT with a distillation head, which the wrapper has no output for.
     """
-    if config.architecture in list_models() and isinstance(create_config(config.architecture), DistilledDeiTConfig):
+    name = str(config.architecture).partition(".")[0]
+    if name in list_models() and isinstance(create_config(name), DistilledDeiTConfig):
         folder = name_or_path if os.path.isdir(name_or_path) else "FOLDER"
         converted = f"outputs/{os.path.basename(os.path.normpath(name_or_path))}"
         way = command("convert", folder, converted, "--to", "hf_deit")
@@ -280,7 +289,8 @@ def _for_timm(config: Any, name_or_path: str, overrides: Mapping[str, Any]) -> d
             f"the student {name_or_path!r} is timm's {config.architecture}, whose distillation head has no output in "
             f"transformers: convert it with {way}; then give --student {converted}"
         )
-    fields = {name: value for name, value in overrides.items() if name in _fields(config)}
+    known = _fields_of_checkpoint(config)
+    fields = {name: value for name, value in overrides.items() if name in known}
     arguments = {name: value for name, value in overrides.items() if name not in fields}
     model_args = {**(config.model_args or {}), **arguments, **(fields.get("model_args") or {})}
     return {**fields, "model_args": model_args} if model_args else fields

@@ -9,7 +9,7 @@ from transformers import EvalPrediction
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..models.heads import HEADS
+from ..models.heads import MEASURED
 from ..models.teacher import Teacher, size_in_words
 
 logger = logging.get_logger(__name__)
@@ -84,7 +84,7 @@ def head_accuracies(prediction: EvalPrediction) -> dict[str, float]:
     rankings = torch.from_numpy(np.asarray(prediction.predictions))
     labels = torch.from_numpy(np.asarray(prediction.label_ids))
     metrics = {}
-    for index, head in enumerate(HEADS[: rankings.shape[1]]):
+    for index, head in enumerate(MEASURED[: rankings.shape[1]]):
         accuracies = count_hits(rankings[:, index], labels).accuracies()
         metrics.update({f"{head.prefix}{name}": value for name, value in accuracies.items()})
     return metrics

@@ -25,9 +25,9 @@ from ..hub.facts import RunFacts, RunSources
 from ..hub.files import share_weights
 from ..hub.record import read_facts, write_record
 from ..hub.repository import HubRepository
-from ..models.heads import HEADS
+from ..models.heads import CLASS, DISTILLATION, HEADS, PLAIN
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
-from ..models.modeling_common import ImageClassifierBase
+from ..models.modeling_common import ImageClassifierBase, fuse_logits
 from ..models.teacher import Teacher, TeacherDescription
 from .arguments import DistillationTrainingArguments
 from .averaging import AVERAGE_FOLDER, WeightAverage
@@ -53,8 +53,8 @@ class DistillationTrainer(Trainer):
     sees, at its own input size; it stays outside of the student, the optimizer, the average and the checkpoints.
 
     Evaluation runs the student alone and reports `eval_top1` and `eval_top5` of what the model answers (the fused
-    heads), the same per head as `eval_class_…` and `eval_distillation_…`, and for the moving average as `eval_ema_…`;
-    top-5 from five labels on.
+    heads), the same per head as `eval_class_…` and `eval_distillation_…`, where transformers alone will answer
+    otherwise as `eval_plain_…`, and for the moving average as `eval_ema_…`; top-5 from five labels on.
 
     Args:
         model: any image classifier of transformers, or of this package.
@@ -264,6 +264,9 @@ class DistillationTrainer(Trainer):
             labels = inputs["labels"]
             # So that the mean over all rows, times rows by labelled rows, is the mean over the labelled ones.
             loss = evaluation_loss(heads["logits"], labels) * (labels >= 0).float().mean()
+            plain_fusion = getattr(self.model.config, "plain_fusion", None)
+            if plain_fusion is not None and plain_fusion != self.model.config.fusion:
+                heads[PLAIN.field] = fuse_logits(heads[CLASS.field], heads[DISTILLATION.field], plain_fusion)
             return (loss, heads) if return_outputs else loss
         seeds = {"view_seeds": inputs["view_seeds"]} if self._takes_view_seeds and "view_seeds" in inputs else {}
         outputs = model(pixel_values=inputs["pixel_values"], **seeds)

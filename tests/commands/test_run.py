@@ -97,11 +97,33 @@ def test_prints_a_table_that_agrees_with_the_model_and_lines_that_run(main, tmp_
     assert float(teacher.split()[1]) == pytest.approx(
         (decisions == torch.tensor(data["label"])).float().mean().item(), abs=1e-4
     )
-    usage = printed[printed.index("from transformers") :]
+    assert f"To use it, with a top-1 of {top1:.4f}:" in printed
+    usage = printed[printed.index("from PIL") :]
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
     done = subprocess.run([sys.executable, "-c", usage], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "'score'" in done.stdout
+
+
+@pytest.mark.parametrize("fusion", ["softmax", "cls"])
+def test_what_is_stated_beside_the_lines_is_what_they_answer(main, tmp_path, capsys, fusion):
+    folder = tmp_path / "run"
+    command = ["--recipe", "debug", "--output_dir", str(folder), "--use_cpu", "true", "--distillation_type", "none"]
+    command += ["--max_steps", "1", "--eval_strategy", "no", "--publish_weights", "ema"]
+    assert main([*command, "--student_overrides", json.dumps({**tiny.SIZES, "fusion": fusion})]) == 0
+    printed = capsys.readouterr().out
+    data = tiny.digits(num_validation=360)[1]
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**AutoImageProcessor.from_pretrained(folder)(list(data["image"]), return_tensors="pt")).logits
+    top1 = (logits.argmax(-1) == torch.tensor(data["label"])).float().mean().item()
+    assert f"To use it, with a top-1 of {top1:.4f}:" in printed
+    rows = dict(line.rsplit("  ", 1) for line in printed.splitlines() if re.search(r"  +\d\.\d{4}$", line))
+    figures = {name.strip(): float(figure) for name, figure in rows.items()}
+    row = {"softmax": "transformers alone, averaged", "cls": "the model, by its class head, averaged"}[fusion]
+    assert figures[row] == pytest.approx(top1, abs=5e-5)
+    assert ("transformers alone" in figures) == (fusion == "softmax")
+    assert "`hf_deit.DistilledDeiTForImageClassification.from_pretrained(" in printed
 
 
 def test_resolved_recipe_gives_the_same_arguments(finished_run):

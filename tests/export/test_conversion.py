@@ -319,6 +319,27 @@ def test_transformers_own_model_in_either_key_layout(tmp_path, kind, original_fo
     torch.testing.assert_close(again(noise()).logits, model(noise()).logits, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("fusion", ["cls", "distillation"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@torch.no_grad()
+def test_a_model_that_answers_with_one_head_goes_through_all_formats(tmp_path, fusion, dtype):
+    """Both heads and the choice are kept; in transformers that head answers, whatever the files came through."""
+    model, path = our_model("distilled", dtype, fusion=fusion), tmp_path / "ours"
+    saved(path, model, processor())
+    for step, to in enumerate(["transformers", "facebook", "timm", "hf_deit", "timm", "transformers"]):
+        path, source = path_of(tmp_path / str(step), to), path
+        convert_checkpoint(source, path, to=to)
+        assert largest_difference(source, path, to=to) < 1e-5
+        read = read_checkpoint(path)
+        assert_same_bits(dict(read.weights), dict(model.state_dict()))
+        assert_same_but_the_weights(read, model)
+        if to in ("transformers", "hf_deit"):
+            served = AutoModelForImageClassification.from_pretrained(path).float()
+            torch.testing.assert_close(
+                served(noise()).logits, read.model().float()(noise())[f"{fusion}_logits"], atol=1e-5, rtol=0
+            )
+
+
 def test_weights_that_share_memory_are_written_each_for_itself(tmp_path):
     """As tied heads, slices of one buffer, transposed or as parameters; safetensors refuses some of them."""
     weights = weights_of()

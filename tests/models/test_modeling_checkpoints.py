@@ -32,10 +32,10 @@ from support.families import (
     keys_on_disk,
     save_changed,
 )
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, DeiTForImageClassification
 
 import hf_deit
-from hf_deit import DistilledDeiTImageProcessor
+from hf_deit import DistilledDeiTConfig, DistilledDeiTImageProcessor
 from hf_deit.models.configuration_deit import label2id_of
 
 # Publishing
@@ -212,6 +212,92 @@ def test_round_trip_keeps_every_bit_and_the_type(tmp_path, kind, dtype):
     assert names_in(tmp_path / "two") == files_of(kind)
     for name in files_of(kind):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+ONE_HEAD = pytest.mark.parametrize(
+    ("fusion", "other"), [("cls", "distillation_classifier"), ("distillation", "cls_classifier")]
+)
+
+
+@ONE_HEAD
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@torch.no_grad()
+def test_a_model_that_answers_with_one_head_does_so_in_plain_transformers(tmp_path, fusion, other, dtype):
+    model = DISTILLED_DEIT.tiny(fusion=fusion).to(dtype)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["DeiTForImageClassification"]
+    served, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(served) is DeiTForImageClassification
+    assert (info["missing_keys"], info["mismatched_keys"]) == (set(), set())
+    assert info["unexpected_keys"] == {f"{other}.weight", f"{other}.bias"}
+    pixel_values, atol = images(64).to(dtype), 1e-5 if dtype == torch.float32 else 1e-2
+    answers, output = served(pixel_values).logits, model(pixel_values)
+    torch.testing.assert_close(answers, output.logits, atol=atol, rtol=0)
+    mean = (output.cls_logits + output.distillation_logits) / 2
+    assert (mean.argmax(-1) != output.logits.argmax(-1)).any()  # else the test would show nothing
+    served.save_pretrained(tmp_path / "again")  # by transformers, in its own way
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(pixel_values).logits, answers)
+
+
+@ONE_HEAD
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_that_answers_with_one_head_keeps_both(tmp_path, fusion, other, dtype):
+    model = DISTILLED_DEIT.tiny(fusion=fusion).to(dtype)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "one", max_shard_size="40KB")
+    assert_same_weights(model, before)  # it is not changed by being saved
+    loaded = DISTILLED_DEIT.load(tmp_path / "one")
+    assert (loaded.dtype, loaded.config.fusion) == (dtype, fusion)
+    assert_same_weights(loaded, before)
+    assert torch.equal(loaded(images().to(dtype)).logits, model(images().to(dtype)).logits)
+    backbone = DISTILLED_DEIT.backbone_class.from_pretrained(tmp_path / "one")
+    assert_same_weights(backbone, {name.removeprefix("deit."): before[name] for name in before if "deit." in name})
+    for parameter in loaded.parameters():
+        assert parameter.requires_grad
+    # Another fusion, or none, is another form of the files.
+    for step, (part, wanted) in enumerate([(loaded, "logits"), (loaded, other.split("_")[0]), (backbone, fusion)]):
+        part.config.fusion = wanted
+        part.save_pretrained(tmp_path / str(step))
+        assert_same_weights(type(part).from_pretrained(tmp_path / str(step)), dict(part.state_dict()))
+
+
+@ONE_HEAD
+@pytest.mark.parametrize("written_anew", ["logits", "softmax", "cls", "distillation"])
+def test_a_configuration_that_is_written_anew_does_not_mix_up_the_heads(tmp_path, fusion, other, written_anew):
+    """The weights stay as they were saved, whatever becomes of `fusion`."""
+    model = DISTILLED_DEIT.tiny(fusion=fusion)
+    model.save_pretrained(tmp_path)
+    config = DistilledDeiTConfig.from_pretrained(tmp_path)
+    config.fusion = written_anew
+    config.save_pretrained(tmp_path)
+    loaded = DISTILLED_DEIT.load(tmp_path)
+    assert loaded.config.fusion == written_anew
+    assert_same_weights(loaded, dict(model.state_dict()))
+
+
+@ONE_HEAD
+def test_files_of_earlier_versions_that_answer_with_one_head_load(tmp_path, fusion, other):
+    """They name both heads, and transformers averages them."""
+    model = DISTILLED_DEIT.tiny(fusion="logits")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "fusion": fusion}))
+    loaded = DISTILLED_DEIT.load(tmp_path)
+    assert_same_weights(loaded, dict(model.state_dict()))
+    assert torch.equal(loaded(images()).logits, model(images())[f"{fusion}_logits"])
+    loaded.config.save_pretrained(tmp_path)
+    assert_same_weights(DISTILLED_DEIT.load(tmp_path), dict(model.state_dict()))
+
+
+@ONE_HEAD
+def test_a_lost_head_is_missed(tmp_path, fusion, other):
+    DISTILLED_DEIT.tiny(fusion=fusion).save_pretrained(tmp_path)
+    DeiTForImageClassification.from_pretrained(tmp_path).save_pretrained(tmp_path)  # which knows of one head alone
+    with pytest.raises(ValueError, match=f"2 missing: {other}.bias, {other}.weight"):
+        DISTILLED_DEIT.load(tmp_path)
+    assert DISTILLED_DEIT.load(tmp_path, ignore_mismatched_sizes=True).config.fusion == fusion
 
 
 @EVERY_KIND

@@ -4,6 +4,7 @@ A checkpoint keeps every weight but the heads that are to be replaced, and its p
 guessed is refused.
 """
 
+import functools
 import json
 import logging
 import os
@@ -87,8 +88,9 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
-def save_distilled(folder):
-    model = randomised(DistilledDeiTForImageClassification(DistilledDeiTConfig(**TINY, **named())))
+def save_distilled(folder, fusion="logits"):
+    config = DistilledDeiTConfig(**TINY, **named(), fusion=fusion)
+    model = randomised(DistilledDeiTForImageClassification(config))
     model.save_pretrained(folder)
     DistilledDeiTImageProcessor(crop_size=SIZE).save_pretrained(folder)
     return model
@@ -142,6 +144,11 @@ def save_timm(folder, **pretrained_cfg):
 
 CHECKPOINTS = {
     "distilled": (save_distilled, DistilledDeiTForImageClassification, ("cls_classifier", "distillation_classifier")),
+    "distilled, one head answers": (
+        functools.partial(save_distilled, fusion="distillation"),
+        DistilledDeiTForImageClassification,
+        ("cls_classifier", "distillation_classifier"),
+    ),
     "plain": (save_plain, PlainDeiTForImageClassification, ("classifier",)),
     "native DeiT": (
         save_native_deit,
@@ -366,7 +373,8 @@ def test_overrides_of_a_timm_checkpoint_are_arguments_of_its_model(tmp_path, arc
     model = timm.create_model(architecture, num_classes=3, **sizes)
     fields = {**TIMM, "architecture": architecture, "model_args": sizes}
     path = str(checkpoints.timm_folder(tmp_path / "student", model.state_dict(), **fields))
-    overrides = {"drop_path_rate": 0.25, "initializer_range": 0.5, "model_args": {"drop_rate": 0.125}}
+    own = {"initializer_range": 0.5, "attn_implementation": "sdpa"}
+    overrides = {**own, "drop_path_rate": 0.25, "model_args": {"drop_rate": 0.125}}
     assert lacked_fields(path, overrides) == []
     student, processor = load_student(path, id2label=LABELS, overrides=overrides)
     assert student.config.model_args == {**sizes, "drop_path_rate": 0.25, "drop_rate": 0.125}
@@ -508,6 +516,16 @@ def test_a_backbone_without_head_needs_replace_head(tmp_path):
     model, _ = load_student(path, id2label=LABELS, replace_head=True)
     loaded = model.base_model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in backbone.state_dict().items())
+
+
+def test_a_distilled_checkpoint_that_lost_a_head_needs_replace_head(tmp_path):
+    """As transformers saves one of which it knows the head alone that answers."""
+    path, model = str(tmp_path / "student"), save_distilled(tmp_path / "student", fusion="cls")
+    AutoModelForImageClassification.from_pretrained(path).save_pretrained(path)
+    assert "distillation_classifier" in refusal(path)
+    renewed, _ = load_student(path, id2label=LABELS, replace_head=True)
+    kept = renewed.deit.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in model.deit.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["distilled", "native ViT", "ResNet", "timm"])
@@ -892,6 +910,7 @@ PLAIN_ATTENTION = attention("vit.layers", *PROJECTIONS) | {"vit.embeddings.posit
 HEADS = {name: both(*heads) for name, (_, _, heads) in CHECKPOINTS.items()}
 ATTENTION = {
     "distilled": DISTILLED_ATTENTION,
+    "distilled, one head answers": DISTILLED_ATTENTION,
     "native DeiT": DISTILLED_ATTENTION,
     "plain": PLAIN_ATTENTION,
     "native ViT": PLAIN_ATTENTION,

@@ -125,8 +125,8 @@ def save_timm(folder, architecture: str, *, size: int = 32, labels=LABELS, **pre
     return str(folder), model
 
 
-def save_student(folder) -> tuple[str, nn.Module]:
-    config = DistilledDeiTConfig(**TINY_VIT, image_size=32, id2label=LABELS, label2id=LABEL2ID)
+def save_student(folder, fusion="logits") -> tuple[str, nn.Module]:
+    config = DistilledDeiTConfig(**TINY_VIT, image_size=32, id2label=LABELS, label2id=LABEL2ID, fusion=fusion)
     model = lively(DistilledDeiTForImageClassification(config))
     model.save_pretrained(folder)
     student_processor(image_mean=[0.3, 0.4, 0.5], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
@@ -356,13 +356,15 @@ def test_a_timm_checkpoint_teaches(tmp_path, architecture, size):
     assert_close(teacher(prepared(student_processor())), logits_of(model, own))
 
 
-def test_a_distilled_student_teaches_with_its_fused_answer(tmp_path):
-    path, model = save_student(tmp_path / "teacher")
+@pytest.mark.parametrize("fusion", ["logits", "cls", "distillation"])
+def test_a_distilled_student_teaches_with_its_fused_answer(tmp_path, fusion):
+    path, model = save_student(tmp_path / "teacher", fusion)
     own = student_processor(image_mean=[0.3, 0.4, 0.5], image_std=[0.2, 0.3, 0.4])
     teacher = load_teacher(path, student_processor=student_processor(), id2label=LABELS)
     with torch.no_grad():
         output = model(prepared(own))
-    assert_close(teacher(prepared(student_processor())), (output.cls_logits + output.distillation_logits) / 2)
+    mean = (output.cls_logits + output.distillation_logits) / 2
+    assert_close(teacher(prepared(student_processor())), mean if fusion == "logits" else output[f"{fusion}_logits"])
 
 
 def test_pixels_of_half_precision_are_taken(tmp_path):

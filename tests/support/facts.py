@@ -24,6 +24,7 @@ def facts(**changes: Any) -> RunFacts:
         "image_size": 224,
         "needs_code": False,
         "is_distilled": True,
+        "fusion": "logits",
         "labels": ["cat", "dog"],
         "student": Source("deit_tiny_distilled_patch16_224"),
         "teacher": Source("lab/teacher", "a" * 40, on_hub=True),

@@ -65,6 +65,8 @@ def native(kind: str):
 
 STUDENTS = {
     "distilled": tiny.student,
+    "one head answers": lambda: tiny.student(fusion="distillation"),
+    "softmax": lambda: tiny.student(fusion="softmax"),
     "plain": lambda: tiny.student(distilled=False),
     "native deit": lambda: native("deit"),
     "native vit": lambda: native("vit"),
@@ -231,8 +233,13 @@ def test_a_run_that_has_ended_is_not_trained_on(tmp_path, teacher):
     assert largest_difference(parameters(first.model), parameters(again.model)) == 0
 
 
-@pytest.mark.parametrize("name", ["distilled", "native vit", "resnet"])
-@pytest.mark.parametrize("stop_at", [5, 12, 15])  # in mid-epoch, at an epoch's end, in the middle of a later one
+@pytest.mark.parametrize(
+    ("name", "stop_at"),  # in mid-epoch, at an epoch's end, in the middle of a later one
+    [
+        *((name, step) for name in ("distilled", "native vit", "resnet") for step in (5, 12, 15)),
+        ("one head answers", 5),
+    ],
+)
 def test_resumed_run_ends_with_the_same_bits(tmp_path, teacher, name, stop_at):
     def make(folder):
         args = tiny.arguments(folder, max_steps=18, save_strategy="steps", save_steps=stop_at, save_total_limit=3)
@@ -257,7 +264,8 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path, teacher, name, stop_at):
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
 
-def test_load_best_model_at_end_restores_it(tmp_path, teacher):
+@pytest.mark.parametrize("fusion", ["logits", "distillation"])
+def test_load_best_model_at_end_restores_it(tmp_path, teacher, fusion):
     settings = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     args = tiny.arguments(
         tmp_path,
@@ -267,7 +275,7 @@ def test_load_best_model_at_end_restores_it(tmp_path, teacher):
         learning_rate=0.05,
         **settings,
     )
-    trainer = tiny.trainer(tiny.student(), args, teacher)
+    trainer = tiny.trainer(tiny.student(fusion=fusion), args, teacher)
     snapshots = {}
 
     class Snapshot(TrainerCallback):
@@ -348,11 +356,14 @@ def test_evaluation_counts_right(tmp_path, name):
     heads = {"": outputs.logits}
     if "cls_logits" in outputs:
         heads.update({"class_": outputs.cls_logits, "distillation_": outputs.distillation_logits})
+    if name == "softmax":
+        heads["plain_"] = outputs.cls_logits + outputs.distillation_logits
     for head, logits in heads.items():
         best = logits.topk(5).indices
         assert metrics[f"eval_{head}top1"] == pytest.approx((best[:, 0] == labels).float().mean().item())
         assert metrics[f"eval_{head}top5"] == pytest.approx((best == labels[:, None]).any(1).float().mean().item())
     assert ("eval_class_top1" in metrics) == ("cls_logits" in outputs)
+    assert ("eval_plain_top1" in metrics) == (name == "softmax")
 
 
 def test_logs_name_both_terms_agreement_and_speed(tmp_path, teacher):
