@@ -7,13 +7,14 @@ from transformers import PreTrainedModel, set_seed
 
 from ..data.image_data import ImageData
 from ..data.load import load_data
+from ..data.transforms import SMALL_INPUT
 from ..data.view_dataset import KeyedViews
 from ..errors import InputError
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.student import load_student
 from ..models.teacher import TeacherDescription, describe_teacher, load_labels
 from ..recipes.resolve import Arguments
-from ..training.arguments import ModelArguments
+from ..training.arguments import DistillationTrainingArguments, ModelArguments
 from ..training.datasets import as_views, check_arguments, data_seed
 from ..training.label_source import NOT_OF_STREAMS, LabelSource
 
@@ -71,8 +72,11 @@ def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evalu
             f"there are no labelled images to evaluate with every {evaluations.value}: give --validation_dir, or "
             "--eval_strategy no"
         )
+    if is_evaluated and images.validation is None and arguments.training.eval_on_start:
+        raise InputError("there are no labelled images to evaluate on at the start: leave --eval_on_start out")
     student, processor = make_student(arguments.model, images, arguments.training.seed)
     check_arguments(arguments.training, student, processor)
+    _check_crop(arguments.training, processor)
     views = as_views(
         learnt.train,
         learnt.unlabeled,
@@ -83,6 +87,16 @@ def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evalu
         images_are_checked=True,
     )
     return PreparedRun(arguments, images, student, processor, views)
+
+
+def _check_crop(args: DistillationTrainingArguments, processor: DistilledDeiTImageProcessor) -> None:
+    """Refuses a size of random crops where the images are too small for such crops."""
+    usual = DistillationTrainingArguments.crop_scale_min
+    if args.crop_scale_min != usual and max(processor.crop_size.height, processor.crop_size.width) <= SMALL_INPUT:
+        raise InputError(
+            f"crop_scale_min is of the random resized crops, which inputs of at most {SMALL_INPUT} pixels do not get "
+            f"(they are padded and cropped), got {args.crop_scale_min:g}: leave it at its default, {usual:g}"
+        )
 
 
 def _load_images(arguments: Arguments, labels: LabelSource | None) -> ImageData:

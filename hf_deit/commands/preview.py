@@ -7,6 +7,7 @@ from PIL import Image
 
 from ..errors import InputError, first_line
 from ..recipes.resolve import resolve_arguments
+from ..recipes.uses import check_uses
 from ..training.label_source import LabelSource
 from ..training.preview import check_picture_name, contact_sheet
 from .command_line import run_command
@@ -30,6 +31,7 @@ def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Imag
         # A view depends neither on the device, nor on the teacher, nor on where the run writes.
         neutral = ["--use_cpu", "true", "--tf32", "false", "--deepspeed=", "--output_dir", folder]
         arguments = resolve_arguments([*command, *neutral])
+        check_uses(arguments)
         run = prepare(arguments, LabelSource.of(arguments.training))
         id2label = run.student.config.id2label
         return contact_sheet(run.views, arguments.training, run.processor, id2label, epoch=epoch, slots=wanted)

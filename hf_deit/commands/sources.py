@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from transformers import CONFIG_MAPPING
 
-from ..data.arguments import DataArguments
-from ..data.digits import DIGITS
+from ..data.arguments import DIGITS, DataArguments
 from ..data.image_data import ImageData
 from ..hub.facts import (
     LOCAL_CHECKPOINT,

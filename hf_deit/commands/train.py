@@ -19,6 +19,7 @@ from ..hub.usage import note_on_fusion, usage
 from ..models.heads import CLASS, DISTILLATION, FUSED, PLAIN, words_of_answer
 from ..models.teacher import TeacherDescription
 from ..recipes.resolve import Arguments, resolve_arguments, save_recipe
+from ..recipes.uses import check_uses
 from ..training.checkpoints import check_same_labels, resume_wish
 from ..training.kept_labels import LabelReport
 from ..training.label_source import LabelSource, RunLabels
@@ -119,6 +120,7 @@ def run(arguments: Arguments) -> RunResult:
         CheckpointError: something could not be written.
     """
     start = time.perf_counter()
+    check_uses(arguments)
     args = arguments.training
     is_resuming = resume_wish(args.resume_from_checkpoint) is not None
     check_output_dir(args.output_dir, resuming=is_resuming, labels=args.teacher_labels)

@@ -1,8 +1,11 @@
 """Which images a run takes, as its command line names them. Loads no library."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+DIGITS = "sklearn:digits"  # in place of a data set's name
 # A data set's name may be that of a local folder, too.
 _PATHS = ("dataset_name", "train_dir", "validation_dir", "unlabeled_dir", "unlabeled_dataset_name")
 
@@ -68,3 +71,115 @@ class DataArguments:
         for name in _PATHS:
             if (path := getattr(self, name)) is not None:
                 setattr(self, name, os.fspath(path))
+
+
+def why_unused(name: str, options: Mapping[str, Any]) -> str | None:
+    """Why an option about the images does nothing beside the others, and what to do; None if it does something.
+
+    Args:
+        name: of a field of `DataArguments`.
+        options: all fields by name. Where they name no source of images, or two, every option may still get a meaning.
+    """
+    source, use = _source_of(options), _USES.get(name)
+    if source is None or use is None or use.needs in _facts_of(options, source):
+        return None
+    remedy = use.instead.get(source, "leave it out").format(**options)
+    return f"--{name} {use.about}, got {options[name]!r} beside {_SOURCES[source].format(**options)}: {remedy}"
+
+
+# Where images come from, as options say it. Unlabelled images may lie beside all but a stream.
+_SOURCES = {
+    "digits": "--dataset_name {dataset_name}",
+    "data set": "the data set {dataset_name!r}",
+    "stream": "the stream of {dataset_name!r}",
+    "folders": "--train_dir {train_dir!r}",
+    "unlabelled": "images without labels alone",
+}
+
+
+def _source_of(options: Mapping[str, Any]) -> str | None:
+    """The one source of images that options name; None if there is none, or two that exclude each other."""
+    dataset_name, train_dir = options["dataset_name"], options["train_dir"]
+    if dataset_name and train_dir:
+        return None
+    if dataset_name:
+        return "digits" if dataset_name == DIGITS else "stream" if options["streaming"] else "data set"
+    if train_dir:
+        return "folders"
+    return "unlabelled" if options["unlabeled_dir"] or options["unlabeled_dataset_name"] else None
+
+
+def _facts_of(options: Mapping[str, Any], source: str) -> set[str]:
+    """What there is besides the source, of all that an option can need."""
+    facts = {source}
+    if source in ("data set", "stream"):
+        facts |= {"splits"} if os.path.exists(options["dataset_name"]) else {"splits", "commits"}
+    if source in ("folders", "unlabelled"):
+        facts.add("folder to validate with")
+    if source in ("digits", "data set", "folders"):
+        facts.add("rows with labels")
+    others = {"data set": options["validation_split"], "folders": options["validation_dir"]}
+    if not others.get(source, True):
+        facts.add("held out")
+    if name := options["unlabeled_dataset_name"]:
+        facts |= {"unlabelled splits"} if os.path.exists(name) else {"unlabelled splits", "unlabelled commits"}
+    return facts
+
+
+class _Use(NamedTuple):
+    """What an option is about.
+
+    Attributes:
+        needs: what must be there for it to do anything; see `_facts_of`.
+        about: what it does, in words.
+        instead: what to do where that is not there, by the source that is; else it is to be left out.
+    """
+
+    needs: str
+    about: str
+    instead: Mapping[str, str] = {}
+
+
+_VALIDATION_DIR = "give --validation_dir, or leave it out"
+_HELD_OUT = _Use(
+    "held out",
+    "is about training images that are held out to validate with",
+    {
+        "digits": "360 images of their own are to validate with, so leave it out",
+        "data set": "--validation_split {validation_split!r} is given, so drop one of them",
+        "stream": "nothing is held out of one, so name a split with --validation_split",
+        "folders": "--validation_dir {validation_dir!r} is given, so drop one of them",
+        "unlabelled": "without labels none can be, so give --validation_dir",
+    },
+)
+# What is not listed names a source itself.
+_USES = {
+    "dataset_config_name": _Use("splits", "names a configuration of a data set"),
+    "dataset_revision": _Use("commits", "is of a data set on the Hub"),
+    "train_split": _Use(
+        "splits", "names a split of a data set", {"folders": "the whole folder is trained on, so leave it out"}
+    ),
+    "validation_split": _Use(
+        "splits", "names a split of a data set", {"folders": _VALIDATION_DIR, "unlabelled": _VALIDATION_DIR}
+    ),
+    "image_column_name": _Use("splits", "names a column of a data set"),
+    "label_column_name": _Use(
+        "splits", "names a column of a data set", {"folders": "the folders' names are the labels, so leave it out"}
+    ),
+    "validation_dir": _Use(
+        "folder to validate with",
+        "goes with --train_dir, or with unlabelled images alone",
+        {
+            "digits": "360 images of their own are to validate with (no --validation_split either), so leave it out",
+            **dict.fromkeys(("data set", "stream"), "name a split of it with --validation_split, or leave both out"),
+        },
+    ),
+    "unlabeled_dataset_revision": _Use("unlabelled commits", "is of an --unlabeled_dataset_name on the Hub"),
+    "unlabeled_split": _Use("unlabelled splits", "is of the data set that --unlabeled_dataset_name names"),
+    "labels_kept": _Use("rows with labels", "needs labelled training images that are no stream"),
+    "streaming": _Use("splits", "needs a --dataset_name for load_dataset, and no unlabelled images beside it"),
+    "images_per_epoch": _Use("stream", "is for --streaming"),
+    "shuffle_buffer_size": _Use("stream", "is for --streaming"),
+    "validation_fraction": _HELD_OUT,
+    "validation_seed": _HELD_OUT,
+}

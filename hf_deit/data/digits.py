@@ -6,7 +6,6 @@ from PIL import Image
 
 from .image_data import ImageData
 
-DIGITS = "sklearn:digits"  # in place of a data set's name
 _NUM_HELD_OUT = 360
 
 

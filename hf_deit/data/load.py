@@ -1,6 +1,6 @@
 """The images of a run, loaded and checked, wherever they lie."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal
 
 import datasets
@@ -8,9 +8,9 @@ import numpy as np
 
 from ..errors import InputError, shortlist
 from ..models.class_names import unique_names
-from .arguments import DataArguments
+from .arguments import DIGITS, DataArguments, why_unused
 from .columns import check_label_range
-from .digits import DIGITS, load_digits
+from .digits import load_digits
 from .folders import load_class_folders, load_images
 from .image_data import ImageData, why_not_stratified
 from .splits import load_image_split, load_splits, open_stream
@@ -48,6 +48,8 @@ def load_data(
     for part, dataset in (("training", data.train), ("validation", data.validation)):
         if dataset is not None:
             check_label_range(dataset["label"][:], len(data.label_names), part)
+    if data.validation is not None and data_args.train_dir is None:
+        _check_nothing_is_held_out(data_args, data)
     if data.validation is None:
         data = _hold_out(data, data_args.validation_fraction, data_args.validation_seed)
     _check_classes(data)
@@ -68,18 +70,20 @@ def _check_choice(data_args: DataArguments) -> None:
             f"give either --dataset_name or --train_dir, got {dataset_name!r} and {train_dir!r}"
             + ("" if dataset_name else f'; "{DIGITS}" is a small data set that needs no download')
         )
-    if data_args.validation_dir is not None and dataset_name:
-        raise InputError(
-            "--validation_dir goes with --train_dir, or with unlabelled images alone, got "
-            f"{data_args.validation_dir!r} beside the data set {dataset_name!r}: name a split of it with "
-            "--validation_split, or leave both out"
-        )
     if not 0 < data_args.validation_fraction < 1:
         raise InputError(f"validation_fraction must lie in (0, 1), got {data_args.validation_fraction}")
-    if not data_args.streaming and data_args.images_per_epoch is not None:
-        raise InputError("images_per_epoch is for --streaming: other data sets know their length")
-    if data_args.streaming and (train_dir or dataset_name in (None, DIGITS) or has_unlabeled):
+    _check_uses(data_args)
+    if data_args.streaming and has_unlabeled:
         raise InputError("streaming needs a --dataset_name for load_dataset, and no unlabelled images beside it")
+
+
+def _check_uses(data_args: DataArguments) -> None:
+    """Refuses options that do nothing, as they are about another source of images than the one that is given."""
+    options = vars(data_args)
+    for item in fields(data_args):
+        value = options[item.name]
+        if value and value != item.default and (reason := why_unused(item.name, options)):
+            raise InputError(reason)
 
 
 def _load_unlabeled(data_args: DataArguments, on_bad_image: str) -> datasets.Dataset | None:
@@ -112,6 +116,18 @@ def _load_folders(data_args: DataArguments, on_bad_image: str) -> ImageData:
         return ImageData(train, None, names)
     validation, _ = load_class_folders(data_args.validation_dir, on_bad_image, names, option="validation_dir")
     return ImageData(train, validation, names)
+
+
+def _check_nothing_is_held_out(data_args: DataArguments, data: ImageData) -> None:
+    """Refuses to be told how to hold images out of a data set that turns out to have a split to validate with."""
+    for name in ("validation_fraction", "validation_seed"):
+        value, usual = getattr(data_args, name), getattr(DataArguments, name)
+        if value != usual:
+            raise InputError(
+                f"--{name} is about training images that are held out to validate with, got {value}, but the data set "
+                f"{data_args.dataset_name!r} has the split {str(data.validation.split)!r}: leave it at its default, "
+                f"{usual}"
+            )
 
 
 def _hold_out(data: ImageData, fraction: float, seed: int) -> ImageData:

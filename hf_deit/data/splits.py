@@ -6,7 +6,7 @@ import datasets
 
 from ..errors import InputError, first_line
 from ..models.class_names import check_distinct
-from .arguments import DataArguments
+from .arguments import DIGITS, DataArguments
 from .columns import (
     check_images,
     check_label_range,
@@ -17,7 +17,6 @@ from .columns import (
     standard_columns,
     with_class_labels,
 )
-from .digits import DIGITS
 from .image_data import ImageData
 from .streams import ImageStream
 

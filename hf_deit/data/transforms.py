@@ -11,7 +11,7 @@ from ..errors import InputError
 
 _RAND_AUGMENT_PART = re.compile(r"^(m|n|p|w|t|mstd|mmax|inc)\d")
 # Inputs up to this side take padded random crops, as in the authors' `build_transform`.
-_SMALL_INPUT, _SMALL_INPUT_PADDING = 32, 4
+SMALL_INPUT, _SMALL_INPUT_PADDING = 32, 4
 
 
 def build_train_transform(
@@ -61,7 +61,7 @@ def build_train_transform(
         raise InputError(
             f'auto_augment {auto_augment!r} is no policy of timm ({error!r}): take "rand-m9-mstd0.5-inc1", or ""'
         ) from error
-    if max(image_size) <= _SMALL_INPUT:
+    if max(image_size) <= SMALL_INPUT:
         transform.transforms[0] = transforms.Compose(
             [
                 transforms.Resize(min(image_size), interpolation=transforms.InterpolationMode.BICUBIC),

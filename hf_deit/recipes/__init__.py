@@ -21,6 +21,7 @@ from ..data.arguments import DataArguments
 from ..errors import InputError, did_you_mean
 from ..hub.recipe_file import parse_recipe
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
+from .uses import settle
 
 ARGUMENT_CLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
 
@@ -63,10 +64,11 @@ def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The arguments of layers, the later on top of the earlier: of recipes, and of a command line.
 
     Mappings are merged key by key, and null removes a key; all else is replaced, null included. What takes a mapping
-    takes its JSON, too.
+    takes its JSON, too. What gives way to a later layer, `settle` says.
     """
     result: dict[str, Any] = {}
     for layer in layers:
+        result = settle(result, layer)
         for name, value in layer.items():
             value = as_mapping(name, value)
             if isinstance(value, dict):

@@ -1,5 +1,6 @@
 """From a recipe and a command line to arguments, and back; whether two runs are the same."""
 
+import argparse
 import copy
 import dataclasses
 import enum
@@ -30,6 +31,7 @@ from . import (
     merged,
     recipe_layers,
 )
+from .uses import check_given, refuse_action, settle, without_unused
 
 logger = logging.get_logger(__name__)
 
@@ -144,17 +146,19 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     layers = recipe_layers(recipe_name)
     given_mappings, rest = _take_mappings(rest)
     recipe = merged([*layers, *given_mappings])
-    for given, replaced in (("train_dir", "dataset_name"), ("dataset_name", "train_dir")):
-        if any(argument.split("=")[0].replace("-", "_") == f"__{given}" for argument in rest):
-            recipe.pop(replaced, None)  # the command line's data take the place of the recipe's
     parser = argument_parser()
+    command_line = _read(parser, rest)
+    recipe = settle(recipe, command_line)
+    check_given(recipe, command_line)
     from_recipe = _as_command_line(recipe, {action.dest: action.nargs for action in parser._actions})
     *parsed, unknown = parser.parse_args_into_dataclasses(
         [*from_recipe, *rest], return_remaining_strings=True, look_for_args_file=False
     )
     for argument in unknown:
         if argument.startswith("--"):
-            check_known(argument[2:].split("=")[0].replace("-", "_"), "there is")
+            name = argument[2:].split("=")[0].replace("-", "_")
+            refuse_action(name)
+            check_known(name, "there is")
     if unknown:
         raise InputError(f"cannot read {' '.join(unknown)!r} on the command line: arguments are --name value")
     resolved = Arguments(*parsed)
@@ -162,6 +166,14 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     return _without_foreign_overrides(
         resolved, _meant_for_others([*layers, *({**last, **given} for given in given_mappings), last])
     )
+
+
+def _read(parser: HfArgumentParser, line: Sequence[str]) -> dict[str, Any]:
+    """The options that a command line gives, by name, also where it gives the default."""
+    absent = object()
+    read = argparse.Namespace(**dict.fromkeys((action.dest for action in parser._actions), absent))
+    values = vars(parser.parse_known_args(line, namespace=read)[0])
+    return {name: value for name, value in values.items() if value is not absent}
 
 
 def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> None:
@@ -181,6 +193,7 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> Non
         way = "its recipe.yaml"
     if _is_of_an_earlier_version(before):
         before = {**before, "teacher_input_size": "student"}
+    before = without_unused(before)  # earlier versions took them without a word
     teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
     if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
         raise InputError(f"the run in {run!r} has the teacher {teacher!r}, got {other!r}")

@@ -4,16 +4,51 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import SchedulerType, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from ..data.batch_augment import Mixing, RandomErasing
 from ..errors import InputError
 from ..models.teacher import parse_input_size
 
 DistillationType = Literal["hard", "soft", "none"]
+
+_NO_TEXT = "it is for language models"
+# Options of transformers that would break a run in its middle, or do other than they say: the values that they may
+# have, and why. A test sorts every field of transformers, and fails where a new version brings another one.
+UNFIT_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "remove_unused_columns": ((False,), "the images' columns are not those of the model"),
+    "logging_nan_inf_filter": ((False,), "a loss that is not finite would be averaged away"),
+    "auto_find_batch_size": ((False,), "what is mixed and learnt depends on the batch size"),
+    "train_sampling_strategy": (("random",), "the order of the views is drawn from the seed"),
+    "length_column_name": (("length",), "images have no lengths to be sorted by"),
+    "label_names": ((None, ["labels"]), "the labels of a batch have this name"),
+    "dataloader_in_order": ((True,), "batches that overtake each other would be learnt in another order each time"),
+    "ignore_data_skip": ((False,), "a run that goes on would see the beginning of its epoch again"),
+    "prediction_loss_only": ((False,), "evaluation reports accuracies, for which it needs the predictions"),
+    "eval_do_concat_batches": ((True,), "accuracies are counted over all batches, joined"),
+    "eval_use_gather_object": ((False,), "predictions are tensors, and gathered as such"),
+    "batch_eval_metrics": ((False,), "accuracies are counted over all batches, of which five labels a view are kept"),
+    "bf16_full_eval": ((False,), "it leaves the weights rounded, in what is saved too; --bf16 evaluates in bfloat16"),
+    "fp16_full_eval": ((False,), "it leaves the weights rounded, in what is saved too; --fp16 evaluates in float16"),
+    "enable_jit_checkpoint": (
+        (False,),
+        "a run that it stops would look as if it had come to its end; one that is killed goes on from its last "
+        "checkpoint with --resume_from_checkpoint true",
+    ),
+    "neftune_noise_alpha": ((None, 0), f"{_NO_TEXT}, and its noise would be another one after a resume"),
+    "use_liger_kernel": ((False,), _NO_TEXT),
+    "liger_kernel_config": ((None,), _NO_TEXT),
+    "use_cache": ((False,), _NO_TEXT),
+    "include_num_input_tokens_seen": (("no", False), f"{_NO_TEXT}: images have no tokens to count"),
+    "parallelism_config": (
+        (None,),
+        "it splits texts and layers; images are shared out to processes, FSDP or DeepSpeed",
+    ),
+}
 
 
 @dataclass
@@ -171,14 +206,13 @@ class DistillationTrainingArguments(TrainingArguments):
         for name, (holds, interval) in ranges.items():
             if not holds:
                 raise InputError(f"{name} must lie in {interval}, got {getattr(self, name)}")
-        if self.remove_unused_columns or self.logging_nan_inf_filter:
-            raise InputError("remove_unused_columns and logging_nan_inf_filter must be False")
-        if self.auto_find_batch_size:
-            raise InputError("auto_find_batch_size must be False: what is mixed and learnt depends on the batch size")
+        for name, (allowed, reason) in UNFIT_OPTIONS.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be {allowed[0]!r}, got {getattr(self, name)!r}: {reason}")
+        if self.save_strategy == SaveStrategy.BEST and not self.metric_for_best_model:
+            raise InputError('save_strategy "best" saves by a metric: give --metric_for_best_model, say top1')
         if self.resume_from_hub and self.resume_from_checkpoint:
             raise InputError("give either --resume_from_hub or --resume_from_checkpoint, not both")
-        if self.train_sampling_strategy != "random":
-            raise InputError(f'train_sampling_strategy must be "random", got {self.train_sampling_strategy!r}')
         if self.publish_weights == "ema" and not self.ema_decay:
             raise InputError('publish_weights "ema" needs a moving average: give --ema_decay, say 0.99996')
         self.auto_augment = self.auto_augment or None

@@ -20,6 +20,7 @@ from ..models.heads import FUSED, HEADS
 from ..models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
 from ..models.teacher import Teacher, TeacherDescription
 from .arguments import DistillationTrainingArguments
+from .optimization import check_optimization
 
 
 def check_arguments(
@@ -31,7 +32,8 @@ def check_arguments(
     """Refuses what would otherwise be noticed only in the middle of a run.
 
     Raises:
-        InputError: an unknown metric or augmentation, or a processor that does not do what training does.
+        InputError: an unknown metric or augmentation, an optimizer or a schedule that cannot be made, or a processor
+            that does not do what training does.
     """
     heads = HEADS if hasattr(model, "distillation_classifier") else [FUSED]
     tops = ("top1", "top5") if model.config.num_labels >= 5 else ("top1",)
@@ -42,6 +44,11 @@ def check_arguments(
         raise InputError(
             f"metric_for_best_model must be one of {', '.join(sorted(metrics))}, got {args.metric_for_best_model!r}"
         )
+    if check_metric and args.include_for_metrics:
+        raise InputError(
+            f"include_for_metrics is for a compute_metrics of one's own, got {args.include_for_metrics}: leave it out"
+        )
+    check_optimization(args, model)
     if not isinstance(processor, DistilledDeiTImageProcessor | DistilledDeiTImageProcessorPil):
         raise InputError(f"processing_class must be a DistilledDeiTImageProcessor, got {type(processor).__name__}")
     switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")

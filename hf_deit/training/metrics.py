@@ -73,15 +73,28 @@ def class_hits(ranked: torch.Tensor, labels: torch.Tensor, num_labels: int) -> l
     return torch.stack([hits, labels[counted].bincount(minlength=num_labels)], dim=1).tolist()
 
 
-def rank_labels(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+def rank_labels(logits: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Keeps of each head's (B, K) logits the five best labels: (B, heads, min(5, K))."""
     heads = torch.stack(logits if isinstance(logits, tuple) else (logits,), dim=1)
     return heads.topk(min(5, heads.shape[-1]), dim=-1).indices
 
 
+def answers(logits: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Keeps of each head's (B, K) logits what the model answers: (B, K)."""
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
+def answers_and_ranks(
+    logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+    """Both `answers` and `rank_labels`, in this order; where there are no labels to count hits, the answers alone."""
+    return answers(logits) if labels is None else (answers(logits), rank_labels(logits))
+
+
 def head_accuracies(prediction: EvalPrediction) -> dict[str, float]:
-    """Top-1 and top-5 of each head, of predictions (N, heads, k) from `rank_labels`."""
-    rankings = torch.from_numpy(np.asarray(prediction.predictions))
+    """Top-1 and top-5 of each head, of predictions (N, heads, k) from `rank_labels` or `answers_and_ranks`."""
+    ranked = prediction.predictions[-1] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    rankings = torch.from_numpy(np.asarray(ranked))
     labels = torch.from_numpy(np.asarray(prediction.label_ids))
     metrics = {}
     for index, head in enumerate(MEASURED[: rankings.shape[1]]):

@@ -1,12 +1,18 @@
 """DeiT's learning rate (linear warm-up and half a cosine), and what weight decay leaves alone."""
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, SchedulerType, Trainer, get_scheduler
+
+from ..errors import InputError, one_line
+from .arguments import DistillationTrainingArguments
 
 # Parameters that are no weights of a matrix product although they have two or more dimensions, in the names of
 # transformers and timm. (The authors' code decays the distillation token: timm's list lacked it then.)
@@ -18,6 +24,8 @@ _TOKENS_AND_POSITIONS = (
     "pos_embed",
     "relative_position_bias_table",
 )
+
+_WITHOUT_WARMUP = (SchedulerType.CONSTANT, SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
 def learning_rate_at(
@@ -87,6 +95,107 @@ def deit_schedule(
         return rate / peak if peak else 0.0
 
     return LambdaLR(optimizer, factor)
+
+
+def schedule_doubts(args: DistillationTrainingArguments, *, num_steps: int, steps_per_epoch: int) -> list[str]:
+    """What of a schedule cannot be meant: each in a line, with the option that mends it.
+
+    Args:
+        args: of the run.
+        num_steps: of the whole run.
+        steps_per_epoch: optimizer steps of an epoch.
+    """
+    peak, doubts = args.peak_learning_rate, []
+    if not peak or args.lr_scheduler_type in _WITHOUT_WARMUP:
+        return []
+    warmup = args.warmup_epochs * steps_per_epoch or args.get_warmup_steps(num_steps)
+    is_cosine = args.lr_scheduler_type == SchedulerType.COSINE
+    per_epoch = is_cosine and args.schedule_per == "epoch"
+    last = authors_epoch_time((num_steps - 1) // steps_per_epoch) * steps_per_epoch if per_epoch else num_steps - 1
+    if warmup and last < warmup:
+        doubts.append(
+            f"the learning rate never reaches its peak of {peak:g}, as the warm-up takes {warmup:g} steps and the run "
+            f"has {num_steps}{_in_epochs(warmup, num_steps, steps_per_epoch) if args.warmup_epochs else ''}: "
+            f"{_shorter_warmup(args, warmup, num_steps, steps_per_epoch, per_epoch=per_epoch)}"
+        )
+    if is_cosine and warmup and args.warmup_learning_rate > peak:
+        doubts.append(
+            f"the warm-up starts at a learning rate of {args.warmup_learning_rate:g}, above its peak of {peak:g}: "
+            f"give --warmup_learning_rate {min(1e-6, peak / 100):g}"
+        )
+    kwargs = args.lr_scheduler_kwargs or {}
+    decay = kwargs.get("num_decay_steps", 0)
+    if (taken := warmup + kwargs.get("num_stable_steps", 0) + decay) > num_steps and decay and last >= warmup:
+        doubts.append(
+            f"the schedule takes {taken:g} steps ({warmup:g} to warm up, {decay} to decay) and the run has "
+            f"{num_steps}: give num_decay_steps {max(num_steps // 10, 1)} in --lr_scheduler_kwargs, or train longer"
+        )
+    return doubts
+
+
+def _in_epochs(warmup: float, num_steps: int, steps_per_epoch: int) -> str:
+    return f" ({warmup / steps_per_epoch:g} of {num_steps / steps_per_epoch:.3g} epochs)"
+
+
+def _shorter_warmup(
+    args: DistillationTrainingArguments, warmup: float, num_steps: int, steps_per_epoch: int, *, per_epoch: bool
+) -> str:
+    """Which options give a warm-up of a twentieth of the run, or a run twenty times as long as the warm-up."""
+    part = 0.05 if num_steps > 1 else 0
+    if args.warmup_epochs:
+        shorter = f"--warmup_epochs {part * num_steps / steps_per_epoch:.2g}"
+    else:
+        shorter = f"--warmup_steps {part if args.warmup_steps < 1 else max(int(part * num_steps), bool(part)):g}"
+    if per_epoch:
+        shorter = f"--schedule_per step {shorter}"
+    if 0 < args.warmup_steps < 1:  # part of any run
+        return f"give {shorter}"
+    if args.max_steps > 0:
+        longer = f"--max_steps {math.ceil(20 * warmup)}"
+    else:
+        longer = f"--num_train_epochs {math.ceil(20 * warmup / steps_per_epoch)}"
+    return f"give {shorter}, or train for longer, say {longer}"
+
+
+def check_optimization(args: DistillationTrainingArguments, model: PreTrainedModel) -> None:
+    """Refuses an optimizer or a schedule that cannot be made as the arguments say, before anything is trained.
+
+    Args:
+        args: of the run.
+        model: the student.
+
+    Raises:
+        InputError: a library is missing, an optimizer of torch's takes no such `optim_args`, or a schedule needs other
+            `lr_scheduler_kwargs`.
+    """
+    without = copy.copy(args)
+    without.optim_args = None
+    if "layerwise" in args.optim.value:  # they are bound to the weights when they are made
+        return
+    try:
+        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        taken = set(settings) - set(Trainer.get_optimizer_cls_and_kwargs(without, model)[1])
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"cannot make the optimizer {args.optim.value!r} with optim_args {args.optim_args!r}: {one_line(error)}"
+        ) from error
+    given = [part.partition("=")[0].strip() for part in (args.optim_args or "").split(",") if part]
+    swallowed = [name for name in given if name not in taken]
+    if swallowed and optimizer_class.__module__.startswith("torch.optim"):
+        raise InputError(
+            f"the optimizer {args.optim.value!r} takes no {swallowed[0]!r} from optim_args, got {args.optim_args!r}: "
+            "leave it out (--adam_beta1, --adam_beta2, --adam_epsilon and --weight_decay are options)"
+        )
+    if args.lr_scheduler_type == SchedulerType.COSINE:  # of this package
+        return
+    optimizer, kwargs = torch.optim.SGD([torch.zeros(1)], lr=args.peak_learning_rate), args.lr_scheduler_kwargs or {}
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot make the schedule {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs {kwargs}: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def without_tokens_and_positions(model: nn.Module, names: Iterable[str]) -> list[str]:

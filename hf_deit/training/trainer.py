@@ -3,7 +3,8 @@
 import copy
 import inspect
 import os
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, SchedulerType, Trainer
-from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStrategy
+from transformers.utils import logging
 
 from ..data.batch_augment import augment_batch
 from ..data.streams import ImageStream
 from ..data.view_dataset import EvaluationDataset, KeyedViews, collate
 from ..data.views import preserve_global_random_state
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..hub.facts import RunFacts, RunSources
 from ..hub.files import share_weights
 from ..hub.record import read_facts, write_record
@@ -36,14 +38,16 @@ from .checkpoints import RunFolder, check_resumable, check_same_labels, remove_t
 from .datasets import as_evaluation, as_views, check_arguments, check_teaching, make_sampler
 from .kept_labels import KeptLabels, LabelReport
 from .label_source import LabelSource, RunLabels
-from .metrics import Hits, count_hits, head_accuracies, rank_labels
+from .metrics import Hits, answers, answers_and_ranks, count_hits, head_accuracies, rank_labels
 from .objective import DistillationObjective, evaluation_loss
-from .optimization import deit_schedule, without_tokens_and_positions
+from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
 from .processes import on_every_process
 from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
 from .skipped_images import SkippedImages
 from .step_record import StepRecord
+
+logger = logging.get_logger(__name__)
 
 
 class DistillationTrainer(Trainer):
@@ -55,6 +59,8 @@ class DistillationTrainer(Trainer):
     Evaluation runs the student alone and reports `eval_top1` and `eval_top5` of what the model answers (the fused
     heads), the same per head as `eval_class_…` and `eval_distillation_…`, where transformers alone will answer
     otherwise as `eval_plain_…`, and for the moving average as `eval_ema_…`; top-5 from five labels on.
+    A `compute_metrics` of one's own takes their place: it gets the logits of what the model answers, (N, num_labels),
+    as with transformers, or what its `preprocess_logits_for_metrics` makes of them.
 
     Args:
         model: any image classifier of transformers, or of this package.
@@ -113,22 +119,29 @@ class DistillationTrainer(Trainer):
             args = copy.copy(args)
             args.ddp_find_unused_parameters = False  # all of ours are used; others may have a mask token, say
         if kwargs.get("compute_metrics") is None:
+            if kwargs.get("preprocess_logits_for_metrics") is not None:
+                raise InputError("preprocess_logits_for_metrics goes with a compute_metrics of one's own: give both")
             kwargs["compute_metrics"] = head_accuracies
-            kwargs.setdefault("preprocess_logits_for_metrics", rank_labels)
         kwargs.setdefault("data_collator", collate)
         self._fitted = {"args": args, "model": model, "processor": processing_class, "teacher": teacher}
         views = as_views(train_dataset, unlabeled_dataset, **self._fitted)
         self.record = RunRecord(sources or RunSources.of(model, teacher))
         self.run_folder = RunFolder(args.output_dir)
         self.repository, self.pushes = repository, None
-        super().__init__(
-            model=model,
-            args=args,
-            processing_class=processing_class,
-            train_dataset=views,
-            eval_dataset=as_evaluation(eval_dataset, **self._fitted),
-            **kwargs,
-        )
+        evaluations = as_evaluation(eval_dataset, **self._fitted)
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                processing_class=processing_class,
+                train_dataset=views,
+                eval_dataset=evaluations,
+                **kwargs,
+            )
+        except InputError:
+            raise
+        except ValueError as error:  # arguments that do not go together, or not here
+            raise InputError(one_line(error)) from error
         has_labels = views.has_labels if isinstance(views, KeyedViews) else True
         self.distillation_objective = DistillationObjective.of(args, has_labels=has_labels)
         self.step_record = StepRecord(self.accelerator)
@@ -351,15 +364,36 @@ class DistillationTrainer(Trainer):
         with preserve_global_random_state():  # loaders draw from it: how often is evaluated must not change training
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """What the model answers: `predictions` (N, num_labels) are its logits, of fused heads if it has two.
+
+        Args:
+            test_dataset: a `datasets.Dataset` like `eval_dataset`, or an `EvaluationDataset`.
+            ignore_keys, metric_key_prefix: see `transformers.Trainer.predict`.
+
+        Returns:
+            With `label_ids` (N,), negative where an image has none, and `metrics` as `evaluate` has them.
+        """
+        with preserve_global_random_state():
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
     def evaluation_loop(
-        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+        self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """transformers' loop over the weights and their average; `…_images` is how many images were counted."""
-        output = published = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with self._keeping(logits=description == "Prediction"):
+            output = super().evaluation_loop(
+                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
+        if self.compute_metrics is head_accuracies and isinstance(output.predictions, tuple):  # `answers_and_ranks`
+            output = output._replace(predictions=output.predictions[0])
+        published = output
         if self.weight_average is not None:
-            with self.weight_average.in_place():
+            with self.weight_average.in_place(), self._keeping(logits=False):
                 prefix = f"{metric_key_prefix}_ema"
-                average = super().evaluation_loop(dataloader, *args, metric_key_prefix=prefix, **kwargs)
+                average = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=prefix, **kwargs)
             output.metrics.update(average.metrics)  # here, so that callbacks hear of both at once
             published = average if self.args.publish_weights == "ema" else output
         self._tell_skipped()
@@ -369,13 +403,33 @@ class DistillationTrainer(Trainer):
                 if name in output.metrics and counted:
                     output.metrics[name] *= len(output.label_ids) / counted
             output.metrics[f"{metric_key_prefix}_images"] = counted
-        if metric_key_prefix == "eval" and self.compute_metrics is head_accuracies:
+        if description == "Evaluation" and metric_key_prefix == "eval" and self.compute_metrics is head_accuracies:
             self.record.note_classes(published, self.state, num_labels=self.model.config.num_labels)
         return output
 
     def _tell_skipped(self) -> None:
         if self.args.on_bad_image == "skip":
             self.skipped_images.tell()
+
+    @contextmanager
+    def _keeping(self, *, logits: bool) -> Iterator[None]:
+        """What an evaluation keeps of each batch: for the accuracies of heads five labels of each are enough.
+
+        Args:
+            logits: whether to keep those of what the model answers, too. A `compute_metrics` of one's own gets them.
+        """
+        given = self.preprocess_logits_for_metrics
+
+        def keep(heads: Any, labels: torch.Tensor | None) -> Any:
+            if self.compute_metrics is head_accuracies:
+                return answers_and_ranks(heads, labels) if logits else rank_labels(heads)
+            return answers(heads) if given is None else given(answers(heads), labels)
+
+        self.preprocess_logits_for_metrics = keep
+        try:
+            yield
+        finally:
+            self.preprocess_logits_for_metrics = given
 
     def check_teacher(self) -> dict[str, float]:
         """Measures and logs how good the teacher is on this data, and warns if it is no better than guessing.
@@ -564,8 +618,11 @@ class DistillationTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        """DeiT's schedule for the cosine, transformers' for all others."""
+        """DeiT's schedule for the cosine, transformers' for all others; warns of one that cannot be meant."""
         args = self.args
+        if self.lr_scheduler is None and self.is_world_process_zero():
+            for doubt in schedule_doubts(args, num_steps=num_training_steps, steps_per_epoch=self.steps_per_epoch):
+                logger.warning(doubt)
         if args.lr_scheduler_type != SchedulerType.COSINE or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         steps_per_epoch = self.steps_per_epoch

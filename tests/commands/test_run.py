@@ -383,6 +383,19 @@ MISTAKES = {
     "unwritable output": (["--output_dir", "/proc/run"], "cannot write to the output folder"),
     "another run": (["--output_dir", "FINISHED"], "holds another run"),
     "scheduler": (["--lr_scheduler_type", "cosinus"], "cosinus"),
+    "other images": (["--train_dir", "somewhere", "--validation_split", "test"], "give --validation_dir, or leave it"),
+    "images' size": (["--crop_scale_min", "0.2"], "crop_scale_min is of the random resized crops"),
+    "new weights": (["--freeze", "all_but_heads"], "is made anew: leave it out, or name a checkpoint with --student"),
+    "nothing to push": (["--hub_strategy", "checkpoint"], "give --push_to_hub true"),
+    "no training": (
+        ["--do_train", "false", "--do_eval", "true", "--do_predict", "true"],
+        "hf-deit train always trains",
+    ),
+    "another action": (["--evaluate", "true"], "there is no option --evaluate: .*evaluate method"),
+    "no predictions": (["--prediction_loss_only", "true"], "prediction_loss_only must be False"),
+    "batches apart": (["--eval_do_concat_batches", "false"], "eval_do_concat_batches must be True"),
+    "batch by batch": (["--batch_eval_metrics", "true"], "batch_eval_metrics must be False"),
+    "optimizer": (["--optim", "lomo"], "cannot make the optimizer 'lomo'"),
 }
 
 

@@ -1,9 +1,12 @@
 """Contract: the learning rate is timm's cosine as facebookresearch/deit drives it, or the same curve per step.
 
+A schedule that does not reach its peak, or cannot be meant otherwise, is told with the option that mends it.
+
 The reference is timm's `CosineLRScheduler`; weight decay leaves alone what timm's list leaves alone.
 """
 
 import math
+import re
 
 import pytest
 import timm.optim
@@ -15,10 +18,13 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from hf_deit.data.streams import ImageStream
+from hf_deit.training.callbacks import StepEndCallback
 from hf_deit.training.optimization import (
     authors_epoch_time,
     deit_schedule,
     learning_rate_at,
+    schedule_doubts,
     without_tokens_and_positions,
 )
 
@@ -162,6 +168,96 @@ def test_a_resumed_schedule_goes_on_as_if_nothing_had_happened(per, resumed_at):
     optimizer.load_state_dict(states[0])
     scheduler.load_state_dict(states[1])
     assert first + rates_of(optimizer, scheduler, 24 - resumed_at) == whole
+
+
+# What cannot be meant
+
+OWN_IMAGES = {"learning_rate": 5e-4, "warmup_epochs": 5.0, "max_steps": -1}
+DECAY = {"lr_scheduler_type": "warmup_stable_decay"}
+DOUBTFUL = {
+    "own_images for two epochs": (
+        {**OWN_IMAGES, "num_train_epochs": 2},
+        28,
+        r"never reaches its peak of 0\.0005, as the warm-up takes 70 steps and the run has 28 \(5 of 2 epochs\): "
+        r"give --warmup_epochs 0\.1, or train for longer, say --num_train_epochs 100$",
+    ),
+    "to the last step": ({**OWN_IMAGES, "num_train_epochs": 5}, 70, r"\(5 of 5 epochs\): give --warmup_epochs 0\.25,"),
+    "max_steps": ({"warmup_steps": 50, "max_steps": 20}, 20, r"give --warmup_steps 1, or .* --max_steps 1000$"),
+    "a ratio": (
+        {"warmup_steps": 0.99, "max_steps": 6},
+        6,
+        r"takes 6 steps and the run has 6: give --warmup_steps 0\.05$",
+    ),
+    "one step": ({"warmup_steps": 1, "max_steps": 1}, 1, "give --warmup_steps 0, or"),
+    "the authors' epochs": (
+        {"warmup_epochs": 1.0, "schedule_per": "epoch", "max_steps": -1, "num_train_epochs": 2},
+        28,
+        r"give --schedule_per step --warmup_epochs 0\.1, or .* --num_train_epochs 20$",
+    ),
+    "transformers' schedule": ({"warmup_steps": 50, "lr_scheduler_type": "linear"}, 20, "--warmup_steps 1, or"),
+    "a decay that does not fit": (
+        {**DECAY, "warmup_steps": 3, "lr_scheduler_kwargs": {"num_decay_steps": 90}},
+        60,
+        r"takes 93 steps \(3 to warm up, 90 to decay\) and the run has 60: give num_decay_steps 6 in",
+    ),
+    "a warm-up downwards": (
+        {"warmup_steps": 5, "warmup_learning_rate": 1.0},
+        60,
+        r"starts at a learning rate of 1, above its peak of 0\.001: give --warmup_learning_rate 1e-06$",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_a_schedule_that_cannot_be_meant_is_told_in_a_line_with_the_remedy(tmp_path, name):
+    settings, num_steps, message = DOUBTFUL[name]
+    (doubt,) = schedule_doubts(tiny.arguments(tmp_path, **settings), num_steps=num_steps, steps_per_epoch=14)
+    assert re.search(message, doubt), doubt
+    assert "\n" not in doubt
+    remedy = dict(re.findall(r"--(warmup_epochs|warmup_steps|warmup_learning_rate|schedule_per) ([\w.-]+)", doubt))
+    if "num_decay_steps" in doubt:
+        remedy = {"lr_scheduler_kwargs": {"num_decay_steps": 6}}
+    remedy = {
+        key: value if isinstance(value, dict) or key == "schedule_per" else float(value)
+        for key, value in remedy.items()
+    }
+    mended = tiny.arguments(tmp_path, **{**settings, **remedy})
+    assert schedule_doubts(mended, num_steps=num_steps, steps_per_epoch=14) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_steps"),
+    [
+        ({}, 1),
+        ({**OWN_IMAGES, "num_train_epochs": 100}, 1400),
+        ({**OWN_IMAGES, "num_train_epochs": 6}, 84),
+        ({"warmup_steps": 5}, 6),
+        ({"warmup_steps": 0.5}, 6),
+        ({"warmup_epochs": 1.0, "schedule_per": "epoch"}, 42),
+        ({"warmup_steps": 50, "lr_scheduler_type": "constant"}, 20),
+        ({**DECAY, "warmup_steps": 3, "lr_scheduler_kwargs": {"num_decay_steps": 17}}, 20),
+        ({"learning_rate": 0.0, "min_learning_rate": 0.0, "warmup_steps": 50}, 20),
+    ],
+)
+def test_a_schedule_that_reaches_its_peak_is_not_spoken_of(tmp_path, settings, num_steps):
+    assert schedule_doubts(tiny.arguments(tmp_path, **settings), num_steps=num_steps, steps_per_epoch=14) == []
+
+
+@pytest.mark.parametrize("kind", ["rows", "stream"])
+def test_a_run_tells_it_before_its_first_step(tmp_path, caplog, kind):
+    """12 steps are an epoch of the 96 images."""
+    stream = {"train_dataset": ImageStream(tiny.digits()[0].to_iterable_dataset(), 96)} if kind == "stream" else {}
+    settings = {"distillation_type": "none", "warmup_epochs": 5.0, "max_steps": -1, "num_train_epochs": 0.1}
+    trainer = tiny.trainer(tiny.resnet(), tiny.arguments(tmp_path, **settings), **stream)
+    told = []
+    trainer.add_callback(StepEndCallback(lambda step: told.append(len(caplog.messages))))
+    trainer.train()
+    (line,) = [message for message in caplog.messages if "never reaches its peak" in message]
+    assert "the warm-up takes 60 steps and the run has 2 (5 of 0.167 epochs): give --warmup_epochs 0.0083" in line
+    assert told[0] > caplog.messages.index(line)
+
+
+# What weight decay applies to
 
 
 def matrices_of(model: nn.Module) -> list[str]:

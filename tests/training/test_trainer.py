@@ -22,6 +22,7 @@ from transformers import (
     ConvNextV2Config,
     ConvNextV2ForImageClassification,
     DeiTConfig,
+    Trainer,
     TrainerCallback,
     ViTConfig,
     ViTImageProcessor,
@@ -31,6 +32,7 @@ from transformers import ViTForImageClassification as NativePlain
 
 from hf_deit import DistillationTrainer, InputError, TrainingDivergedError, load_teacher
 from hf_deit.data.image_data import ImageData
+from hf_deit.data.streams import ImageStream
 from hf_deit.data.view_dataset import EvaluationDataset
 from hf_deit.data.views import ViewKey
 from hf_deit.training.datasets import make_sampler
@@ -189,6 +191,8 @@ trainer = tiny.trainer(model, args, teacher)
 assert args.world_size == int(sys.argv[4])
 trainer.train(resume_from_checkpoint=sys.argv[5] or None)
 metrics = trainer.evaluate()
+predicted = trainer.predict(tiny.digits()[1])
+metrics["predictions"], metrics["labels"] = map(torch.from_numpy, (predicted.predictions, predicted.label_ids))
 if args.should_save:
     torch.save(({k: v.detach() for k, v in model.named_parameters()}, metrics), sys.argv[2] + "/result.pt")
 exit_command(0)
@@ -210,6 +214,9 @@ def test_two_processes_are_equivalent_to_one_and_resume(tmp_path, folder_of_teac
     assert_equivalent(one, two, "adamw_torch_fused")
     assert one_metrics["eval_top1"] == two_metrics["eval_top1"]
     assert one_metrics["eval_class_top5"] == two_metrics["eval_class_top5"]
+    torch.testing.assert_close(one_metrics["predictions"], two_metrics["predictions"], atol=1e-4, rtol=0)
+    assert one_metrics["predictions"].shape == (40, 10)
+    assert torch.equal(one_metrics["labels"], two_metrics["labels"])
     # Step 15 is in the middle of the second epoch of 12 steps.
     resumed, _ = run("resumed", 2, 4, str(tmp_path / "two" / "checkpoint-15"))
     assert largest_difference(two, resumed) == 0
@@ -532,6 +539,7 @@ def test_a_broken_image_stops_the_run_or_is_skipped_and_counted(tmp_path, teache
     assert 1 <= sum(entry.get("skipped_images", 0) for entry in skipping.state.log_history) <= 2
     predictions = skipping.predict(skipping.eval_dataset)
     assert (predictions.label_ids == -100).sum() == 1
+    assert predictions.predictions.shape == (20, 10)
     assert math.isfinite(skipping.evaluate()["eval_loss"])
 
 
@@ -770,9 +778,82 @@ def test_own_metrics_get_the_logits(tmp_path):
         shapes.append(prediction.predictions.shape)
         return {"mine": 1.0}
 
-    metrics = tiny.trainer(tiny.resnet(), args, compute_metrics=compute_metrics).evaluate()
-    assert shapes == [(40, 10)]
-    assert metrics["eval_mine"] == 1.0
+    for model in (tiny.resnet(), tiny.student()):
+        trainer = tiny.trainer(model, args, compute_metrics=compute_metrics)
+        assert trainer.evaluate()["eval_mine"] == trainer.predict(trainer.eval_dataset).metrics["test_mine"] == 1.0
+    assert shapes == [(40, 10)] * 4
+
+
+def test_own_metrics_get_what_is_made_of_the_logits(tmp_path):
+    args = tiny.arguments(tmp_path, distillation_type="none")
+    seen = []
+
+    def compute_metrics(prediction):
+        seen.append(prediction.predictions)
+        return {}
+
+    def decisions(logits, labels):
+        assert logits.shape == (len(labels), 10)
+        return logits.argmax(-1)
+
+    model = tiny.student()
+    given = {"compute_metrics": compute_metrics, "preprocess_logits_for_metrics": decisions}
+    trainer = tiny.trainer(model, args, **given)
+    trainer.evaluate()
+    np.testing.assert_array_equal(seen[0], answers_of(model, tiny.digits()[1]).argmax(-1))
+    assert trainer.preprocess_logits_for_metrics is decisions
+    with pytest.raises(InputError, match="give both"):
+        tiny.trainer(model, args, preprocess_logits_for_metrics=decisions)
+
+
+def answers_of(model, images) -> np.ndarray:
+    with torch.no_grad():
+        pixels = tiny.processor()(list(images["image"]), return_tensors="pt")["pixel_values"]
+        return model.eval()(pixels).logits.numpy()
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, "class head", "sum of softmaxes", "averaged", "on a stream"])
+def test_predictions_are_the_logits_that_the_model_answers(tmp_path, name):
+    fusions = {"class head": {"fusion": "cls"}, "sum of softmaxes": {"fusion": "softmax"}}
+    model = STUDENTS[name]() if name in STUDENTS else tiny.student(**fusions.get(name, {}))
+    train, images = tiny.digits()
+    stream = {"train_dataset": ImageStream(train.to_iterable_dataset(), 96)} if name == "on a stream" else {}
+    args = tiny.arguments(tmp_path, distillation_type="none", ema_decay=0.9 if name == "averaged" else 0.0)
+    trainer = tiny.trainer(model, args, **stream)
+    random_state = torch.get_rng_state()
+    predicted = trainer.predict(images)
+    assert torch.equal(torch.get_rng_state(), random_state)  # what is predicted in between changes no training
+    expected = answers_of(model, images)
+    assert predicted.predictions.shape == (40, 10)
+    np.testing.assert_allclose(predicted.predictions, expected, atol=1e-5)
+    np.testing.assert_array_equal(predicted.label_ids, images["label"])
+    evaluated = trainer.evaluate()
+    measured = {key.removeprefix("eval_") for key in evaluated if "top" in key or "loss" in key}
+    assert measured >= {"top1", "top5", "loss"}
+    assert ("class_top1" in measured) == (
+        model.config.model_type != "resnet" and "vit" not in name and name != "plain"
+    )
+    for key in measured:
+        assert predicted.metrics[f"test_{key}"] == evaluated[f"eval_{key}"]
+    assert evaluated["eval_top1"] == pytest.approx(np.mean(expected.argmax(-1) == images["label"]))
+
+
+def test_an_evaluation_keeps_five_labels_of_each_head(tmp_path, monkeypatch):
+    """With ImageNet's classes the logits would take 200 times as much."""
+    kept = []
+    loop = Trainer.evaluation_loop
+    monkeypatch.setattr(
+        Trainer, "evaluation_loop", lambda *args, **kwargs: kept.append(loop(*args, **kwargs)) or kept[-1]
+    )
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, distillation_type="none", ema_decay=0.9))
+    trainer.evaluate()
+    trainer.predict(trainer.eval_dataset)
+    assert [getattr(output.predictions, "shape", None) for output in kept] == [
+        (40, 3, 5),
+        (40, 3, 5),
+        None,
+        (40, 3, 5),
+    ]
 
 
 def test_evaluation_keeps_to_the_heads(tmp_path):
