@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _OBJECTS = re.compile(r"\s*<\S+ object at 0x\w+>")  # in Pillow's messages about bytes; another one every time
 
@@ -90,16 +90,66 @@ def shortlist(items: Iterable[object], most: int = 5, separator: str = ", ") -> 
     return separator.join([*words[:most], *(["…"] if len(words) > most else [])])
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5, most: int = 1) -> str:
     """The end of a message about a name that is not known.
 
     Args:
         name: what was given.
-        known: what could have been meant.
-        cutoff: how alike the two must be, in [0, 1]; see `difflib.get_close_matches`.
+        known: what could have been meant; of equally good ones the first is taken.
+        cutoff: how alike the spelling must be, in [0, 1], if none has the words; see `difflib.get_close_matches`.
+        most: how many names to give where several have the words.
 
     Returns:
         "; did you mean 'x'?" with the nearest of the known names, or "" if none is near.
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    known = list(known)
+    near = _with_the_words(name, known)[:most] or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    if not near:
+        return ""
+    *others, last = map(repr, near)
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+
+
+def not_one_of(name: str, got: object, choices: Sequence[str]) -> str:
+    """The message about a value that is none of those that there are."""
+    return f"{name} must be one of {shortlist(choices, 12)}, got {got!r}{did_you_mean(str(got), choices)}"
+
+
+def _with_the_words(name: str, known: Sequence[str]) -> list[str]:
+    """The known names that have all words of a name, in its order, perhaps longer: deit-t is in deit_tiny_patch16_224.
+
+    Those that begin with its first word come first, then those with few others.
+    """
+    wanted = _words(name)
+    found = []
+    for candidate in known:
+        words = _words(candidate)
+        places = _places(wanted, words)
+        if places:
+            changed = sum(word != words[place] for word, place in zip(wanted, places, strict=True))
+            found.append((places[0] != 0, len(words) - len(wanted), changed, candidate))
+    found.sort(key=lambda item: item[:3])
+    is_whole = bool(found) and found[0][1] == 0  # no word is lacking: the others are longer names that hold it
+    return [candidate for *_, candidate in found[: 1 if is_whole else None]]
+
+
+def _places(wanted: Sequence[str], words: Sequence[str]) -> list[int]:
+    """Where a name has these words, or their beginnings, one after the other; empty if it has not."""
+    places: list[int] = []
+    for word in wanted:
+        start = places[-1] + 1 if places else 0
+        fits = (
+            place
+            for place in range(start, len(words))
+            if words[place] == word or (not word.isdigit() and words[place].startswith(word))
+        )
+        place = next(fits, None)
+        if place is None:
+            return []
+        places.append(place)
+    return places
+
+
+def _words(name: str) -> list[str]:
+    """deit_tiny-patch16 is deit, tiny, patch, 16."""
+    return re.findall(r"[a-z]+|\d+", name.lower())

@@ -8,9 +8,17 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from ..errors import BadImageError, CheckpointError, InputError, PublishError, TrainingDivergedError, escaped
+from ..errors import (
+    BadImageError,
+    CheckpointError,
+    InputError,
+    PublishError,
+    TrainingDivergedError,
+    escaped,
+    not_one_of,
+)
 
 # Of what ends a command with a message; input that cannot be used is 2, as argparse has it.
 _STATUSES = {CheckpointError: 1, TrainingDivergedError: 1, PublishError: 3}
@@ -39,6 +47,21 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise InputError(not_one_of(action.dest, value, [str(choice) for choice in action.choices]))
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's; names may be written with dashes, as those of a run's options may."""
+        words = (argument.partition("=") for argument in (sys.argv[1:] if args is None else args))
+        underscored = [
+            ("--" + name[2:].replace("-", "_") if name.startswith("--") else name) + equals + value
+            for name, equals, value in words
+        ]
+        return super().parse_known_args(underscored, namespace)
 
 
 def run_command(
@@ -72,7 +95,7 @@ def run_command(
 
 def report_error(error: Exception) -> None:
     """Writes an error to stderr, once: where one process alone can know of it, there, else in the main one."""
-    if _is_main_process() or isinstance(error, BadImageError | CheckpointError):
+    if is_main_process() or isinstance(error, BadImageError | CheckpointError):
         sys.stderr.write(f"\nerror: {error}\n")
         sys.stderr.flush()
 
@@ -93,7 +116,7 @@ def exit_command(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that speaks for all, also before they are connected."""
     distributed = _communication()
     return (int(os.environ.get("RANK", "0")) if distributed is None else distributed.get_rank()) == 0

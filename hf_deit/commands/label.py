@@ -1,6 +1,7 @@
 """`hf-deit label`: lets a teacher label training views without training a student; later runs then need no teacher."""
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ..training.kept_labels import Batch, KeptLabels
 from ..training.label_source import LabelSource
 from ..training.skipped_images import SkippedImages
 from .command_line import run_command
-from .prepare import as_range, prepare
+from .prepare import as_range, leaves_no_empty_folders, prepare
 from .run_options import RunParser
 from .sources import describe_sources, resolve_sources
 
@@ -56,6 +57,7 @@ class LabellingResult:
         )
 
 
+@leaves_no_empty_folders
 def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> LabellingResult:
     """Lets the teacher label all views of some epochs that have no label yet, each process its part.
 
@@ -152,6 +154,11 @@ def _label_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--epochs", help="FIRST:LAST, LAST exclusive; by default all that a run needs")
     options, rest = parser.parse_run(arguments)
+    if options.epochs is not None and re.fullmatch(r"[\d.]+", options.epochs):
+        raise InputError(
+            f"epochs must be FIRST:LAST, those to label, say 0:300, got {options.epochs!r}: how many a run has is "
+            "--num_train_epochs"
+        )
     result = label_epochs(resolve_arguments(rest), epochs=options.epochs)
     if PartialState().is_main_process:
         print(f"\n{result}")

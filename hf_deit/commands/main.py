@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .command_line import STATUS_OF_INPUT, exit_command, report_error
 
 # What each command does; its module has its name. Nothing is loaded before one is chosen.
@@ -16,6 +16,14 @@ COMMANDS = {
     "convert": "convert a checkpoint between facebookresearch, timm, transformers and hf_deit",
     "publish": "check a trained model, or kept labels, and push it to the Hub",
     "benchmark": "measure what training costs, arms in turn",
+}
+# Other words for them.
+_MEANT = {
+    **dict.fromkeys(("distill", "distil", "fit", "finetune", "fine-tune", "run", "resume"), "train"),
+    **dict.fromkeys(("labels", "annotate", "pseudo-label", "teach"), "label"),
+    **dict.fromkeys(("show", "visualize", "visualise", "plot"), "preview"),
+    **dict.fromkeys(("push", "upload", "push-to-hub", "push_to_hub"), "publish"),
+    **dict.fromkeys(("bench", "time", "speed"), "benchmark"),
 }
 
 
@@ -50,7 +58,9 @@ def main(arguments: Sequence[str]) -> int:
         print(hf_deit.__version__)
         return 0
     if name not in COMMANDS:
-        report_error(InputError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}"))
+        meant = _MEANT.get(name.lower().lstrip("-"))
+        near = f"; did you mean {meant!r}?" if meant else did_you_mean(name, COMMANDS)
+        report_error(InputError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{near}"))
         return STATUS_OF_INPUT
     return importlib.import_module(f"{__package__}.{name}").main(rest)
 

@@ -1,7 +1,11 @@
 """What train, label and preview share: from arguments to images, student and views that fit together."""
 
+import functools
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, set_seed
 
@@ -10,6 +14,8 @@ from ..data.load import load_data
 from ..data.transforms import SMALL_INPUT
 from ..data.view_dataset import KeyedViews
 from ..errors import InputError
+from ..hub.files import no_empty_folders
+from ..labels.files import discard_unused
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.student import load_student
 from ..models.teacher import TeacherDescription, describe_teacher, load_labels
@@ -17,6 +23,8 @@ from ..recipes.resolve import Arguments
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
 from ..training.datasets import as_views, check_arguments, data_seed
 from ..training.label_source import NOT_OF_STREAMS, LabelSource
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -52,6 +60,24 @@ class PreparedRun:
             dtype=model_args.teacher_dtype,
             input_size=model_args.teacher_input_size,
         )
+
+
+def leaves_no_empty_folders(function: Callable[..., T]) -> Callable[..., T]:
+    """Of a function that takes the arguments of a run: one that is refused takes back the folders that it has made."""
+
+    @functools.wraps(function)
+    def wrapped(arguments: Arguments, **settings: Any) -> T:
+        store = arguments.training.teacher_labels
+        is_new = store is not None and not os.path.exists(store)
+        with no_empty_folders(arguments.training.output_dir, store):
+            try:
+                return function(arguments, **settings)
+            except BaseException:
+                if is_new:
+                    discard_unused(store)
+                raise
+
+    return wrapped
 
 
 def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evaluated: bool = False) -> PreparedRun:

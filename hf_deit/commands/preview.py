@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..errors import InputError, first_line
+from ..recipes.option_names import expand_aliases
 from ..recipes.resolve import resolve_arguments
 from ..recipes.uses import check_uses
 from ..training.label_source import LabelSource
@@ -28,9 +29,16 @@ def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Imag
     """
     wanted = as_range("slots", slots, "0:16")
     with tempfile.TemporaryDirectory() as folder:
-        # A view depends neither on the device, nor on the teacher, nor on where the run writes.
-        neutral = ["--use_cpu", "true", "--tf32", "false", "--deepspeed=", "--output_dir", folder]
-        arguments = resolve_arguments([*command, *neutral])
+        # A view depends neither on the device, nor on the teacher, nor on where the run writes and reports to.
+        neutral = [
+            "--use_cpu=true",
+            "--tf32=false",
+            "--fp16=false",
+            "--bf16=false",
+            "--deepspeed=",
+            "--report_to=none",
+        ]
+        arguments = resolve_arguments([*expand_aliases(command), *neutral, "--output_dir", folder])
         check_uses(arguments)
         run = prepare(arguments, LabelSource.of(arguments.training))
         id2label = run.student.config.id2label

@@ -101,6 +101,10 @@ def _start(arguments: Arguments) -> Beginning:
 def _go_on(arguments: Arguments, recipe: str | dict[str, Any], *, fetched: str | None = None) -> Beginning:
     beginning = _start(take_revisions(recipe, arguments))
     check_same_run(recipe, beginning.arguments)
+    had_bf16 = bool((load_recipe(recipe) if isinstance(recipe, str) else recipe).get("bf16"))
+    if had_bf16 != arguments.training.bf16:  # that of another machine, where it is "auto"
+        words = ("float32", "bfloat16")
+        logger.warning("the run was begun in %s and goes on in %s", words[had_bf16], words[not had_bf16])
     beginning.fetched = fetched
     return beginning
 

@@ -27,7 +27,7 @@ from ..training.processes import on_main_process
 from ..training.pushes import repository_of
 from ..training.trainer import DistillationTrainer
 from .command_line import STATUS_OF_PUBLISHING, run_command
-from .prepare import PreparedRun, make_student, prepare
+from .prepare import PreparedRun, leaves_no_empty_folders, make_student, prepare
 from .resume import UNFINISHED_CHECKPOINT, begin
 from .run_options import RunParser
 from .sources import describe_sources, with_teacher
@@ -106,6 +106,7 @@ class RunResult:
         return usage(self.output_dir, needs_code=self.needs_code)
 
 
+@leaves_no_empty_folders
 def run(arguments: Arguments) -> RunResult:
     """Loads data, teacher (training one first if the recipe says so) and student; distils, evaluates and saves.
 
@@ -367,6 +368,7 @@ def _train(arguments: Sequence[str]) -> int:
             "hf-deit train --recipe own_images --train_dir images/train --teacher_model_name_or_path NAME",
             "accelerate launch -m hf_deit train --recipe deit_tiny_distilled",
         ],
+        writes_output=True,
     )
     _, rest = parser.parse_run(arguments)
     result = run(resolve_arguments(rest))

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from ..errors import InputError, shortlist
+from ..errors import InputError, did_you_mean, shortlist
 from ..models.class_names import check_distinct, composed, which_of
 from .decoding import NO_IMAGE, ImageDecoder, fault_of_header, is_remote, refuse_faults
 
@@ -57,7 +57,8 @@ def find_columns(
         listing = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in dataset.features.items())
         if given is not None:
             if given not in dataset.features:
-                raise InputError(f"no column {given!r} in the data set; it has {listing}")
+                near = did_you_mean(given, dataset.features)
+                raise InputError(f"no column {given!r} in the data set; it has {listing}{near}")
             if feature_type is datasets.Image and not isinstance(dataset.features[given], datasets.Image):
                 raise InputError(f"column {given!r} holds no images; the data set has {listing}")
             return given

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import datasets
 
-from ..errors import InputError, first_line
+from ..errors import InputError, did_you_mean, first_line
 from ..models.class_names import check_distinct
 from .arguments import DIGITS, DataArguments
 from .columns import (
@@ -127,7 +127,8 @@ def _validation_split(data_args: DataArguments, splits: Collection[str]) -> str 
 
 def _split_of(splits: Mapping[str, datasets.Dataset], split: str, name: str) -> datasets.Dataset:
     if split not in splits:
-        raise InputError(f"the data set {name!r} has no split {split!r}; it has {', '.join(splits)}")
+        near = did_you_mean(split, splits)
+        raise InputError(f"the data set {name!r} has no split {split!r}; it has {', '.join(splits)}{near}")
     if len(splits[split]) == 0:
         raise InputError(f"the split {split!r} of the data set {name!r} is empty")
     return splits[split]

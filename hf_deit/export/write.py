@@ -16,8 +16,8 @@ from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
 from transformers.image_utils import PILImageResampling
 
-from ..errors import InputError, one_line
-from ..hub.files import share_weights
+from ..errors import InputError, not_one_of, one_line
+from ..hub.files import no_empty_folders, share_weights
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import ONE_HEAD_FUSIONS, DeiTConfigBase, as_pair
 from ..models.zoo import create_config, list_models
@@ -63,7 +63,7 @@ def convert_checkpoint(
             be written. The destination is then as it was.
     """
     if to not in FORMATS:
-        raise InputError(f"the format must be one of {', '.join(FORMATS)}, got {to!r}")
+        raise InputError(not_one_of("the format", to, FORMATS))
     source, destination = os.fspath(source), os.fspath(destination)
     _check_destination(destination, to)
     checkpoint = read_checkpoint(source, ema=ema)
@@ -80,8 +80,9 @@ def convert_checkpoint(
         _WRITERS[to](checkpoint, written)
         if os.path.isdir(written):
             share_weights(written)
-        os.makedirs(parent, exist_ok=True)
-        os.replace(written, destination)
+        with no_empty_folders(parent):
+            os.makedirs(parent, exist_ok=True)
+            os.replace(written, destination)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' when the disk is full
         raise InputError(f"cannot write {destination!r}: {one_line(error)}") from error
     finally:

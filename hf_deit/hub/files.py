@@ -5,8 +5,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -40,6 +40,43 @@ def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str])
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def no_empty_folders(*folders: str | os.PathLike[str] | None) -> Iterator[None]:
+    """If what stands in it fails, takes away the empty folders that were not there before; files stay.
+
+    Args:
+        *folders: in which, and above which, folders may be made meanwhile; None is passed over.
+    """
+    wanted = [os.path.abspath(os.path.expanduser(folder)) for folder in folders if folder is not None]
+    before = {path for folder in wanted for path in [*_parents(folder), *_inside(folder)] if os.path.lexists(path)}
+    try:
+        yield
+    except BaseException:
+        for folder in wanted:
+            inside = [root for top in _inside(folder) if top not in before for root, _, _ in os.walk(top)]
+            above = [path for path in _parents(folder) if path not in before]
+            for path in sorted([*inside, *above], key=len, reverse=True):  # what lies in a folder comes before it
+                with suppress(OSError):  # it holds something, or another process was first
+                    os.rmdir(path)
+        raise
+
+
+def _parents(folder: str) -> list[str]:
+    """A folder and all above it."""
+    parents = [folder]
+    while (parent := os.path.dirname(parents[-1])) != parents[-1]:
+        parents.append(parent)
+    return parents
+
+
+def _inside(folder: str) -> list[str]:
+    """What lies in a folder; nothing if there is none."""
+    try:
+        return [os.path.join(folder, name) for name in os.listdir(folder)]
+    except OSError:
+        return []
 
 
 def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import filelock
 import numpy as np
@@ -94,6 +95,17 @@ def lock_store(folder: str | os.PathLike[str]) -> filelock.BaseFileLock:
             "its disk, give another folder, or only read (readonly)"
         ) from error
     return lock
+
+
+def discard_unused(folder: str | os.PathLike[str]) -> None:
+    """Removes the files of a store that has no labels and that no process uses, so that its folders are empty."""
+    folder = os.fspath(folder)
+    if not os.path.exists(os.path.join(folder, LOCK_FILE)) or has_labels(folder):
+        return
+    with suppress(OSError, filelock.Timeout), filelock.FileLock(os.path.join(folder, LOCK_FILE), timeout=0):
+        for name in (STORE_FILE, LOCK_FILE):
+            with suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, name))
 
 
 def schema_of(identity: StoreIdentity) -> pa.Schema:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ..errors import InputError, command, did_you_mean, first_line, shortlist
 from .class_names import label_changes, match_labels, unique_names
@@ -72,15 +73,15 @@ def load_student(
     name_or_path, overrides, id2label = os.fspath(name_or_path), overrides or {}, unique_names(id2label)
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be at least 1, got {image_size}")
-    known = [*list_models(), *CONFIG_MAPPING]
-    if name_or_path in known:
+    if name_or_path in list_models() or name_or_path in CONFIG_MAPPING:
         if revision is not None or replace_head:
             raise InputError(f"student_revision and replace_head are for checkpoints; {name_or_path!r} is made anew")
         model, processor = _made_anew(name_or_path, id2label, image_size, crop_ratio, overrides)
     elif "/" not in name_or_path and not os.path.isdir(name_or_path) and not is_weight_file(name_or_path):
+        classifiers = [*list_models(), *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES]
         raise InputError(
-            f"no student {name_or_path!r}: expected a name of the zoo ({shortlist(list_models(), 4)}), a Hub id, "
-            f"a folder or a transformers model type{did_you_mean(name_or_path, known)}"
+            f"no student {name_or_path!r}: expected a name of the zoo (deit_tiny_distilled_patch16_224, …), a Hub id, "
+            f"a folder or a transformers model type{did_you_mean(name_or_path, classifiers, most=4)}"
         )
     else:
         refuse_file(name_or_path, role="student")

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from ..errors import InputError, shortlist
+from ..errors import InputError, did_you_mean, shortlist
 from .class_names import match_labels, unique_names
 from .pretrained import (
     LOADING_ERRORS,
@@ -323,7 +323,7 @@ def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     name = str(dtype).removeprefix("torch.")
     if name not in dtypes:
-        raise InputError(f"the teacher's dtype must be {', '.join(dtypes)}, got {dtype!r}")
+        raise InputError(f"the teacher's dtype must be {', '.join(dtypes)}, got {dtype!r}{did_you_mean(name, dtypes)}")
     return dtypes[name]
 
 

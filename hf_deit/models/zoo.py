@@ -102,7 +102,7 @@ def create_config(name: str) -> DeiTConfigBase:
         InputError: unknown name; the message names the nearest that exist.
     """
     if name not in _CONFIGS:
-        hint = did_you_mean(name, _CONFIGS) or f", which has: {', '.join(_CONFIGS)}"
+        hint = did_you_mean(name, _CONFIGS, most=4) or f", which has: {', '.join(_CONFIGS)}"
         raise InputError(f"no model {name!r} in the zoo{hint}")
     return _CONFIGS[name]()
 
@@ -125,7 +125,7 @@ def create_model(name: str, **overrides: Any) -> PreTrainedModel:
         huggingface_hub.errors.StrictDataclassError: the overrides make no possible model.
     """
     config = create_config(name)
-    known = {field.name for field in fields(config)} | {"num_labels"}
+    known = [*(field.name for field in fields(config)), "num_labels"]
     for key in overrides:
         if key not in known:
             raise InputError(f"{type(config).__name__} has no field {key!r}{did_you_mean(key, known)}")

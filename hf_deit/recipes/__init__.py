@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -21,6 +20,7 @@ from ..data.arguments import DataArguments
 from ..errors import InputError, did_you_mean
 from ..hub.recipe_file import parse_recipe
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
+from .option_names import meant_by
 from .uses import settle
 
 ARGUMENT_CLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
@@ -149,7 +149,15 @@ def _types() -> dict[str, Any]:
 
 
 def check_known(key: str, subject: str) -> None:
-    known = {field.name for part in ARGUMENT_CLASSES for field in dataclasses.fields(part) if field.init}
-    if key in known or re.sub("^no_", "", key) in known:
-        return
-    raise InputError(f"{subject} no argument {key!r}{did_you_mean(key, known)}")
+    """Refuses what is no argument.
+
+    Args:
+        key: its name.
+        subject: the beginning of the message, "there is".
+
+    Raises:
+        InputError: with the argument that was meant, as far as that can be known.
+    """
+    known = [field.name for part in ARGUMENT_CLASSES for field in dataclasses.fields(part) if field.init]
+    if key not in known:
+        raise InputError(f"{subject} no argument {key!r}{meant_by(key, known) or did_you_mean(key, known)}")

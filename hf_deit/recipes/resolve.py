@@ -6,7 +6,8 @@ import dataclasses
 import enum
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,7 +16,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
 from ..data.arguments import DataArguments
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, not_one_of
 from ..hub.files import write_whole
 from ..hub.recipe_file import dump_recipe
 from ..models.student import lacked_fields
@@ -31,11 +32,15 @@ from . import (
     merged,
     recipe_layers,
 )
-from .uses import check_given, refuse_action, settle, without_unused
+from .option_names import expand_aliases, meant_by
+from .uses import check_given, settle, without_unused
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_RECIPE = "digits"
+RECIPE_OF_OWN_IMAGES = "own_images"
+# The options that say which images: with one of them the default recipe is not that of the digits.
+_IMAGES = ("train_dir", "dataset_name", "validation_dir", "unlabeled_dir", "unlabeled_dataset_name", "streaming")
 
 
 class Arguments(NamedTuple):
@@ -124,26 +129,47 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise InputError(not_one_of(action.dest, value, [str(choice) for choice in action.choices]))
+
 
 def argument_parser() -> HfArgumentParser:
     """Of the fields of a run's arguments, as options of a command line."""
-    return _Parser(ARGUMENT_CLASSES, allow_abbrev=False)
+    parser = _Parser(ARGUMENT_CLASSES, allow_abbrev=False)
+    for action in parser._actions:
+        if action.dest in ("bf16", "dataloader_num_workers"):
+            action.type = _or_auto(action.type)
+    return parser
+
+
+def _or_auto(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Of an option's text, which may be "auto", too."""
+
+    def read_or_auto(text: str) -> Any:
+        return text if text == "auto" else read(text)
+
+    read_or_auto.__name__ = read.__name__  # argparse says "invalid int value"
+    return read_or_auto
 
 
 def resolve_arguments(arguments: Sequence[str]) -> Arguments:
-    """Turns a command line into arguments: `--recipe` (default "digits") first, everything else on top.
+    """Turns a command line into arguments: the recipe first, everything else on top.
+
+    Without `--recipe` it is "own_images" if images are named, else "digits".
 
     Mappings are merged as `merged` does it. What of the recipe's student_overrides was meant for another student, and
     is no field of this one, is left out; a line says so. On several processes all must call it.
 
     Args:
-        arguments: for example ["--recipe", "digits", "--num_train_epochs", "3"].
+        arguments: for example ["--recipe", "digits", "--num_train_epochs", "3"]; aliases are understood, see
+            `hf_deit.recipes.option_names`.
 
     Raises:
         InputError: an unknown recipe or argument (with the nearest valid name), or a value of the wrong kind.
     """
-    recipe_name, rest = _take_recipe(arguments)
-    layers = recipe_layers(recipe_name)
+    recipe_name, rest = _take_recipe(expand_aliases(arguments))
+    layers = recipe_layers(_default_recipe(_given(rest)) if recipe_name is None else recipe_name)
     given_mappings, rest = _take_mappings(rest)
     recipe = merged([*layers, *given_mappings])
     parser = argument_parser()
@@ -154,13 +180,7 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     *parsed, unknown = parser.parse_args_into_dataclasses(
         [*from_recipe, *rest], return_remaining_strings=True, look_for_args_file=False
     )
-    for argument in unknown:
-        if argument.startswith("--"):
-            name = argument[2:].split("=")[0].replace("-", "_")
-            refuse_action(name)
-            check_known(name, "there is")
-    if unknown:
-        raise InputError(f"cannot read {' '.join(unknown)!r} on the command line: arguments are --name value")
+    _refuse(unknown)
     resolved = Arguments(*parsed)
     last = {"student": resolved.model.student}
     return _without_foreign_overrides(
@@ -174,6 +194,47 @@ def _read(parser: HfArgumentParser, line: Sequence[str]) -> dict[str, Any]:
     read = argparse.Namespace(**dict.fromkeys((action.dest for action in parser._actions), absent))
     values = vars(parser.parse_known_args(line, namespace=read)[0])
     return {name: value for name, value in values.items() if value is not absent}
+
+
+def describe_default_recipe(arguments: Sequence[str], *, has_output: bool) -> str | None:
+    """Which recipe a command line takes that names none, and why, in one line; None if it names one.
+
+    Args:
+        arguments: of the command line.
+        has_output: whether to say where the run writes, too.
+    """
+    recipe_name, rest = _take_recipe(expand_aliases(arguments))
+    if recipe_name is not None:
+        return None
+    given = _given(rest)
+    name, images = _default_recipe(given), [f"--{option}" for option in _IMAGES if option in given]
+    line = f"no --recipe: taking {name}, as {f'{images[0]} is given' if images else 'no images are given'}"
+    if has_output and "output_dir" not in given:
+        line += f"; it writes to {load_recipe(name)['output_dir']}"
+    return line
+
+
+def _default_recipe(given: Sequence[str]) -> str:
+    return RECIPE_OF_OWN_IMAGES if any(option in given for option in _IMAGES) else DEFAULT_RECIPE
+
+
+def _given(arguments: Sequence[str]) -> list[str]:
+    """The names of the options on a command line."""
+    words = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    return [word.removeprefix("--").replace("-", "_") for word in words]
+
+
+def _refuse(unknown: Sequence[str]) -> None:
+    """Says what was meant by the words of a command line that no argument has taken, if there are any."""
+    for argument in unknown:
+        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+        if argument.startswith("--"):
+            check_known(name, "there is")
+        elif argument.startswith("-") and (meant := meant_by(name, ())):
+            raise InputError(f"there is no argument {argument!r}{meant}")
+    if unknown:
+        example = next((f", say --{word}" for word in unknown if re.match(r"\w+=.", word)), "")
+        raise InputError(f"cannot read {' '.join(unknown)!r} on the command line: arguments are --name value{example}")
 
 
 def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> None:
@@ -303,8 +364,9 @@ def save_recipe(arguments: Arguments, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def _take_recipe(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    recipe_name, rest, remaining = DEFAULT_RECIPE, [], iter(arguments)
+def _take_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe that a command line names, or None, and the rest of it."""
+    recipe_name, rest, remaining = None, [], iter(arguments)
     for argument in remaining:
         if argument == "--recipe":
             recipe_name = next(remaining, "")

@@ -112,17 +112,6 @@ def without_unused(recipe: Options) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if not _is_given(name, recipe) or not _reason(name, options)}
 
 
-def refuse_action(name: str) -> None:
-    """Refuses an option that, elsewhere, asks for an action of its own, with the command that does it here.
-
-    Raises:
-        InputError: `name` is such an option.
-    """
-    for names, what_does_it in _ACTIONS.items():
-        if name.replace("-", "_") in names.split():
-            raise InputError(f"there is no option --{name}: {what_does_it}")
-
-
 def _reason(name: str, options: Options) -> str | None:
     """Why an option does nothing beside the others, and what to do; None if it does something."""
     if name in _DATA:
@@ -333,38 +322,13 @@ _USES = {
     ),
 }
 
-_IN_PYTHON = "a model that is trained already is evaluated in Python, by the evaluate method of a DistillationTrainer"
-_PIPELINE = 'the pipeline of transformers answers: pipeline("image-classification", model="outputs/…")'
+IN_PYTHON = "a model that is trained already is evaluated in Python, by the evaluate method of a DistillationTrainer"
+IN_ITS_CARD = "a trained model classifies images by the lines under Use in its README.md"
 # The switches of transformers' example scripts that ask for what this command does not do, or always does.
 _NOT_DONE = {
-    ("do_train", False): f"hf-deit train always trains; {_IN_PYTHON}",
+    ("do_train", False): f"hf-deit train always trains; {IN_PYTHON}",
     ("do_eval", False): "a run always ends with an evaluation, if there are images to validate with; --eval_strategy "
     "no leaves out those before",
-    ("do_predict", True): f"hf-deit train predicts nothing; {_PIPELINE}, or the predict method of a "
+    ("do_predict", True): f"hf-deit train predicts nothing; {IN_ITS_CARD}, or the predict method of a "
     "DistillationTrainer, in Python",
-}
-# What other scripts' options do, by their names there.
-_ACTIONS = {
-    "eval evaluate evaluation eval_only evaluate_only validate test test_only do_test": (
-        "hf-deit train evaluates at its end, on --validation_dir, --validation_split or images that it holds out; "
-        f"{_IN_PYTHON}"
-    ),
-    "predict prediction predictions infer inference classify": f"hf-deit train predicts nothing; {_PIPELINE}",
-    "resume auto_resume resume_from resume_training continue continue_training": (
-        "--resume_from_checkpoint true goes on with the run in --output_dir, and --resume_from_checkpoint FOLDER from "
-        "one of its checkpoints"
-    ),
-    "checkpoint checkpoint_path ckpt ckpt_path load load_checkpoint load_weights finetune fine_tune": (
-        "--student FOLDER starts from a checkpoint's weights, --resume_from_checkpoint FOLDER goes on with its run; "
-        "other libraries' files are taken after hf-deit convert FILE FOLDER --to transformers"
-    ),
-    "export onnx to_onnx export_onnx save_onnx convert": (
-        "hf-deit convert FOLDER DESTINATION --to FORMAT converts a trained model"
-    ),
-    "push publish upload push_hub": (
-        "--push_to_hub true pushes the model when it is trained, hf-deit publish FOLDER --hub_model_id NAME one that "
-        "is"
-    ),
-    "preview visualize visualise show_batch": "hf-deit preview, with the options of the run, shows what training sees",
-    "benchmark throughput": "hf-deit benchmark measures",
 }

@@ -11,8 +11,10 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from ..data.batch_augment import Mixing, RandomErasing
-from ..errors import InputError
+from ..errors import InputError, not_one_of
 from ..models.teacher import parse_input_size
+from .hardware import bf16_of, check_fp16, check_precision, num_workers_of
+from .reporters import check_reporters, reporters_of
 
 DistillationType = Literal["hard", "soft", "none"]
 
@@ -171,6 +173,23 @@ class DistillationTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "ε of the class head's labels, in [0, 1)."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
+    bf16: bool | str = field(
+        default=False,
+        metadata={"help": 'Train in bfloat16: true, false, or "auto", which is true on a GPU that has it.'},
+    )
+    dataloader_num_workers: int | str = field(
+        default=0,
+        metadata={
+            "help": 'Processes that load images, for each device; 0 loads in the training\'s own. "auto" has one for '
+            "each CPU core but one, at most 16, and where the CPU trains at most 2."
+        },
+    )
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={
+            "help": "Where the log goes, too: tensorboard, wandb, trackio, mlflow, …; all that are installed; none."
+        },
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
     # The default would average a NaN away in the log, and would wait for the device at every step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False."})
@@ -215,14 +234,22 @@ class DistillationTrainingArguments(TrainingArguments):
             raise InputError("give either --resume_from_hub or --resume_from_checkpoint, not both")
         if self.publish_weights == "ema" and not self.ema_decay:
             raise InputError('publish_weights "ema" needs a moving average: give --ema_decay, say 0.99996')
+        schedules = [schedule.value for schedule in SchedulerType]
+        if self.lr_scheduler_type not in schedules:
+            raise InputError(not_one_of("lr_scheduler_type", self.lr_scheduler_type, schedules))
         self.auto_augment = self.auto_augment or None
         self.label_names = ["labels"]  # not every student's forward takes them; the batches always have them
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch would only warn at every epoch
+        self.bf16, self.dataloader_num_workers = bf16_of(self), num_workers_of(self)
+        self.report_to = reporters_of(self.report_to)
+        check_precision(self)
         try:
             super().__post_init__()
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             raise InputError(str(error)) from error
+        check_fp16(self)
+        check_reporters(self.report_to)
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
             raise InputError("accelerator_config must not split or dispatch batches, which hold whole groups of views")
         if self.push_to_hub and self.world_size > 1 and self.hub_push_timeout + 60 > self.ddp_timeout:
@@ -391,4 +418,4 @@ def _check_choices(arguments: object) -> None:
     for item in dataclasses.fields(arguments):
         choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and getattr(arguments, item.name) not in choices:
-            raise InputError(f"{item.name} must be one of {', '.join(choices)}, got {getattr(arguments, item.name)!r}")
+            raise InputError(not_one_of(item.name, getattr(arguments, item.name), choices))

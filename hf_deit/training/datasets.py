@@ -13,7 +13,7 @@ from ..data.streams import ImageStream, StreamSampler, StreamViewDataset
 from ..data.transforms import build_train_transform
 from ..data.view_dataset import EvaluationDataset, KeyedViews, ViewDataset
 from ..data.views import ViewSampler
-from ..errors import InputError, shortlist
+from ..errors import InputError, did_you_mean, shortlist
 from ..models.class_names import match_labels, unique_names
 from ..models.configuration_deit import label2id_of
 from ..models.heads import FUSED, HEADS
@@ -41,9 +41,9 @@ def check_arguments(
     if args.ema_decay:
         metrics |= {f"ema_{metric}" for metric in metrics}
     if check_metric and (args.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
-        raise InputError(
-            f"metric_for_best_model must be one of {', '.join(sorted(metrics))}, got {args.metric_for_best_model!r}"
-        )
+        known, metric = sorted(metrics), args.metric_for_best_model
+        near = "; did you mean 'top1'?" if "acc" in metric.lower() else did_you_mean(metric, known)
+        raise InputError(f"metric_for_best_model must be one of {', '.join(known)}, got {metric!r}{near}")
     if check_metric and args.include_for_metrics:
         raise InputError(
             f"include_for_metrics is for a compute_metrics of one's own, got {args.include_for_metrics}: leave it out"

@@ -82,7 +82,7 @@ def test_the_second_run_trains_no_teacher(tmp_path, images, capsys, monkeypatch)
     again = ["--output_dir", str(tmp_path / "third")]
     assert train([*command, *again, "--seed", "43"]) == 2
     assert "seed is 42 there, 43 here" in (error := capsys.readouterr().err) and "--data_seed" in error
-    assert not (tmp_path / "third").exists() or not list((tmp_path / "third").iterdir())
+    assert not (tmp_path / "third").exists()
     assert train([*command, *again, "--seed", "43", "--data_seed", "42", "--teacher_labels_readonly", "true"]) == 0
 
 
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_a_store_is_told_before_a_teacher_is_trained(
     capsys.readouterr()
     assert main_of("train")([*command, "--output_dir", str(tmp_path / "run"), *arguments]) == 2
     assert words in capsys.readouterr().err
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_store_that_is_written_by_another_is_told_before_a_teacher_is_trained(tmp_path, images, capsys, monkeypatch):
@@ -135,7 +135,7 @@ def test_a_store_that_is_written_by_another_is_told_before_a_teacher_is_trained(
     command = [*images, "--teacher_labels", str(tmp_path / "labels"), "--output_dir", str(tmp_path / "run")]
     assert main_of("train")(command) == 2
     assert "another run writes" in capsys.readouterr().err
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
     lock.release()
 
 
@@ -147,7 +147,7 @@ def test_labels_may_lie_in_the_output_folder(tmp_path, images, capsys):
     tiny.teacher_folder(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"broken")
     assert train([*command, "--teacher_model_name_or_path", str(tmp_path / "model")]) == 2
-    assert [path.name for path in run.iterdir()] == ["labels"]  # a store without labels, which is anybody's
+    assert not run.exists()  # no store without labels either
     assert train([*command, "--seed", "43"]) == 0
     assert train([*command, "--seed", "43"]) == 2
     assert "holds another run" in capsys.readouterr().err
@@ -282,7 +282,7 @@ def test_a_broken_file_is_told_at_the_start(tmp_path, images, folder_of_teacher,
     last.write_bytes(last.read_bytes()[:-60])
     assert main_of("train")([*command, "--output_dir", str(tmp_path / "run")]) == 2
     assert "epoch-00001.parquet' holds no labels of this store (truncated or corrupt" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_has_ended_keeps_its_card(tmp_path, images, folder_of_teacher, capsys):

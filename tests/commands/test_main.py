@@ -45,6 +45,25 @@ def test_paths_that_are_not_utf_8_are_refused_as_they_can_be_written(capsys, nam
     assert status == 2 and r"caf\xe9" in printed and "not UTF-8" in printed
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("trian", "train"), ("distill", "train"), ("Finetune", "train"), ("--upload", "publish"), ("conv", "convert")],
+)
+def test_a_command_that_does_not_exist_leads_to_the_one_that_was_meant(capsys, typed, meant):
+    assert f"did you mean {meant!r}?" in printed_by(capsys, typed)[1]
+
+
+def test_options_may_be_written_with_dashes(capsys):
+    for name in ("hub_model_id", "hub-model-id"):
+        status, printed = printed_by(capsys, "publish", "nowhere", f"--{name}", "me/it", f"--{name}=me/it")
+        assert status == 2 and "no model in 'nowhere'" in printed
+
+
+def test_a_choice_that_does_not_exist_leads_to_the_nearest(capsys):
+    status, printed = printed_by(capsys, "convert", "here", "there", "--to", "transformer")
+    assert status == 2 and "did you mean 'transformers'?" in printed
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(capsys, name):
     status, printed = printed_by(capsys, name, "--help")
@@ -62,6 +81,36 @@ def test_help_shows_what_people_use_and_help_all_everything(capsys, name):
     own = {"train": [], "label": ["--epochs"], "preview": ["--epoch", "--slots", "--output"]}[name]
     assert [option for option in own if option not in usual or option not in everything] == []
     assert "--adam_beta2" not in usual and "--adam_beta2" in everything and "--mixup_probability" in everything
+
+
+def test_help_shows_the_aliases_but_where_a_command_has_the_word_itself(capsys):
+    _, train = printed_by(capsys, "train", "--help")
+    _, label = printed_by(capsys, "label", "--help")
+    assert re.search("--num_train_epochs …, --epochs", train)
+    assert "--lr" in train and "--teacher " in train and "--device" not in train
+    assert len(re.findall(r"--epochs\b", label)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "taken"),
+    [
+        (["train", "--train_dir", "nowhere"], "own_images"),
+        (["train", "--dataset-name", "x", "--output", "y"], "own_images"),
+        (["label", "--unlabeled_dir", "nowhere"], "own_images"),
+        (["label"], "digits"),
+        (["preview", "--train_dir=nowhere"], "own_images"),
+        (["preview", "--student", "nothing"], "digits"),
+        (["preview", "--recipe", "debug", "--student", "nothing"], None),
+    ],
+)
+def test_the_recipe_that_nobody_named_is_named_in_one_line(capsys, tmp_path, monkeypatch, line, taken):
+    monkeypatch.chdir(tmp_path)
+    assert main(line) == 2  # for want of images, a teacher or a student
+    said = [text for text in capsys.readouterr().err.splitlines() if "no --recipe" in text]
+    assert len(said) == (taken is not None)
+    assert taken is None or taken in said[0]
+    assert ("outputs/own_images" in "".join(said)) == (line[0] == "train" and "--output" not in line)
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_of_the_same_meaning_have_one_name(capsys):

@@ -19,10 +19,11 @@ from support.main_of import main_of
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_deit import DistilledDeiTForImageClassification, load_teacher
+from hf_deit.commands import resume
 from hf_deit.commands.resume import Beginning
 from hf_deit.errors import InputError
 from hf_deit.recipes import load_recipe
-from hf_deit.recipes.resolve import resolve_arguments
+from hf_deit.recipes.resolve import resolve_arguments, resolved_recipe
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train.py"
@@ -262,6 +263,15 @@ def test_a_run_from_the_hub_of_other_classes_is_refused(finished_run):
         beginning.check_labels({**names, 7: "sieben"})
 
 
+def test_going_on_in_another_precision_is_said(tmp_path, caplog):
+    """As "auto" may do on another machine."""
+    arguments = resolve_arguments(["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"])
+    assert resume._go_on(arguments, resolved_recipe(arguments)).arguments.training.bf16 is False
+    assert "goes on in" not in caplog.text
+    resume._go_on(arguments, {**resolved_recipe(arguments), "bf16": True})
+    assert "was begun in bfloat16 and goes on in float32" in caplog.text
+
+
 @pytest.mark.parametrize("options", [["--bf16", "true"], ["--torch_compile", "true"]])
 def test_precision_and_compilation_hold_after_a_teacher_was_trained(main, tmp_path, options):
     dtypes, compiled = set(), []
@@ -376,7 +386,7 @@ MISTAKES = {
     "both data": (["--train_dir", "somewhere", "--dataset_name", "something"], "either --dataset_name or --train_dir"),
     "augmentation": (["--auto_augment", "nonsense"], "no policy of timm"),
     "fraction": (["--validation_fraction", "1.5"], r"\(0, 1\)"),
-    "metric": (["--metric_for_best_model", "acuracy"], "top1"),
+    "metric": (["--metric_for_best_model", "eval_accuracy"], "did you mean 'top1'"),
     "checkpoint": (["--resume_from_checkpoint", "nowhere"], "no whole checkpoint"),
     "nothing to resume": (["--resume_from_checkpoint", "true"], "no checkpoint to resume from"),
     "output is a file": (["--output_dir", "A_FILE"], "cannot write to the output folder"),
@@ -391,11 +401,14 @@ MISTAKES = {
         ["--do_train", "false", "--do_eval", "true", "--do_predict", "true"],
         "hf-deit train always trains",
     ),
-    "another action": (["--evaluate", "true"], "there is no option --evaluate: .*evaluate method"),
+    "another action": (["--evaluate", "true"], "there is no argument .evaluate.: .*evaluate method"),
     "no predictions": (["--prediction_loss_only", "true"], "prediction_loss_only must be False"),
     "batches apart": (["--eval_do_concat_batches", "false"], "eval_do_concat_batches must be True"),
     "batch by batch": (["--batch_eval_metrics", "true"], "batch_eval_metrics must be False"),
     "optimizer": (["--optim", "lomo"], "cannot make the optimizer 'lomo'"),
+    "tracker": (["--report_to", "neptune"], "pip install neptune"),
+    "teacher recipe": (["--teacher_recipe", "digit_teacher"], "did you mean 'digits_teacher'"),
+    "teacher recipe, labels": (["--teacher_recipe", "nothing", "--teacher_labels", "STORE"], "no recipe 'nothing'"),
 }
 
 
@@ -404,9 +417,10 @@ def test_mistakes_are_refused_in_one_message(main, tmp_path, capsys, finished_ru
     arguments, message = MISTAKES[mistake]
     (tmp_path / "file").write_text("")
     places = {"TEACHER": finished_run / "teacher", "A_FILE": tmp_path / "file", "FINISHED": finished_run}
+    places["STORE"] = tmp_path / "kept" / "labels"
     arguments = [str(places.get(argument, argument)) for argument in arguments]
     base = [] if "--recipe" in arguments else ["--recipe", "debug"]
-    output = [] if "--output_dir" in arguments else ["--output_dir", str(tmp_path / "run")]
+    output = [] if "--output_dir" in arguments else ["--output_dir", str(tmp_path / "new" / "run")]
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
     assert main([*base, *output, "--use_cpu", "true", *arguments]) == 2
     error = capsys.readouterr().err
@@ -414,7 +428,7 @@ def test_mistakes_are_refused_in_one_message(main, tmp_path, capsys, finished_ru
     assert len(lines) == 1
     assert re.search(message, error), error
     assert "Traceback" not in error
-    assert not list((tmp_path / "run").rglob("*"))  # so that the mended command can take the same folder
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}  # no folder, so that the mended command can take it
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
 
 

@@ -19,7 +19,7 @@ from hf_deit.commands.resume import adopt_checkpoint
 from hf_deit.errors import CheckpointError
 from hf_deit.hub import zoo_cards
 from hf_deit.hub.curves import plot_curves
-from hf_deit.hub.files import link, share_weights, write_json, write_whole
+from hf_deit.hub.files import link, no_empty_folders, share_weights, write_json, write_whole
 from hf_deit.hub.record import stage, write_record
 from hf_deit.hub.run_folder import list_checkpoints
 from hf_deit.labels.files import write_columns
@@ -177,3 +177,35 @@ def test_weights_get_the_rights_of_other_new_files(tmp_path, mask, rights):
     with umask(mask):
         share_weights(tmp_path)  # what somebody has chosen stays
     assert rights_in(tmp_path)["file"] == {0o440, 0o600, rights}
+
+
+def folders_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_leaves_no_empty_folder(tmp_path, error):
+    for name in ("there/run/old", "empty/run"):
+        (tmp_path / name).mkdir(parents=True)
+    before = folders_below(tmp_path) | {"new", "new/another run"}
+    with pytest.raises(error), no_empty_folders(tmp_path / "new" / "er" / "run", tmp_path / "there" / "run", None):
+        (tmp_path / "new" / "er" / "run" / "part" / "of it").mkdir(parents=True)
+        (tmp_path / "there" / "run" / "fresh").mkdir()
+        (tmp_path / "new" / "another run").mkdir()
+        raise error
+    assert folders_below(tmp_path) == before
+
+
+def test_what_was_written_stays_and_so_does_all_that_succeeds(tmp_path):
+    with pytest.raises(ValueError), no_empty_folders(tmp_path / "a" / "run"):
+        (tmp_path / "a" / "run" / "empty").mkdir(parents=True)
+        (tmp_path / "a" / "run" / "recipe.yaml").write_text("seed: 1")
+        raise ValueError
+    with no_empty_folders(tmp_path / "b" / "run"):
+        (tmp_path / "b" / "run" / "empty").mkdir(parents=True)
+    assert folders_below(tmp_path) == {"a", "a/run", "a/run/recipe.yaml", "b", "b/run", "b/run/empty"}
+
+
+def test_a_folder_that_another_process_has_taken_away_is_no_failure(tmp_path):
+    with pytest.raises(ValueError), no_empty_folders(tmp_path / "run"):
+        raise ValueError

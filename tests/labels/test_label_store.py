@@ -23,7 +23,7 @@ from support.stores import VIEWS, assert_holds, files, fill, identity, record, v
 from hf_deit import InputError, TeacherLabelStore
 from hf_deit.data.view_dataset import pixel_crc
 from hf_deit.errors import CheckpointError
-from hf_deit.labels.files import wants_crc
+from hf_deit.labels.files import discard_unused, probe_store, wants_crc
 from hf_deit.labels.identity import StoreIdentity, data_fingerprint
 from hf_deit.labels.top_k import TopLogits, top_logits
 from hf_deit.models.pretrained import weights_digest
@@ -500,6 +500,20 @@ def test_a_second_writer_in_the_same_process_is_refused(tmp_path):
         pytest.raises(InputError, match="another run writes"),
     ):
         TeacherLabelStore.open(tmp_path, identity())
+
+
+def test_a_store_without_labels_is_given_up_unless_it_is_used(tmp_path):
+    probe_store(tmp_path / "probed")
+    TeacherLabelStore.open(tmp_path / "opened", identity()).close()
+    fill(tmp_path / "filled")
+    with TeacherLabelStore.open(tmp_path / "used", identity()):
+        before = {
+            path for path in tmp_path.rglob("*") if path.is_file() and path.parts[-2] not in ("probed", "opened")
+        }
+        for name in ("probed", "opened", "filled", "used", "nowhere"):
+            discard_unused(tmp_path / name)
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert_holds(TeacherLabelStore.open(tmp_path / "filled", readonly=True))
 
 
 def test_a_forked_worker_does_not_free_the_lock(tmp_path):

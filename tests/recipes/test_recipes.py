@@ -7,10 +7,13 @@ arguments again.
 import dataclasses
 import json
 import typing
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from transformers import ResNetConfig, ResNetForImageClassification
+from transformers.integrations import integration_utils
 
 from hf_deit.data.arguments import DataArguments
 from hf_deit.errors import InputError
@@ -24,7 +27,9 @@ from hf_deit.recipes.resolve import (
     save_recipe,
     take_revisions,
 )
+from hf_deit.training import hardware
 from hf_deit.training.arguments import DistillationTrainingArguments, ModelArguments
+from hf_deit.training.reporters import REPORTERS
 
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
@@ -66,6 +71,9 @@ def test_every_packaged_recipe_resolves_to_what_it_says(name, out):
         if key == "output_dir" or stated is None:  # null gives the default, which other arguments may settle
             continue
         got = getattr(resolved[key], "value", resolved[key])
+        if stated == "auto":
+            assert (key, type(got)) in [("bf16", bool), ("dataloader_num_workers", int)]
+            continue
         if isinstance(got, float):
             stated = float(stated)
         assert got == (stated or None if key == "auto_augment" else stated), key
@@ -758,6 +766,150 @@ def test_publishing_the_moving_average_needs_one(training, out):
     assert all(choice in message for choice in ("mean", "raw", "ema"))
     args = resolve_arguments(["--publish_weights", "ema", "--ema_decay", "0.99", *out])[2]
     assert (args.publish_weights, args.ema_decay) == ("ema", 0.99)
+
+
+# What depends on the machine
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_bf16", "native", "launched", "expected"),
+    [
+        ({}, True, True, "no", True),
+        ({}, True, True, "bf16", True),
+        ({}, False, False, "no", False),
+        ({}, True, False, "no", False),  # a GPU that emulates it
+        ({"use_cpu": True}, True, True, "no", False),
+        ({"fp16": True}, True, True, "no", False),
+        ({}, True, True, "fp16", False),
+        ({"bf16": True}, False, False, "no", True),
+        ({"bf16": False}, True, True, "no", False),
+    ],
+)
+def test_bf16_may_be_taken_where_it_is(monkeypatch, settings, has_bf16, native, launched, expected):
+    monkeypatch.setattr(hardware, "is_torch_bf16_gpu_available", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    args = SimpleNamespace(**{"bf16": "auto", "use_cpu": False, "fp16": False, **settings})
+    assert hardware.bf16_of(args) is expected
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "on_gpu", "expected"),
+    [(1, 1, True, 1), (8, 1, True, 7), (96, 8, True, 11), (64, 1, True, 16), (2, 1, False, 1), (64, 1, False, 2)],
+)
+def test_workers_may_be_as_many_as_there_are_cores_for(monkeypatch, cores, processes, on_gpu, expected):
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda process: range(cores), raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: on_gpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert hardware.num_workers_of(SimpleNamespace(dataloader_num_workers="auto", use_cpu=False)) == expected
+    assert hardware.num_workers_of(SimpleNamespace(dataloader_num_workers=14, use_cpu=False)) == 14
+    on_cpu = SimpleNamespace(dataloader_num_workers="auto", use_cpu=True)
+    assert hardware.num_workers_of(on_cpu) == min(expected, 2)
+
+
+def test_auto_is_written_in_both_places_and_recorded_as_what_it_was(tmp_path, recipe, out):
+    lines = (["--bf16", "auto", "--dataloader_num_workers=auto"], [])
+    for line, text in zip(lines, ("seed: 1\n", "bf16: auto\ndataloader_num_workers: auto\n"), strict=True):
+        arguments = resolve_arguments(["--recipe", recipe(text), *line, *out])
+        assert arguments.training.bf16 is False
+        assert 1 <= arguments.training.dataloader_num_workers <= 2
+        recorded = resolved_recipe(arguments)
+        assert "bf16" not in recorded
+        assert recorded["dataloader_num_workers"] == arguments.training.dataloader_num_workers
+    for option, wrong in (("bf16", "perhaps"), ("dataloader_num_workers", "some"), ("dataloader_num_workers", "-1")):
+        assert wrong in refusal([f"--{option}={wrong}", *out])
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """A machine without one, as far as its checks tell."""
+    monkeypatch.setattr(hardware, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(hardware, "is_torch_tf32_available", lambda: False)
+
+
+def test_small_data_trains_in_float32_where_there_is_no_gpu(no_gpu, tmp_path):
+    training = resolve_arguments(["--recipe", "small_data", "--output_dir", str(tmp_path), "--use_cpu", "true"])[2]
+    assert (training.bf16, training.fp16, training.mixed_precision) == (False, False, "no")
+    assert hardware.bf16_of(SimpleNamespace(bf16="auto", use_cpu=False, fp16=False)) is False
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--bf16", "true"], "--bf16 auto"),
+        (["--bf16_full_eval", "true"], "bf16_full_eval"),
+        (["--tf32", "true"], "leave --tf32 out"),
+        (["--fp16", "true", "--use_cpu", "true"], "leave --fp16 out"),
+        (["--recipe", "small_data", "--fp16", "true", "--use_cpu", "true"], "leave --fp16 out"),
+    ],
+)
+def test_a_precision_that_is_not_there_is_refused_in_one_line(no_gpu, tmp_path, options, said):
+    message = refusal([*options, "--output_dir", str(tmp_path)])
+    assert said in message and "\n" not in message
+
+
+def test_the_launchers_fp16_on_a_cpu_is_refused_too(no_gpu, monkeypatch, out):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert "--mixed_precision fp16 of accelerate launch" in refusal(out)
+
+
+def test_bf16_on_a_cpu_may_be_asked_for(no_gpu, out):
+    assert resolve_arguments(["--bf16", *out])[2].mixed_precision == "bf16"
+
+
+# Trackers
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Says which trackers there are."""
+
+    def only(*names: str) -> None:
+        for name, (check, _) in REPORTERS.items():
+            monkeypatch.setattr(integration_utils, check, lambda name=name: name in names)
+
+    only()
+    return only
+
+
+def test_every_tracker_of_transformers_has_its_check():
+    assert set(REPORTERS) == set(integration_utils.INTEGRATION_TO_CALLBACK)
+    assert all(callable(getattr(integration_utils, check)) for check, _ in REPORTERS.values())
+
+
+@pytest.mark.parametrize("name", REPORTERS)
+def test_a_tracker_that_is_not_there_is_refused_with_its_install_line(installed, recipe, out, name):
+    for line in (["--report_to", name], ["--recipe", recipe(f"report_to: {name}\n")]):
+        message = refusal([*line, *out])
+        assert repr(name) in message.replace(name, repr(name)) and "\n" not in message
+        assert ("Kubeflow" if name == "kubeflow" else f"pip install {REPORTERS[name][1]}") in message
+    installed(name)
+    assert resolve_arguments(["--report_to", name, *out])[2].report_to == [name]
+
+
+def test_several_trackers(installed, recipe, out):
+    installed("tensorboard", "wandb")
+    files = [recipe("report_to: [tensorboard, wandb]\n")]
+    for line in (["--report_to", "tensorboard", "wandb"], ["--report_to=tensorboard,wandb"], ["--recipe", files[0]]):
+        assert resolve_arguments([*line, *out])[2].report_to == ["tensorboard", "wandb"]
+    assert "pip install mlflow trackio" in refusal(["--report_to", "mlflow", "tensorboard", "trackio", *out])
+    assert "stands alone" in refusal(["--report_to", "none", "wandb", *out])
+    assert "stands alone" in refusal(["--report_to", "all", "wandb", *out])
+    assert resolve_arguments(["--report_to", "wandb", "--report_to", "none", *out])[2].report_to == []
+
+
+def test_all_are_those_that_are_there(installed, out):
+    assert "pip install tensorboard" in refusal(["--report_to", "all", *out])
+    installed("tensorboard", "trackio")
+    assert set(resolve_arguments(["--report_to", "all", *out])[2].report_to) == {"tensorboard", "trackio"}
+
+
+def test_a_run_with_trackers_goes_on_by_its_resolved_recipe(installed, tmp_path, out):
+    installed("tensorboard", "wandb")
+    save_recipe(resolve_arguments(["--report_to", "tensorboard", "wandb", *out]), tmp_path / "recipe.yaml")
+    again = resolve_arguments(["--recipe", str(tmp_path / "recipe.yaml"), *out])
+    assert again.training.report_to == ["tensorboard", "wandb"]
 
 
 @pytest.mark.parametrize("choice", ["none", "all_but_heads", "all_but_attention"])
