@@ -4,9 +4,12 @@ import argparse
 import atexit
 import os
 import shutil
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -19,12 +22,15 @@ from ..errors import (
     escaped,
     not_one_of,
 )
+from .quiet import quiet_libraries
 
 # Of what ends a command with a message; input that cannot be used is 2, as argparse has it.
 _STATUSES = {CheckpointError: 1, TrainingDivergedError: 1, PublishError: 3}
 STATUS_OF_INPUT = 2
 STATUS_OF_INTERRUPT = 130
 STATUS_OF_PUBLISHING = _STATUSES[PublishError]
+# A launcher ends all processes when one of them leaves: the one that speaks for all must have said why before.
+_SECONDS_TO_SPEAK = 1.0
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -83,14 +89,27 @@ def run_command(
                 raise InputError(
                     f"'{escaped(argument)}' is not UTF-8, in which libraries want all paths: rename the file or folder"
                 )
-        return function(arguments)
+        with quiet_libraries(arguments):
+            return function(arguments)
     except (InputError, TrainingDivergedError, CheckpointError, PublishError) as error:
         report_error(error)
         kinds = (status for kind, status in _STATUSES.items() if isinstance(error, kind))
         return next(kinds, STATUS_OF_INPUT)
     except KeyboardInterrupt:
-        print(f"\n{if_interrupted}", file=sys.stderr, flush=True)
+        with _uninterrupted():
+            if is_main_process():
+                print(f"\n{if_interrupted}", file=sys.stderr, flush=True)
         return STATUS_OF_INTERRUPT
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Passes over Ctrl-C, which a launcher sends again to processes that have had it from the terminal."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def report_error(error: Exception) -> None:
@@ -105,6 +124,10 @@ def exit_command(status: int) -> NoReturn:
 
     Threads of an open one can abort a process that leaves, after all is done and written.
     """
+    if status == STATUS_OF_INTERRUPT:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    elif status not in (0, STATUS_OF_PUBLISHING) and not is_main_process():
+        time.sleep(_SECONDS_TO_SPEAK)
     if status in (0, STATUS_OF_PUBLISHING) and (distributed := _communication()) is not None:
         is_main = distributed.get_rank() == 0
         distributed.destroy_process_group()

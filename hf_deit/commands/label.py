@@ -15,7 +15,6 @@ from ..labels.files import DATA
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.teacher import Teacher
 from ..recipes.resolve import Arguments, resolve_arguments
-from ..recipes.uses import check_uses
 from ..training.arguments import DistillationTrainingArguments
 from ..training.kept_labels import Batch, KeptLabels
 from ..training.label_source import LabelSource
@@ -76,7 +75,6 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
         raise InputError("give --teacher_labels, the folder that the labels go to, and no --teacher_labels_readonly")
     if arguments.model.teacher_model_name_or_path is None:
         raise InputError("there is no teacher: give --teacher_model_name_or_path, a Hub id or a folder")
-    check_uses(arguments)
     source = LabelSource(args)
     run = prepare(resolve_sources(arguments, source), source)
     teacher = run.describe_teacher()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import InputError, did_you_mean
-from .command_line import STATUS_OF_INPUT, exit_command, report_error
+from .command_line import STATUS_OF_INPUT, STATUS_OF_INTERRUPT, exit_command, report_error
 
 # What each command does; its module has its name. Nothing is loaded before one is chosen.
 COMMANDS = {
@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": "convert a checkpoint between facebookresearch, timm, transformers and hf_deit",
     "publish": "check a trained model, or kept labels, and push it to the Hub",
     "benchmark": "measure what training costs, arms in turn",
+    "launch": "run one of these on several devices",
 }
 # Other words for them.
 _MEANT = {
@@ -35,7 +36,7 @@ def usage() -> str:
         f"usage: hf-deit COMMAND [options]\n\n{commands}\n\n"
         "  hf-deit COMMAND --help      the options that people use\n"
         "  hf-deit train               without options: digits, on any CPU, in minutes\n\n"
-        "On several devices: accelerate launch -m hf_deit COMMAND [options]\n"
+        "On several devices: hf-deit launch COMMAND [options]\n"
     )
 
 
@@ -67,4 +68,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> NoReturn:
     """The entry point: runs a command and ends the process."""
-    exit_command(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+    except KeyboardInterrupt:  # while the command was loaded
+        status = STATUS_OF_INTERRUPT
+    exit_command(status)

@@ -20,9 +20,11 @@ from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.student import load_student
 from ..models.teacher import TeacherDescription, describe_teacher, load_labels
 from ..recipes.resolve import Arguments
+from ..recipes.uses import check_uses
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
-from ..training.datasets import as_views, check_arguments, data_seed
+from ..training.datasets import as_views, check_arguments, data_seed, steps_per_epoch
 from ..training.label_source import NOT_OF_STREAMS, LabelSource
+from ..training.pace import with_pace
 
 T = TypeVar("T")
 
@@ -32,7 +34,7 @@ class PreparedRun:
     """The images, the student and the views of a run.
 
     Attributes:
-        arguments: with commits as revisions.
+        arguments: with commits as revisions, and with numbers that say how often is logged and evaluated.
         images: all that were loaded. Without a teacher a run learns from those alone that keep their labels.
         student: in training mode, made or loaded.
         processor: of the student.
@@ -91,6 +93,7 @@ def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evalu
     Raises:
         InputError: the input cannot be used.
     """
+    check_uses(arguments)
     images, evaluations = _load_images(arguments, labels), arguments.training.eval_strategy
     learnt = _learnt_images(images, arguments)
     if is_evaluated and images.validation is None and evaluations != "no":
@@ -112,7 +115,8 @@ def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evalu
         teacher=None,
         images_are_checked=True,
     )
-    return PreparedRun(arguments, images, student, processor, views)
+    paced = with_pace(arguments.training, steps_per_epoch(views, arguments.training))
+    return PreparedRun(arguments._replace(training=paced), images, student, processor, views)
 
 
 def _check_crop(args: DistillationTrainingArguments, processor: DistilledDeiTImageProcessor) -> None:
@@ -142,14 +146,9 @@ def _load_images(arguments: Arguments, labels: LabelSource | None) -> ImageData:
 
 def _learnt_images(images: ImageData, arguments: Arguments) -> ImageData:
     """What of the images the student learns from: without a teacher only those that keep their labels."""
-    model_args, data_args, args = arguments
-    learnt = images.with_labels_kept(data_args.labels_kept, data_seed(args))
-    if args.distillation_type != "none":
+    learnt = images.with_labels_kept(arguments.data.labels_kept, data_seed(arguments.training))
+    if arguments.training.distillation_type != "none":
         return learnt
-    if model_args.teacher_model_name_or_path is not None:
-        raise InputError('a teacher is given but distillation_type is "none": drop one of them')
-    if model_args.teacher_input_size != "own":
-        raise InputError('teacher_input_size is given but distillation_type is "none": drop one of them')
     if images.unlabeled is not None:
         raise InputError('unlabelled images are given but distillation_type is "none": no teacher labels them')
     return replace(learnt, unlabeled=None)

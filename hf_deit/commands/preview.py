@@ -8,7 +8,6 @@ from PIL import Image
 from ..errors import InputError, first_line
 from ..recipes.option_names import expand_aliases
 from ..recipes.resolve import resolve_arguments
-from ..recipes.uses import check_uses
 from ..training.label_source import LabelSource
 from ..training.preview import check_picture_name, contact_sheet
 from .command_line import run_command
@@ -39,7 +38,6 @@ def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Imag
             "--report_to=none",
         ]
         arguments = resolve_arguments([*expand_aliases(command), *neutral, "--output_dir", folder])
-        check_uses(arguments)
         run = prepare(arguments, LabelSource.of(arguments.training))
         id2label = run.student.config.id2label
         return contact_sheet(run.views, arguments.training, run.processor, id2label, epoch=epoch, slots=wanted)

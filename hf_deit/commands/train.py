@@ -19,10 +19,10 @@ from ..hub.usage import note_on_fusion, usage
 from ..models.heads import CLASS, DISTILLATION, FUSED, PLAIN, words_of_answer
 from ..models.teacher import TeacherDescription
 from ..recipes.resolve import Arguments, resolve_arguments, save_recipe
-from ..recipes.uses import check_uses
 from ..training.checkpoints import check_same_labels, resume_wish
 from ..training.kept_labels import LabelReport
 from ..training.label_source import LabelSource, RunLabels
+from ..training.log_table import LogTableCallback
 from ..training.processes import on_main_process
 from ..training.pushes import repository_of
 from ..training.trainer import DistillationTrainer
@@ -121,7 +121,6 @@ def run(arguments: Arguments) -> RunResult:
         CheckpointError: something could not be written.
     """
     start = time.perf_counter()
-    check_uses(arguments)
     args = arguments.training
     is_resuming = resume_wish(args.resume_from_checkpoint) is not None
     check_output_dir(args.output_dir, resuming=is_resuming, labels=args.teacher_labels)
@@ -241,7 +240,7 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> 
         return folder
     unfinished = os.path.join(student.training.output_dir, _UNFINISHED_TEACHER)
     command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student.training.seed)]
-    for name in ("use_cpu", "disable_tqdm", "on_bad_image"):
+    for name in ("use_cpu", "disable_tqdm", "log_format", "log_level", "on_bad_image"):
         command += [f"--{name}", str(getattr(student.training, name))]
     arguments = resolve_arguments(command)
     args = arguments.training
@@ -249,6 +248,8 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> 
     trainer = DistillationTrainer(
         teacher, args, processing_class=processor, train_dataset=images.train, eval_dataset=images.validation
     )
+    if trainer.log_table is not None:
+        trainer.log_table.learner = "teacher"
     trainer.train()
     trainer.save_model()
     if args.should_save:
@@ -261,6 +262,7 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> 
 def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
     """Evaluates and saves what was trained, and pushes it; a push that fails loses nothing."""
     args, validation = trainer.args, trainer.eval_dataset
+    trainer.pop_callback(LogTableCallback)  # the results have a table of their own
     metrics = {} if validation is None else trainer.evaluate()
     accuracies = _accuracies(trainer, metrics)
     trainer.save_state()
@@ -366,7 +368,7 @@ def _train(arguments: Sequence[str]) -> int:
         examples=[
             "hf-deit train                                    (digits, on any CPU, in minutes)",
             "hf-deit train --recipe own_images --train_dir images/train --teacher_model_name_or_path NAME",
-            "accelerate launch -m hf_deit train --recipe deit_tiny_distilled",
+            "hf-deit launch train --recipe deit_tiny_distilled",
         ],
         writes_output=True,
     )

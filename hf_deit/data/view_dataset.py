@@ -174,6 +174,9 @@ class EvaluationDataset(Dataset):
         processor: resizes and crops; the device normalises.
         on_bad_image: "stop" raises `BadImageError`; "skip" gives a black image with `IGNORED_LABEL`, which losses and
             metrics pass over.
+
+    Attributes:
+        labels: of all rows, (N,) int64, `IGNORED_LABEL` where there is none.
     """
 
     def __init__(
@@ -189,13 +192,13 @@ class EvaluationDataset(Dataset):
         self.processor = processor
         self.on_bad_image = on_bad_image
         self._decode = ImageDecoder(self.dataset, image_column)
-        self._labels = labels_of(self.dataset, label_column)
+        self.labels = labels_of(self.dataset, label_column)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        label, note = int(self._labels[index]), ""
+        label, note = int(self.labels[index]), ""
         try:
             image = self._decode(index)
         except BadImageError as error:

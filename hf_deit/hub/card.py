@@ -305,12 +305,12 @@ def _teacher(facts: RunFacts) -> str:
         lines[0] += (
             f" Its top-1 accuracy on {facts.teacher_images:,} of the validation images is {facts.teacher_top1:.4f}."
         )
-    if facts.teacher_size is not None:
-        resized = "" if facts.teacher_size == [facts.image_size] * 2 else ", resized from the student's"
-        lines[0] += f" It is shown the training views at {' x '.join(map(str, facts.teacher_size))} pixels{resized}."
     if facts.num_replayed:
         where = "" if facts.teacher_labels is None else f", in the data set {facts.teacher_labels}"
         lines[0] += f" What it says of {counted(facts.num_replayed, 'training view')} had been kept before{where}."
+    if facts.teacher_size is not None:
+        resized = "" if facts.teacher_size == [facts.image_size] * 2 else ", resized from the student's"
+        lines[0] += f" It is shown the training views at {' x '.join(map(str, facts.teacher_size))} pixels{resized}."
     external = facts.external_data()
     return "\n\n".join(lines + ([external] if external else []))
 

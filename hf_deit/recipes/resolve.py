@@ -68,6 +68,7 @@ _NOT_IN_A_RESOLVED_RECIPE = frozenset(
         "push_to_hub_token",
         "local_rank",
         "disable_tqdm",
+        "log_format",
         "dataloader_pin_memory",
         "label_names",
         "do_eval",
@@ -176,6 +177,8 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     command_line = _read(parser, rest)
     recipe = settle(recipe, command_line)
     check_given(recipe, command_line)
+    if {"eval_strategy", "eval_steps", "save_strategy", "save_steps"} & command_line.keys():
+        recipe.pop("eval_epochs", None)  # "every epoch" that is given means every one
     from_recipe = _as_command_line(recipe, {action.dest: action.nargs for action in parser._actions})
     *parsed, unknown = parser.parse_args_into_dataclasses(
         [*from_recipe, *rest], return_remaining_strings=True, look_for_args_file=False
@@ -254,7 +257,7 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> Non
         way = "its recipe.yaml"
     if _is_of_an_earlier_version(before):
         before = {**before, "teacher_input_size": "student"}
-    before = without_unused(before)  # earlier versions took them without a word
+    before, now = without_unused(before), without_unused(now)  # earlier versions took them without a word
     teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
     if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
         raise InputError(f"the run in {run!r} has the teacher {teacher!r}, got {other!r}")

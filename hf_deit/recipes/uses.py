@@ -72,14 +72,14 @@ def settle(below: Options, on_top: Options) -> dict[str, Any]:
 
 
 def check_uses(arguments: "Arguments") -> None:
-    """Refuses options that do nothing beside the others.
+    """Refuses options that do nothing beside the others; those about the images, `load_data` refuses likewise.
 
     Raises:
         InputError: says why, and what to drop or to give instead.
     """
     options = {field.name: getattr(part, field.name) for part in arguments for field in dataclasses.fields(part)}
     for name, value in options.items():
-        if name == _MAY_STAND or not _is_given(name, options) or value == _DEFAULTS[name]:
+        if name in _DATA or name == _MAY_STAND or not _is_given(name, options) or value == _DEFAULTS[name]:
             continue
         if reason := _reason(name, options):
             raise InputError(reason)
@@ -295,6 +295,11 @@ _USES = {
         lambda options: options["eval_strategy"] == "steps",
         "is how often is evaluated",
         ", but eval_strategy is {eval_strategy!r}: leave it out, or give --eval_strategy steps",
+    ),
+    "eval_epochs": _Use(
+        lambda options: "epoch" in (_plain(options["eval_strategy"]), _plain(options["save_strategy"])),
+        "is how often is evaluated and saved, in epochs",
+        ", but neither eval_strategy nor save_strategy is 'epoch': leave it out",
     ),
     "eval_delay": _Use(
         lambda options: options["eval_strategy"] != "no",

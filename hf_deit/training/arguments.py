@@ -17,6 +17,7 @@ from .hardware import bf16_of, check_fp16, check_precision, num_workers_of
 from .reporters import check_reporters, reporters_of
 
 DistillationType = Literal["hard", "soft", "none"]
+DEFAULT_LOGGING_STEPS = 50
 
 _NO_TEXT = "it is for language models"
 # Options of transformers that would break a run in its middle, or do other than they say: the values that they may
@@ -172,7 +173,20 @@ class DistillationTrainingArguments(TrainingArguments):
     weight_decay: float = field(default=0.05, metadata={"help": "Not applied to biases, norms, tokens, positions."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "ε of the class head's labels, in [0, 1)."})
-    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
+    log_format: Literal["table", "raw"] = field(
+        default="table",
+        metadata={"help": 'Show what is logged as a "table", or "raw", as transformers\' mappings.'},
+    )
+    logging_steps: float = field(
+        default=0, metadata={"help": "Log every so many steps; by default every 50, and at least ten times a run."}
+    )
+    eval_epochs: int = field(
+        default=1,
+        metadata={
+            "help": "Evaluate and save every so many epochs, where eval_strategy and save_strategy are epoch; 0 for "
+            "as many as make 50 steps, and at least twenty times a run."
+        },
+    )
     bf16: bool | str = field(
         default=False,
         metadata={"help": 'Train in bfloat16: true, false, or "auto", which is true on a GPU that has it.'},
@@ -221,6 +235,8 @@ class DistillationTrainingArguments(TrainingArguments):
             "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "[1, ∞)"),
             "hub_push_timeout": (self.hub_push_timeout > 0, "(0, ∞)"),
             "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "[1, ∞)"),
+            "logging_steps": (self.logging_steps >= 0, "[0, ∞)"),
+            "eval_epochs": (self.eval_epochs >= 0, "[0, ∞)"),
         }
         for name, (holds, interval) in ranges.items():
             if not holds:
@@ -244,12 +260,15 @@ class DistillationTrainingArguments(TrainingArguments):
         self.bf16, self.dataloader_num_workers = bf16_of(self), num_workers_of(self)
         self.report_to = reporters_of(self.report_to)
         check_precision(self)
+        chosen = self.logging_steps
+        self.logging_steps = chosen or DEFAULT_LOGGING_STEPS  # until the number of steps is known
         try:
             super().__post_init__()
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             raise InputError(str(error)) from error
         check_fp16(self)
         check_reporters(self.report_to)
+        self.logging_steps = chosen and self.logging_steps
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
             raise InputError("accelerator_config must not split or dispatch batches, which hold whole groups of views")
         if self.push_to_hub and self.world_size > 1 and self.hub_push_timeout + 60 > self.ddp_timeout:
@@ -343,6 +362,11 @@ class DistillationTrainingArguments(TrainingArguments):
     def total_train_batch_size(self) -> int:
         """Views of one optimizer step, over all processes and accumulation steps."""
         return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process, at most one: several are for several processes, as DataParallel splits groups."""
+        return min(super().n_gpu, 1)
 
     @property
     def peak_learning_rate(self) -> float:

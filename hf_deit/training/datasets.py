@@ -253,3 +253,8 @@ def make_sampler(views: KeyedViews, args: DistillationTrainingArguments) -> View
         total_batch_size=args.total_train_batch_size,
         repeats=args.repeated_augmentation,
     )
+
+
+def steps_per_epoch(views: KeyedViews, args: DistillationTrainingArguments) -> int:
+    """Optimizer steps of an epoch."""
+    return len(make_sampler(views, args)) // args.total_train_batch_size

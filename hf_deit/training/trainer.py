@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedModel, SchedulerType, Trainer
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, SchedulerType, Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStrategy
 from transformers.utils import logging
 
@@ -35,12 +35,14 @@ from .arguments import DistillationTrainingArguments
 from .averaging import AVERAGE_FOLDER, WeightAverage
 from .callbacks import StepEndCallback, TeacherCheckCallback, teacher_report
 from .checkpoints import RunFolder, check_resumable, check_same_labels, remove_torn_checkpoints, restore_weights
-from .datasets import as_evaluation, as_views, check_arguments, check_teaching, make_sampler
+from .datasets import as_evaluation, as_views, check_arguments, check_teaching, make_sampler, steps_per_epoch
 from .kept_labels import KeptLabels, LabelReport
 from .label_source import LabelSource, RunLabels
+from .log_table import LogTableCallback
 from .metrics import Hits, answers, answers_and_ranks, count_hits, head_accuracies, rank_labels
 from .objective import DistillationObjective, evaluation_loss
 from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
+from .pace import EvaluationPaceCallback, with_pace
 from .processes import on_every_process
 from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
@@ -88,6 +90,7 @@ class DistillationTrainer(Trainer):
         kept_labels: of the store that `args.teacher_labels` names, or None.
         label_report: what became of the labels of the last call of `train`, if there is a store.
         pushes: to the Hub, or None.
+        log_table: what shows the logs, or None if transformers' own callbacks do.
 
     Raises:
         InputError: teacher, student and data do not fit together.
@@ -125,6 +128,7 @@ class DistillationTrainer(Trainer):
         kwargs.setdefault("data_collator", collate)
         self._fitted = {"args": args, "model": model, "processor": processing_class, "teacher": teacher}
         views = as_views(train_dataset, unlabeled_dataset, **self._fitted)
+        args = with_pace(args, steps_per_epoch(views, args) if isinstance(views, KeyedViews) else None)
         self.record = RunRecord(sources or RunSources.of(model, teacher))
         self.run_folder = RunFolder(args.output_dir)
         self.repository, self.pushes = repository, None
@@ -151,6 +155,19 @@ class DistillationTrainer(Trainer):
         self.kept_labels: KeptLabels | None = None
         self.label_report: LabelReport | None = None
         self._take_teacher(teacher, labels)
+        self.add_callback(EvaluationPaceCallback())
+        self.log_table = self._make_log_table()
+
+    def _make_log_table(self) -> LogTableCallback | None:
+        """What shows the logs in place of transformers' own; None where those were asked for, and in notebooks."""
+        if self.args.log_format == "raw":
+            return None
+        default = self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback)
+        if default is None:
+            return None
+        table = LogTableCallback(self)
+        self.add_callback(table)
+        return table
 
     def _make_average(self) -> WeightAverage | None:
         if not self.args.ema_decay:
@@ -211,7 +228,7 @@ class DistillationTrainer(Trainer):
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(make_sampler(self.train_dataset, self.args)) // self.args.total_train_batch_size
+        return steps_per_epoch(self.train_dataset, self.args)
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed after its end: one more step would be made
@@ -331,7 +348,11 @@ class DistillationTrainer(Trainer):
         self.record.restart()
         if self.weight_average is not None:
             self.weight_average.restart()
-        output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        try:
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        finally:
+            if self.log_table is not None:
+                self.log_table.close()
         self._stop_if_diverged(check_weights=True)
         self.record.has_ended = True
         return output

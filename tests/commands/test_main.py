@@ -1,18 +1,26 @@
 """The command as it is typed: what it says of itself, which words it takes, and that it needs no clone."""
 
+import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import pytest
+import transformers
 from support.main_of import ROOT
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import hf_deit
+from hf_deit.commands.command_line import run_command
 from hf_deit.commands.main import COMMANDS, main
 from hf_deit.errors import command
 
@@ -184,3 +192,122 @@ def test_accelerate_launches_what_is_installed(installed, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--cpu", "-m", "hf_deit", "train", "--recipe", "debug"]
     printed = run_installed(installed, tmp_path, "python", *launch, "--use_cpu", "true", "--output_dir", "run")
     assert "The model lies in run" in printed and (tmp_path / "run" / "model.safetensors").is_file()
+
+
+# Several devices, and what is said beside a command
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What accelerate is asked to launch, without its doing so; it ends as `launched.ends` says."""
+    import accelerate.commands.launch
+
+    seen = SimpleNamespace(options=None, ends=None)
+
+    def launch(options):
+        seen.options = options
+        if seen.ends is not None:
+            raise seen.ends
+
+    monkeypatch.setattr(accelerate.commands.launch, "launch_command", launch)
+    return seen
+
+
+def test_launch_takes_accelerates_options_and_a_command_with_its_own(launched):
+    line = [
+        "launch",
+        "--num_processes",
+        "2",
+        "--mixed_precision",
+        "no",
+        "train",
+        "--recipe",
+        "debug",
+        "--num_processes",
+    ]
+    assert main(line) == 0
+    options = launched.options
+    assert (options.module, options.training_script, options.num_processes) == (True, "hf_deit", 2)
+    assert options.training_script_args == ["train", "--recipe", "debug", "--num_processes"]
+
+
+def failure(status: int) -> ProcessFailure:
+    return ProcessFailure(local_rank=1, pid=1, exitcode=status, error_file="")
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        (subprocess.CalledProcessError(2, ["train"]), 2),
+        (subprocess.CalledProcessError(-9, ["train"]), 137),
+        (ChildFailedError("train", {0: failure(3)}), 3),
+        (ChildFailedError("train", {1: failure(-15)}), 143),
+        (SignalException("stopped", signal.SIGINT), 130),
+    ],
+    ids=repr,
+)
+def test_the_status_of_a_launched_command_is_its_own_and_nothing_is_added(launched, capsys, ends, status):
+    launched.ends = ends
+    before = signal.getsignal(signal.SIGINT), logging.root.manager.disable
+    assert printed_by(capsys, "launch", "train") == (status, "")
+    assert (signal.getsignal(signal.SIGINT), logging.root.manager.disable) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["tarin"], "there is no command 'tarin' to launch"),
+        (["launch", "train"], "there is no command 'launch' to launch"),
+        (["--num_prozesses", "2", "train"], "unrecognized arguments: --num_prozesses"),
+        (["--num_processes", "two", "train"], "invalid int value: 'two'"),
+        (["--num_processes", "2"], "the following arguments are required"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused_in_a_line(launched, capsys, line, message):
+    status, printed = printed_by(capsys, "launch", *line)
+    assert status == 2 and message in printed and printed.count("\n") == 2 and launched.options is None
+
+
+def test_a_refusal_on_two_processes_is_one_line(tmp_path):
+    configuration = ROOT / "scripts" / "accelerate_configs" / "cpu_2.yaml"
+    line = [sys.executable, "-m", "hf_deit", "launch", "--config_file", configuration, "--main_process_port", "0"]
+    done = subprocess.run([*line, "train", "--recipe", "debog"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"\nerror: no recipe 'debog'.*did you mean 'debug'\?\n", done.stderr), done.stderr
+
+
+def interrupted(arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("rank", "message"), [("0", "\ngo on with it\n"), ("1", "")])
+def test_a_stopped_command_says_so_once(capsys, monkeypatch, rank, message):
+    monkeypatch.setenv("RANK", rank)
+    assert run_command(interrupted, [], if_interrupted="go on with it") == 130
+    assert capsys.readouterr().err == message
+
+
+def test_libraries_show_no_bars_of_what_takes_no_time_unless_they_are_asked(capsys, caplog, monkeypatch):
+    def load(arguments):
+        list(transformers.utils.logging.tqdm(range(3), desc="Loading weights"))
+        datasets.Dataset.from_dict({"a": [1, 2]}).map(lambda row: row)
+        logging.getLogger("transformers.trainer_utils").warning("mtime may not be reliable on this filesystem, so")
+        logging.getLogger("transformers.trainer_utils").warning("the disk is full")
+        return 0
+
+    assert run_command(load, []) == 0
+    assert capsys.readouterr().err == "" and caplog.messages == ["the disk is full"]
+    for arguments, variable in (
+        (["--log_level", "info"], None),
+        (["--log-level=info"], None),
+        ([], "DATASETS_VERBOSITY"),
+    ):
+        with monkeypatch.context() as patch:
+            if variable:
+                patch.setenv(variable, "info")
+            caplog.clear()
+            run_command(load, arguments)
+        err = capsys.readouterr().err
+        assert "Loading weights" in err and "Map" in err and len(caplog.messages) == 2
+    list(transformers.utils.logging.tqdm(range(3), desc="after it"))
+    assert "after it" in capsys.readouterr().err

@@ -137,15 +137,15 @@ def test_resolved_recipe_gives_the_same_arguments(finished_run):
 
 CONFIGURATIONS = ROOT / "scripts" / "accelerate_configs"
 LAUNCHERS = {
-    "accelerate": ["accelerate.commands.launch", "--config_file", CONFIGURATIONS / "cpu_1.yaml"],
-    "accelerate, two": ["accelerate.commands.launch", "--config_file", CONFIGURATIONS / "cpu_2.yaml"],
-    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    "accelerate": ["accelerate.commands.launch", "--config_file", CONFIGURATIONS / "cpu_1.yaml", SCRIPT],
+    "hf-deit launch, two": ["hf_deit", "launch", "--config_file", CONFIGURATIONS / "cpu_2.yaml", "train"],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2", SCRIPT],
 }
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers(tmp_path, launcher):
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], SCRIPT, "--recipe", "debug", "--use_cpu", "true"]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "--recipe", "debug", "--use_cpu", "true"]
     command += ["--output_dir", tmp_path / "run", "--per_device_eval_batch_size", "50"]  # 360 is no multiple of it
     command += ["--dataloader_drop_last", "true"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -213,7 +213,7 @@ def test_a_teacher_that_the_run_trains_is_shown_the_size_that_it_was_trained_at(
 
 
 @pytest.mark.parametrize(
-    "change", [["--seed", "7"], ["--max_steps", "9"], ["--teacher_input_size", "24"], ["--validation_fraction", "0.3"]]
+    "change", [["--seed", "7"], ["--max_steps", "9"], ["--teacher_input_size", "24"], ["--labels_kept", "300"]]
 )
 def test_resuming_as_another_run_is_refused(main, tmp_path, capsys, finished_run, change):
     shutil.copytree(finished_run, tmp_path / "run")
@@ -301,7 +301,7 @@ def test_a_broken_image_that_the_second_process_meets_is_named(tmp_path):
         path.write_bytes(path.read_bytes()[:3000])
     recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "start" / "debug_teacher.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**recipe, "per_device_train_batch_size": 1, "max_steps": 30}))
-    command = [sys.executable, "-m", *LAUNCHERS["torchrun"], SCRIPT, "--recipe", tmp_path / "mine.yaml"]
+    command = [sys.executable, "-m", *LAUNCHERS["torchrun"], "--recipe", tmp_path / "mine.yaml"]
     command += ["--train_dir", train, "--validation_dir", train, "--output_dir", tmp_path / "run", "--use_cpu", "true"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode != 0
@@ -346,6 +346,8 @@ def test_own_images_and_own_teacher(main, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     teacher = ["--recipe", str(tmp_path / "mine.yaml"), "--train_dir", train, "--validation_fraction", "0.25"]
     assert main([*teacher, "--output_dir", str(tmp_path / "teacher"), "--use_cpu", "true"]) == 0
+    table = capsys.readouterr().out.partition("top-1 on 6 held-out images")[2].partition("images/s")[0]
+    assert "\nmodel " in table and "student" not in table  # in its own run a teacher is no student
     recipe = yaml.safe_load((ROOT / "hf_deit" / "recipes" / "start" / "debug.yaml").read_text())
     del recipe["dataset_name"], recipe["output_dir"], recipe["teacher_recipe"]
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(recipe))

@@ -379,7 +379,7 @@ def test_a_run_on_unlabelled_images_alone_has_the_teachers_labels(
         assert result.num_validation_images == 9
         assert set(result.accuracies) == {"teacher", "class head", "distillation head", "fused"}
         # "3" and "7" are folders 0 and 1, but the teacher's labels 3 and 7.
-        assert Counter(student.eval_dataset._labels.tolist()) == {3: 4, 7: 5}
+        assert Counter(student.eval_dataset.labels.tolist()) == {3: 4, 7: 5}
     else:
         assert (result.num_validation_images, result.accuracies) == (0, {})
         assert str(result).startswith(
@@ -415,7 +415,7 @@ def test_a_teacher_whose_names_repeat_gives_its_student_names_that_do_not(tmp_pa
         config = trainers[-1].model.config
         assert {index: config.id2label[index] for index in UNIQUE} == UNIQUE
         assert len(set(config.id2label.values())) == len(config.label2id) == 1000
-        assert Counter(trainers[-1].eval_dataset._labels.tolist()) == {134: 2, 517: 3}
+        assert Counter(trainers[-1].eval_dataset.labels.tolist()) == {134: 2, 517: 3}
         assert result.num_validation_images == 5
         folder = shutil.move(tmp_path / "run", tmp_path / f"run of {given is None}")
     assert trainers[-1].teacher is None

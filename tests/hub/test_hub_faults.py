@@ -73,12 +73,18 @@ def a_hub_without_faults(hub):
 
 
 def train(
-    client: HubClient, teacher: str, folder: Path, *arguments: object, before: str = "", **settings: Any
+    client: HubClient,
+    teacher: str,
+    folder: Path,
+    *arguments: object,
+    before: str = "",
+    pushing: tuple[object, ...] = ("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_push_timeout", PATIENCE),
+    **settings: Any,
 ) -> Outcome:
     return client.run(
         *("train", "--recipe", "debug", "--output_dir", folder, "--teacher_model_name_or_path", teacher),
         *("--ema_decay", 0, "--max_steps", 4, "--save_steps", 2, "--eval_strategy", "no", "--disable_tqdm", "true"),
-        *("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_push_timeout", PATIENCE),
+        *pushing,
         *arguments,
         before=IMPATIENT + before,
         **settings,
@@ -88,7 +94,7 @@ def train(
 @pytest.fixture(scope="module")
 def trained(client, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    outcome = train(client, teacher, folder, "--push_to_hub", "false")
+    outcome = train(client, teacher, folder, pushing=())
     assert outcome.status == 0, outcome.output
     return folder
 

@@ -144,7 +144,8 @@ def test_all_cards_and_the_readme_have_the_same_lines():
     assert len(files) == 19
     for path in files:
         assert path.read_text().count(f"{CLASSIFY_AN_IMAGE}\n```") == 1, path.name
-    for path in [*files, *(ROOT / "hf_deit").rglob("*.md"), *(ROOT / "hf_deit").rglob("*.py")]:
+    decoding = ROOT / "hf_deit" / "data" / "decoding.py"  # of training itself
+    for path in {*files, *(ROOT / "hf_deit").rglob("*.md"), *(ROOT / "hf_deit").rglob("*.py")} - {decoding}:
         opened = re.findall(r"(?<!with )Image\.open\(.+", path.read_text())
         assert [line for line in opened if not line.startswith('Image.open("image.png"))')] == [], path
 

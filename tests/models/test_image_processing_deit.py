@@ -186,6 +186,7 @@ def test_floats_that_are_no_8_bits_are_refused(backend, highest):
         backend()(image, return_tensors="pt")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_is_laid_over_white(backend, mode):
     image = photograph("flower.jpg", 256, 256)

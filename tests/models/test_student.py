@@ -449,6 +449,7 @@ def test_other_files_are_refused_with_what_to_give_instead(tmp_path, monkeypatch
 def test_a_processor_without_a_variant_for_torchvision_is_no_absent_torchvision(tmp_path, caplog, monkeypatch):
     """transformers says so of timm's, once in a process."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="transformers")  # whatever a run before has asked for
     said_once = logging.getLogger("transformers.models.auto.image_processing_auto").warning_once
     save_timm(tmp_path / "student")
     for load, is_said in (

@@ -1013,3 +1013,16 @@ def test_a_run_goes_on_with_the_teachers_input_size_it_was_started_with(tmp_path
     now = take_revisions(str(file), resolve_arguments(without))
     assert now.model.teacher_input_size == "own"
     check_same_run(str(file), now)
+
+
+@pytest.mark.parametrize("name", ["own_images", "small_data"])
+def test_recipes_for_ones_own_images_evaluate_as_often_as_makes_sense_unless_told(name, out):
+    images = ["--recipe", name, "--train_dir", "images", *out]
+
+    def eval_epochs(*options: str) -> int:
+        return resolve_arguments([*images, "--bf16", "false", *options]).training.eval_epochs
+
+    assert eval_epochs() == 0
+    for option in ("--eval_strategy=epoch", "--save-strategy=epoch"):  # every epoch that is asked for
+        assert eval_epochs(option) == 1
+    assert eval_epochs("--eval_epochs", "3") == eval_epochs("--eval_epochs", "3", "--eval_strategy", "epoch") == 3

@@ -17,6 +17,7 @@ from hf_deit.training.arguments import DistillationTrainingArguments, ModelArgum
 # Options of this package that do something beside all others (or are refused by themselves, by the last two lines).
 ALWAYS = {
     *("student", "image_size", "student_overrides", "crop_ratio", "distillation_type", "on_bad_image"),
+    *("log_format", "bf16", "dataloader_num_workers", "report_to"),
     *("horizontal_flip", "auto_augment", "repeated_augmentation", "random_erasing", "mixup", "cutmix", "ema_decay"),
     *("learning_rate", "scale_learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm"),
     *("resume_from_hub", "remove_unused_columns", "logging_nan_inf_filter"),
@@ -60,6 +61,7 @@ ROWS = {
     "teacher_model_name_or_path": ("a/b", UNTAUGHT, 'distillation_type is "none": drop one', DIGITS),
     "teacher_revision": ("v2", DIGITS, "the teacher is None", HERE),
     "teacher_dtype": ("bfloat16", UNTAUGHT, "is of a teacher", DIGITS),
+    "teacher_input_size": ("student", UNTAUGHT, "is of a teacher", DIGITS),
     "teacher_recipe": ("digits_teacher", HERE, None, DIGITS),  # see below
     "distillation_alpha": ("0.3", UNTAUGHT, 'distillation_type is "none"', DIGITS),
     "distillation_temperature": ("2", HERE, "--distillation_type soft", [*HERE, *SOFT]),
@@ -87,6 +89,7 @@ ROWS = {
     "hub_private_repo": ("true", HERE, "--push_to_hub true", [*HERE, *PUSH]),
     "hub_push_timeout": ("60", HERE, "--push_to_hub true", [*HERE, *PUSH]),
     "eval_steps": ("7", HERE, "eval_strategy is 'epoch': leave it out, or give --eval_strategy steps", DIGITS),
+    "eval_epochs": ("3", DIGITS, "neither eval_strategy nor save_strategy", HERE),
     "eval_delay": ("2", [*DIGITS, "--eval_strategy", "no"], "eval_strategy is 'no'", DIGITS),
     "save_steps": ("7", HERE, "give --save_strategy steps", DIGITS),
     "logging_steps": ("7", [*HERE, "--logging_strategy", "epoch"], "give --logging_strategy steps", HERE),
@@ -235,7 +238,7 @@ NOT_DONE = [
     ("--do_train false --do_eval true --do_predict true", "hf-deit train always trains.* evaluate method"),
     ("--do_train false", "always trains"),
     ("--do_predict", "predict method of a DistillationTrainer"),
-    ("--do_predict true --do_train", "pipeline"),
+    ("--do_predict true --do_train", "lines under Use"),
     ("--do_eval false", "--eval_strategy no"),
 ]
 
@@ -258,14 +261,14 @@ def test_the_switches_of_example_scripts_do_what_they_say_or_are_refused(tmp_pat
         ("--evaluate", "evaluate method of a DistillationTrainer"),
         ("--eval", "--validation_dir"),
         ("--test", "--validation_split"),
-        ("--predict", "pipeline"),
-        ("--resume", "--resume_from_checkpoint true"),
-        ("--auto-resume", "--resume_from_checkpoint true"),
-        ("--checkpoint=model.pth", "--student FOLDER"),
+        ("--predict", "lines under Use"),
+        ("--resume", "resume_from_checkpoint.*true goes on"),
+        ("--auto-resume", "resume_from_checkpoint.*true goes on"),
+        ("--checkpoint=model.pth", "mean .student.*a folder is trained on"),
         ("--export", "hf-deit convert"),
         ("--convert", "hf-deit convert"),
-        ("--push", "--push_to_hub true"),
-        ("--publish", "hf-deit publish"),
+        ("--push", "mean .push_to_hub"),
+        ("--publish", "mean .push_to_hub"),
         ("--preview", "hf-deit preview"),
     ],
 )

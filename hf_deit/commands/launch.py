@@ -1,0 +1,88 @@
+"""`hf-deit launch`: a command on several devices, by `accelerate launch`, without what that says beside it."""
+
+import logging
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from ..errors import InputError
+from .command_line import STATUS_OF_INTERRUPT, CommandParser, run_command
+
+_DESCRIPTION = (
+    "Runs a command on several devices: `accelerate launch` with its options. What it adds: the exit status is the "
+    "command's, its message is all that is said when it is refused or stopped, and no option must be given."
+)
+_EXAMPLES = """options, among those that `accelerate launch --help` shows:
+  --config_file FILE     what the other options would say; scripts/accelerate_configs has some
+  --num_processes N      by default one on each GPU
+
+examples:
+  hf-deit launch train --recipe deit_tiny_distilled
+  hf-deit launch --num_processes 2 train --train_dir images/train --teacher_model_name_or_path NAME
+  hf-deit launch --config_file scripts/accelerate_configs/gpu_8.yaml label --teacher_labels outputs/labels
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; the exit status is that of the process that ended first with another than 0."""
+    return run_command(_launch, arguments)
+
+
+def _launch(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        usage = "hf-deit launch [options] COMMAND [options of the command]"
+        print(
+            CommandParser("launch", _DESCRIPTION, add_help=False, usage=usage).format_help() + "\n" + _EXAMPLES, end=""
+        )
+        return 0
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from .main import COMMANDS
+
+    parser = launch_command_parser()
+    parser.error = _refuse
+    options = parser.parse_args(["--module", *arguments])
+    name, known = options.training_script, [command for command in COMMANDS if command != "launch"]
+    if name not in known:
+        raise InputError(f"there is no command {name!r} to launch: expected one of {', '.join(known)}")
+    options.training_script_args = [name, *options.training_script_args]
+    options.training_script = __package__.partition(".")[0]
+    with _silent_launcher():
+        try:
+            launch_command(options)
+        except subprocess.CalledProcessError as error:
+            return _status(error.returncode)
+        except ChildFailedError as error:
+            return _status(error.get_first_failure()[1].exitcode)
+        except SignalException:
+            return STATUS_OF_INTERRUPT
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    return 0
+
+
+def _refuse(message: str) -> NoReturn:
+    raise InputError(message)
+
+
+@contextmanager
+def _silent_launcher() -> Iterator[None]:
+    """Leaves it to the launched command to say what happens, and to end it after Ctrl-C, which reaches it, too."""
+    logging_before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # options that were not given, and how processes ended
+    # Not SIG_IGN, which the command would inherit.
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        logging.disable(logging_before)
+
+
+def _status(exit_code: int) -> int:
+    """The exit status of a process, as a shell has it: 128 and the number of the signal that ended it."""
+    return exit_code if exit_code >= 0 else 128 - exit_code

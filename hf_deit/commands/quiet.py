@@ -1,0 +1,68 @@
+"""What libraries say while a command runs: not what takes no time, nor what a user can do nothing about."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+_ASK_FOR_MESSAGES = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY")
+_BAR_DELAY = 2.0  # seconds
+_NOT_FOR_USERS = {
+    # It then sorts checkpoints by their number, which is what their times would say.
+    "transformers.trainer_utils": "mtime may not be reliable on this filesystem",
+}
+
+
+@contextmanager
+def quiet_libraries(arguments: Sequence[str] = ()) -> Iterator[None]:
+    """Leaves out bars of what takes no time, and messages that no user can do anything about.
+
+    TRANSFORMERS_VERBOSITY, DATASETS_VERBOSITY or `--log_level` leave everything as the libraries have it.
+
+    Args:
+        arguments: of the command.
+    """
+    is_asked_for = any(argument.replace("-", "_").startswith("__log_level") for argument in arguments)
+    if is_asked_for or any(name in os.environ for name in _ASK_FOR_MESSAGES):
+        yield
+        return
+    from transformers.utils.logging import set_tqdm_hook
+
+    before = set_tqdm_hook(_patient_bar)
+    bars_of_datasets = _disable_bars_of_datasets()
+    filters = [(logging.getLogger(name), _without(start)) for name, start in _NOT_FOR_USERS.items()]
+    for logger, function in filters:
+        logger.addFilter(function)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
+        bars_of_datasets()
+        for logger, function in filters:
+            logger.removeFilter(function)
+
+
+def _disable_bars_of_datasets() -> Callable[[], None]:
+    """Also of those of a moment, as they cannot be told to wait; gives what enables them again.
+
+    Downloads are huggingface_hub's, and keep theirs on a terminal.
+    """
+    datasets = sys.modules.get("datasets")  # what has not loaded it has no use for it
+    if datasets is None or "HF_DATASETS_DISABLE_PROGRESS_BARS" in os.environ:
+        return lambda: None
+    if not datasets.utils.are_progress_bars_disabled():
+        datasets.utils.disable_progress_bars()
+        return datasets.utils.enable_progress_bars
+    return lambda: None
+
+
+def _patient_bar(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A bar of what takes longer than a moment, where somebody looks."""
+    is_off = kwargs.get("disable") or not sys.stderr.isatty()
+    return factory(*args, **{**kwargs, "delay": _BAR_DELAY, "disable": is_off})
+
+
+def _without(start: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: not record.getMessage().startswith(start)

@@ -1,0 +1,54 @@
+"""How often a run logs, evaluates and saves, where that follows from its length."""
+
+import copy
+import math
+
+from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy
+
+from .arguments import DEFAULT_LOGGING_STEPS, DistillationTrainingArguments
+
+_LOGS, _EVALUATIONS = 10, 20  # of a run, at least
+_STEPS_BETWEEN_EVALUATIONS = 50
+
+
+def with_pace(args: DistillationTrainingArguments, steps_per_epoch: int | None) -> DistillationTrainingArguments:
+    """Arguments with numbers where they leave open how often is logged, evaluated and saved; what is given stays.
+
+    Args:
+        args: with `logging_steps` or `eval_epochs` 0, or as they are.
+        steps_per_epoch: optimizer steps, or None if that is not known.
+    """
+    if args.logging_steps and args.eval_epochs:
+        return args
+    paced, steps = copy.copy(args), None
+    if args.max_steps > 0:
+        steps = args.max_steps
+    elif steps_per_epoch:
+        steps = math.ceil(args.num_train_epochs * steps_per_epoch)
+    if not args.logging_steps:
+        paced.logging_steps = _steps_between(DEFAULT_LOGGING_STEPS, _LOGS, steps)
+        paced.logging_first_step = True
+    if not args.eval_epochs:
+        wanted = _steps_between(_STEPS_BETWEEN_EVALUATIONS, _EVALUATIONS, steps)
+        paced.eval_epochs = max(wanted // steps_per_epoch, 1) if steps_per_epoch else 1
+    return paced
+
+
+def _steps_between(most: int, times: int, steps: int | None) -> int:
+    """So many steps at most that a run has `times` of them."""
+    return most if steps is None else max(1, min(most, steps // times))
+
+
+class EvaluationPaceCallback(TrainerCallback):
+    """Lets evaluation and checkpoints of every epoch wait for `eval_epochs` of them, and for the end."""
+
+    def on_epoch_end(
+        self, args: DistillationTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if round(state.epoch) % args.eval_epochs == 0 or state.global_step >= state.max_steps:
+            return
+        if args.eval_strategy == IntervalStrategy.EPOCH:
+            control.should_evaluate = False
+        if args.save_strategy == SaveStrategy.EPOCH:
+            control.should_save = False
