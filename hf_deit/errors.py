@@ -79,6 +79,11 @@ def escaped(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def rate(per_second: float) -> str:
+    """A speed in whole numbers, or, where that says too little, in two digits."""
+    return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
 def counted(number: int, noun: str) -> str:
     """ "1 image", "2 images": a number with its noun, whose plural ends in "s"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

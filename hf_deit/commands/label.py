@@ -10,7 +10,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..data.batch_augment import augment_batch
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..labels.files import DATA
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.teacher import Teacher
@@ -52,7 +52,8 @@ class LabellingResult:
         speed = self.labelled / max(self.seconds, 1e-9)
         return (
             f"{self.labelled:,} views labelled in {self.seconds / 60:.1f} minutes ({speed:.0f} views/s). "
-            f"{self.folder} holds {count} epochs of {self.views_per_epoch:,} views, {size:.2f} bytes a view."
+            f"{self.folder} holds {counted(count, 'epoch')} of {self.views_per_epoch:,} views, {size:.2f} bytes a "
+            "view."
         )
 
 

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from transformers.utils import logging
 
 from ..data.image_data import ImageData
-from ..errors import InputError, PublishError, counted
+from ..errors import InputError, PublishError, counted, rate
 from ..hub.facts import RunSources
 from ..hub.run_folder import RECIPE_FILE
 from ..hub.usage import note_on_fusion, usage
@@ -90,7 +90,7 @@ class RunResult:
             if report.verified:
                 rows.append((f"agreeing, of {report.verified} verified", f"{report.agreeing / report.verified:.4f}"))
                 rows.append(("views with compared pixels", f"{report.pixels}"))
-        rows += [("images/s in training", f"{self.images_per_second:.0f}"), ("minutes in all", f"{self.minutes:.1f}")]
+        rows += [("images/s in training", rate(self.images_per_second)), ("minutes in all", f"{self.minutes:.1f}")]
         if not self.accuracies:
             told = ", ".join(f"{name}: {value}" for name, value in rows)
             return f"{_NOT_VALIDATED}\n{told}"

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..errors import counted, shortlist
+from ..errors import counted, rate, shortlist
 from .facts import (
     LOCAL_CHECKPOINT,
     LOCAL_DATA_SET,
@@ -270,7 +270,7 @@ def _classes(facts: RunFacts) -> str:
     """The accuracy of each label, or, of many, of the worst ones."""
     rows = [(name, hits, images) for name, (hits, images) in zip(facts.labels, facts.classes, strict=True)]
     head = facts.results()[0][0]
-    which = f"Label by label, top-1 of {'the model' if head == 'the model' else f'the {head}'}"
+    which = f"Label by label, top-1 of {head if head.startswith('the ') else f'the {head}'}"
     if len(rows) > _MOST_LABELS_LISTED:
         present = [row for row in rows if row[2]]
         which += f"; of {len(rows):,} labels the {min(_WORST_LABELS_LISTED, len(present))} worst"
@@ -342,7 +342,7 @@ def _training(facts: RunFacts) -> str:
         ("weights", ("their moving average" if facts.weights == "ema" else "as trained") + best),
         ("device", f"{environment.get('num_processes', 1)} x {environment.get('device')}"),
         ("time", facts.minutes and f"{facts.minutes:.{1 if facts.minutes >= 1 else 2}f} minutes"),
-        ("speed", None if not facts.images_per_second else f"{facts.images_per_second:.0f} images/s"),
+        ("speed", None if not facts.images_per_second else f"{rate(facts.images_per_second)} images/s"),
         ("versions", versions),
         ("commit of hf_deit", environment.get("hf_deit_commit")),
     ]

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ..models.heads import CLASS, DISTILLATION, HEADS
+from ..models.heads import CLASS, DISTILLATION, FUSED, HEADS, words_of_answer
 from .files import write_whole
 
 # Validated as a set for readers who do not tell all colours apart (Okabe and Ito).
@@ -35,6 +35,7 @@ def plot_curves(
     *,
     teacher_top1: float | None = None,
     best_step: int | None = None,
+    fusion: str | None = None,
 ) -> None:
     """Draws the losses, the accuracies on the validation images, and the learning rate over the steps.
 
@@ -43,6 +44,7 @@ def plot_curves(
         path: of the picture, a PNG of 120 dpi.
         teacher_top1: the teacher's accuracy on all validation images, in [0, 1]; by default what the log says.
         best_step: the step after which the published weights were saved, if they are not the last ones.
+        fusion: of a model with two heads: how they answer together, by its configuration.
 
     Raises:
         OSError: it cannot be written.
@@ -50,7 +52,7 @@ def plot_curves(
     lines = list(_of_the_training(log_history, best_step))
     panels = {
         _LOSS: _losses(lines),
-        _ACCURACY: _accuracies(lines, teacher_top1),
+        _ACCURACY: _accuracies(lines, teacher_top1, fusion),
         _LEARNING_RATE: [_Curve("", _points(lines, "learning_rate"), {"color": _COLOURS[0]})],
     }
     drawn = {title: [curve for curve in curves if curve.points] for title, curves in panels.items()}
@@ -68,7 +70,7 @@ def plot_curves(
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(frameon=False, fontsize="small")
+            axes.legend(fontsize="small", framealpha=0.8, edgecolor="none")
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
     write_whole(picture.getbuffer(), path)
@@ -116,18 +118,18 @@ def _are_equal(one: Points, other: Points) -> bool:
     )
 
 
-def _accuracies(lines: Sequence[Mapping[str, Any]], teacher_top1: float | None) -> list[_Curve]:
-    """Of each head, broad where others may lie upon it; and the teacher's, which is one number, as a level."""
+def _accuracies(lines: Sequence[Mapping[str, Any]], teacher_top1: float | None, fusion: str | None) -> list[_Curve]:
+    """Of each head, the broader the more may lie upon it; and the teacher's, which is one number, as a level."""
     is_single = not any(f"eval_{CLASS.prefix}top1" in line for line in lines)
     has_teacher = any("distillation_loss" in line or "teacher_top1" in line for line in lines)
-    words = {head: head.words for head in HEADS}
+    words = {**{head: head.words for head in HEADS}, FUSED: words_of_answer(fusion)}
     if is_single:
-        words[HEADS[0]] = "student" if has_teacher else "model"
+        words[FUSED] = "student" if has_teacher else "model"
     curves = [
         _Curve(words[head], _points(lines, f"eval_{head.prefix}top1"), {"color": colour, "linewidth": width})
-        for head, colour, width in zip(HEADS, _COLOURS, (3.0, 1.5, 1.5), strict=False)
+        for head, colour, width in zip(HEADS, _COLOURS, (4.5, 3.0, 1.5), strict=False)
     ]
-    averaged = {"color": _COLOURS[3], "linewidth": 1.5}
+    averaged = {"color": _COLOURS[3], "linestyle": ":", "linewidth": 2.0}
     curves.append(_Curve("averaged weights", _points(lines, "eval_ema_top1"), averaged))
     if not any(curve.points for curve in curves):
         return []

@@ -58,7 +58,8 @@ def write_record(
     write_json(facts.to_dict(), os.path.join(folder, RUN_FILE))
     write_json(facts.environment, os.path.join(folder, ENVIRONMENT_FILE))
     in_table = facts.teacher_top1 if facts.teacher_images == facts.num_validation else None
-    plot_curves(log_history, os.path.join(folder, CURVES_FILE), teacher_top1=in_table, best_step=facts.best_step)
+    picture = os.path.join(folder, CURVES_FILE)
+    plot_curves(log_history, picture, teacher_top1=in_table, best_step=facts.best_step, fusion=facts.fusion)
     card = os.path.join(folder, CARD_FILE)
     write_whole(update_card(read_text(card), facts, repo_id, revision), card)
 

@@ -7,7 +7,10 @@ from ..models.heads import CLASS, DISTILLATION
 # What training makes of an image (see `hf_deit.data.decoding`): upright, white where it is transparent, and refused if
 # its channels have more than 8 bits. `classify` is a pipeline.
 CLASSIFY_AN_IMAGE = """\
-image = ImageOps.exif_transpose(Image.open("image.png"))
+image = Image.open("image.png")
+image.getexif()  # is read here, and forgotten before it would be written anew, which fails where it is damaged
+image.info.pop("exif", None)
+image = ImageOps.exif_transpose(image)
 if image.mode[0] in "IF":
     raise ValueError(f"mode {image.mode} has more than 8 bits per channel: scale the image to 8 bits")
 image = image.convert("RGBA")
@@ -30,12 +33,11 @@ def usage(model: str, *, revision: str | None = None, needs_code: bool = False) 
         revision: the branch; None for the main one.
         needs_code: whether its code comes with it.
     """
-    quoted = json.dumps(model, ensure_ascii=False)  # a folder may have any name
-    branch = f', revision="{revision}"' if revision else ""
+    branch = f", revision={_quoted(revision)}" if revision else ""
     code = ", trust_remote_code=True" if needs_code else ""
     return (
         "from PIL import Image, ImageOps\nfrom transformers import pipeline\n\n"
-        f'classify = pipeline("image-classification", model={quoted}{branch}{code})\n{CLASSIFY_AN_IMAGE}'
+        f'classify = pipeline("image-classification", model={_quoted(model)}{branch}{code})\n{CLASSIFY_AN_IMAGE}'
     )
 
 
@@ -49,7 +51,7 @@ def note_on_fusion(architecture: str, fusion: str | None, model: str) -> str | N
     """
     if architecture != "DistilledDeiTForImageClassification":
         return None
-    load = f'`hf_deit.{architecture}.from_pretrained("{model}")`'
+    load = f"`hf_deit.{architecture}.from_pretrained({_quoted(model)})`"
     if fusion == "softmax":
         return f"Of its two heads transformers averages the logits; {load} averages their softmaxes, as it was set to."
     if fusion in ("cls", "distillation"):
@@ -60,3 +62,8 @@ def note_on_fusion(architecture: str, fusion: str | None, model: str) -> str | N
             "as unexpected when it loads the model, and leaves it out."
         )
     return None
+
+
+def _quoted(text: str) -> str:
+    """A string of Python's: a folder, or a branch, may have any name."""
+    return json.dumps(text, ensure_ascii=False)

@@ -98,7 +98,9 @@ def label_changes(before: Sequence[str], now: Sequence[str]) -> str:
         return ""
     removed = [name for name in places_before if name not in places_now]
     added = [name for name in places_now if name not in places_before]
-    renamed = [(old, new) for old in removed for new in added if places_before[old] == places_now[new]]
+    added_at = {tuple(places_now[name]): name for name in added}
+    successors = {name: added_at.get(tuple(places_before[name])) for name in removed}
+    renamed = [(old, new) for old, new in successors.items() if new is not None]
     moved = [name for name in places_before if places_before[name] != places_now.get(name, places_before[name])]
     paired = {name for pair in renamed for name in pair}
     parts = {
@@ -126,17 +128,6 @@ def check_distinct(names: Iterable[str], owner: str) -> None:
             f"{owner} has two classes of the same name, {shortlist(twice)}, in two Unicode forms (composed and "
             "decomposed): make them one"
         )
-
-
-def _places(names: Iterable[str]) -> dict[str, list[int]]:
-    places = defaultdict(list)
-    for index, name in enumerate(names):
-        places[name].append(index)
-    return dict(places)
-
-
-def _listed(places: list[int]) -> str:
-    return " and ".join(map(str, places))
 
 
 def _places(names: Iterable[str]) -> dict[str, list[int]]:

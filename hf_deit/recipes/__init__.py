@@ -5,6 +5,7 @@ are merged key by key, where null removes a key; all else is replaced.
 """
 
 import dataclasses
+import enum
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -134,8 +136,13 @@ def _read_recipe(name_or_file: str) -> dict[str, Any]:
 
 @functools.cache
 def _text_arguments() -> set[str]:
-    """The arguments that take a text and nothing else."""
-    return {name for name, hint in _types().items() if hint in (str, str | None)}
+    """The arguments that take a text and nothing else, words to choose from among them: "no" is one of those."""
+
+    def is_text(part: Any) -> bool:
+        return isinstance(part, str) or (isinstance(part, type) and issubclass(part, str | enum.Enum | NoneType))
+
+    hints = {name: hint for name, hint in _types().items() if get_origin(hint) is not list}
+    return {name for name, hint in hints.items() if all(map(is_text, get_args(hint) or [hint]))}
 
 
 @functools.cache
@@ -160,4 +167,5 @@ def check_known(key: str, subject: str) -> None:
     """
     known = [field.name for part in ARGUMENT_CLASSES for field in dataclasses.fields(part) if field.init]
     if key not in known:
-        raise InputError(f"{subject} no argument {key!r}{meant_by(key, known) or did_you_mean(key, known)}")
+        near = did_you_mean(key, known, cutoff=0.7) if len(key) > 2 else ""
+        raise InputError(f"{subject} no argument {key!r}{meant_by(key, known) or near}")

@@ -7,6 +7,7 @@ Recipes are files that are kept and compared, and take the options' own names al
 """
 
 import dataclasses
+import difflib
 import functools
 import json
 import re
@@ -39,49 +40,56 @@ ALIASES = {
 _MEANT = {
     "recipe": "config cfg config_file yaml base preset c",
     "num_train_epochs": (
-        "num_epochs n_epochs nb_epochs max_epochs total_epochs training_epochs train_epochs n_epoch epoch ep"
+        "num_epochs n_epochs nb_epochs max_epochs total_epochs training_epochs train_epochs n_epoch epoch ep "
+        "nepoch num_epoch niter"
     ),
     "max_steps": (
         "steps num_steps max_iters max_iter iters iterations num_iterations num_train_steps max_train_steps "
-        "total_steps train_iters"
+        "total_steps train_iters num_iter niters step"
     ),
     "per_device_train_batch_size": (
         "b bs batch batches train_batch_size train_bs batch_size_per_gpu per_gpu_batch_size "
         "per_gpu_train_batch_size per_device_batch_size micro_batch_size samples_per_gpu total_batch_size "
-        "global_batch_size effective_batch_size"
+        "global_batch_size effective_batch_size bsize batch_sz train_batch batchsz mini_batch_size"
     ),
     "per_device_eval_batch_size": (
         "vb eval_batch_size val_batch_size validation_batch_size test_batch_size eval_bs val_bs "
-        "per_gpu_eval_batch_size"
+        "per_gpu_eval_batch_size eval_batch val_batch"
     ),
     "gradient_accumulation_steps": (
         "grad_accum grad_accum_steps grad_accumulation accum accum_iter accum_steps accumulation_steps accumulate "
         "accumulate_grad_batches update_freq gradient_accumulation"
     ),
-    "learning_rate": "lr0 base_lr blr lr_base initial_lr init_lr max_lr peak_lr learning_rates",
-    "scale_learning_rate": "scale_lr unscale_lr lr_scale lr_base_size auto_scale_lr linear_scaling",
-    "min_learning_rate": "lr_min final_lr end_lr eta_min lrf",
-    "warmup_epochs": "warmup lr_warmup_epochs warmup_epoch n_warmup_epochs num_warmup_epochs warmup_ratio",
-    "warmup_steps": "num_warmup_steps lr_warmup_steps warmup_iters warmup_updates warmup_t",
+    "learning_rate": "lr0 base_lr blr lr_base initial_lr init_lr max_lr peak_lr learning_rates start_lr",
+    "scale_learning_rate": "scale_lr unscale_lr lr_scale lr_base_size auto_scale_lr linear_scaling lr_base_scale",
+    "min_learning_rate": "lr_min final_lr end_lr eta_min lrf lr_final",
+    "warmup_epochs": (
+        "warmup lr_warmup_epochs warmup_epoch n_warmup_epochs num_warmup_epochs warmup_prefix lr_warmup_method"
+    ),
+    "warmup_steps": "warmup_ratio num_warmup_steps lr_warmup_steps warmup_iters warmup_updates warmup_t",
     "warmup_learning_rate": "warmup_lr_init lr_warmup_decay warmup_bias_lr warmup_start_lr",
     "weight_decay": "l2 decay weightdecay norm_weight_decay",
-    "optim": "opt optimizer optimiser optim_name",
-    "optim_args": "momentum nesterov opt_kwargs optimizer_args optim_kwargs sgd_momentum",
+    "optim": "opt optimizer optimiser optim_name adafactor sgd adam adamw lamb lion",
+    "optim_args": "momentum nesterov opt_kwargs optimizer_args optim_kwargs sgd_momentum mom",
     "adam_epsilon": "opt_eps eps adam_eps",
     "adam_beta1": "opt_betas betas beta1 adam_betas",
     "adam_beta2": "beta2",
-    "lr_scheduler_type": "sched scheduler schedule lr_scheduler lr_schedule lr_policy lr_decay cos_lr",
+    "lr_scheduler_type": (
+        "sched scheduler schedule lr_scheduler lr_schedule lr_policy lr_decay cos_lr cosine linear poly "
+        "plateau reduce_lr step_lr"
+    ),
     "lr_scheduler_kwargs": (
-        "decay_epochs decay_rate decay_milestones milestones lr_steps lr_step_size lr_gamma gamma cooldown_epochs "
-        "lr_cycle_mul lr_cycle_decay lr_cycle_limit sched_kwargs"
+        "decay_epochs decay_rate decay_milestones milestones lr_steps lr_step_size lr_gamma gamma "
+        "cooldown_epochs lr_cycle_mul lr_cycle_decay lr_cycle_limit sched_kwargs lr_k_decay lr_decay_rate "
+        "lr_decay_epochs factor"
     ),
     "schedule_per": "sched_on_updates",
     "max_grad_norm": (
         "clip_grad clip_grad_norm grad_clip grad_norm clip clip_norm max_norm gradient_clip gradient_clip_val "
         "gradient_clipping clip_gradient"
     ),
-    "label_smoothing_factor": "smoothing label_smoothing smooth label_smooth ls_eps",
-    "random_erasing": "reprob erasing random_erase re_prob erase random_erasing_prob",
+    "label_smoothing_factor": "smoothing label_smoothing smooth label_smooth ls_eps ls",
+    "random_erasing": "reprob erasing random_erase re_prob erase random_erasing_prob remode recount resplit",
     "auto_augment": (
         "aa autoaugment aug augment augmentation data_augmentation rand_augment randaugment ra ra_magnitude "
         "trivial_augment augmix_severity train_aug"
@@ -89,19 +97,23 @@ _MEANT = {
     "repeated_augmentation": "repeated_aug repeat_aug ra_sampler ra_reps aug_repeats num_repeats epoch_repeats",
     "horizontal_flip": "hflip fliplr flip hflip_prob random_flip",
     "crop_scale_min": "scale rrc_scale crop_scale min_scale random_resized_crop",
-    "mixup": "mixup_alpha mix_up",
-    "cutmix": "cutmix_alpha cut_mix",
+    "mixup": "mixup_alpha mix_up mixup_mode mixup_off_epoch",
+    "cutmix": "cutmix_alpha cut_mix cutmix_minmax",
     "mixup_probability": "mixup_prob mix_prob cutmix_prob",
     "mixup_switch_probability": "mixup_switch_prob switch_prob",
-    "ema_decay": "ema model_ema model_ema_decay use_ema ema_momentum ema_model with_ema",
+    "ema_decay": (
+        "ema model_ema model_ema_decay use_ema ema_momentum ema_model with_ema model_ema_steps "
+        "model_ema_warmup model_ema_force_cpu ema_rate ema_alpha ema_start ema_steps swa"
+    ),
     "publish_weights": "eval_ema use_ema_weights",
     "seed": "random_seed manual_seed rng_seed random_state torch_seed",
     "full_determinism": "deterministic use_deterministic_algorithms determinism",
     "student": (
-        "arch architecture net network backbone model_name model_name_or_path model_id model_type student_model "
-        "student_name student_model_name student_model_name_or_path student_name_or_path base_model variant "
-        "encoder pretrained pretrained_model pretrained_path weights initial_checkpoint init_checkpoint finetune "
-        "fine_tune ckpt checkpoint checkpoint_path load load_from init_from a"
+        "arch architecture net network backbone model_name model_name_or_path model_id model_type "
+        "student_model student_name student_model_name student_model_name_or_path student_name_or_path "
+        "base_model variant encoder pretrained pretrained_model pretrained_path weights initial_checkpoint "
+        "init_checkpoint finetune fine_tune ckpt checkpoint checkpoint_path load load_from init_from a "
+        "s_model ckpt_path pretrained_weights from_scratch init"
     ),
     "student_revision": "model_revision",
     "student_overrides": "model_kwargs model_args config_overrides model_config",
@@ -110,25 +122,30 @@ _MEANT = {
     ),
     "freeze": (
         "freeze_backbone freeze_encoder freeze_base freeze_layers linear_probe linear_probing attn_only "
-        "train_head_only head_only frozen"
+        "train_head_only head_only frozen freeze_bn unfreeze"
     ),
     "image_size": (
-        "imgsz image_sz img_sz input_size in_size input_resolution img_resolution image_resolution resolution res "
-        "pixels crop_size train_crop_size val_crop_size resize train_size input_shape img_shape img_dim"
+        "imgsz image_sz img_sz input_size in_size input_resolution img_resolution image_resolution resolution "
+        "res pixels crop_size train_crop_size val_crop_size resize train_size input_shape img_shape img_dim "
+        "img_h img_w img_height img_width height student_size student_image_size multi_scale rect"
     ),
-    "crop_ratio": "crop_pct eval_crop_ratio crop_percent val_resize_size test_crop_ratio",
+    "crop_ratio": (
+        "crop_pct eval_crop_ratio crop_percent val_resize_size test_crop_ratio eval_crop crop crop_fraction"
+    ),
     "teacher_model_name_or_path": (
         "teacher_model teacher_name teacher_arch teacher_path teacher_checkpoint teacher_ckpt teacher_id "
         "teacher_weights teacher_dir teacher_model_path teacher_name_or_path teacher_model_name kd_model "
-        "kd_model_name"
+        "kd_model_name t_model kd_teacher"
     ),
     "distillation_type": (
         "distill distil distill_type distillation kd kd_type distillation_mode distill_mode loss loss_type "
-        "criterion kd_loss distill_loss distillation_loss kd_distill_type hard_distillation soft_distillation"
+        "criterion kd_loss distill_loss distillation_loss kd_distill_type hard_distillation soft_distillation "
+        "no_teacher hard soft hard_label soft_label hard_labels soft_labels"
     ),
     "distillation_alpha": (
-        "alpha distill_alpha kd_alpha kd_weight kd_ratio lambda lambda_kd lam distillation_lambda distill_weight "
-        "distillation_weight teacher_weight task_loss_weight distill_loss_weight kd_loss_weight beta"
+        "alpha distill_alpha kd_alpha kd_weight kd_ratio lambda lambda_kd lam distillation_lambda "
+        "distill_weight distillation_weight teacher_weight task_loss_weight distill_loss_weight "
+        "kd_loss_weight beta alpha_ce distil_alpha"
     ),
     "distillation_temperature": (
         "tau temperature temp t distillation_tau distill_temp distill_temperature kd_temp kd_t kd_temperature "
@@ -145,45 +162,56 @@ _MEANT = {
     ),
     "validation_fraction": (
         "val_fraction val_size val_ratio val_pct train_val_split validation_ratio validation_size test_size "
-        "holdout split_ratio val_frac valid_pct"
+        "holdout split_ratio val_frac valid_pct holdout_fraction"
     ),
     "validation_split": "val_split eval_split valid_split split_val validation_set",
-    "train_split": "split training_split train_set",
+    "train_split": "split training_split train_set split_train",
     "dataset_name": (
-        "dataset data_set dataset_path hub_dataset dataset_id ds hf_dataset dataset_name_or_path dataset_dir"
+        "dataset data_set dataset_path hub_dataset dataset_id ds hf_dataset dataset_name_or_path dataset_dir "
+        "dataset_root"
     ),
-    "dataset_config_name": "dataset_config subset config_name inat_category",
+    "dataset_config_name": "dataset_config subset config_name inat_category dataset_subset",
     "image_column_name": "image_column image_key input_key img_column image_col img_key",
     "label_column_name": (
         "label_column label_key target_key target_column label_col labels_column label labels target targets"
     ),
+    "streaming": "stream",
+    "shuffle_buffer_size": "shuffle_buffer buffer_size",
+    "teacher_input_size": "teacher_size teacher_image_size teacher_img_size teacher_resolution",
     "unlabeled_dir": "unlabelled_dir unlabeled unlabelled unlabeled_data unlabelled_data extra_dir unsup_dir",
-    "labels_kept": "num_labels_kept n_labeled num_labeled labeled_samples few_shot shots label_fraction",
+    "labels_kept": (
+        "num_labels_kept n_labeled num_labeled labeled_samples few_shot shots label_fraction labeled_fraction "
+        "n_labels n_labeled_samples"
+    ),
     "images_per_epoch": (
-        "max_train_samples train_num_samples num_train_samples samples_per_epoch num_samples limit_train_batches "
-        "fraction"
+        "max_train_samples train_num_samples num_train_samples samples_per_epoch num_samples "
+        "limit_train_batches fraction n_samples max_samples subset_size data_fraction"
     ),
     "on_bad_image": "skip_bad_images ignore_errors skip_errors skip_broken bad_images skip_corrupt",
     "dataloader_num_workers": (
         "j num_worker n_workers nworkers num_threads threads n_jobs jobs data_workers loader_workers "
-        "preprocessing_num_workers cpus num_cpus"
+        "preprocessing_num_workers cpus num_cpus nw tpu_num_cores"
     ),
     "dataloader_pin_memory": "pin_mem pin_memory no_pin_mem",
-    "dataloader_prefetch_factor": "prefetch prefetch_factor",
+    "dataloader_prefetch_factor": "prefetch prefetch_factor no_prefetcher prefetcher",
     "dataloader_drop_last": "drop_last",
     "dataloader_persistent_workers": "persistent_workers",
-    "use_cpu": "cpu no_cuda no_gpu cpu_only disable_cuda use_cuda cuda use_gpu accelerator use_mps_device",
+    "use_cpu": (
+        "cpu no_cuda no_gpu cpu_only disable_cuda use_cuda cuda use_gpu accelerator use_mps_device mps tpu use_ipex"
+    ),
     "bf16": (
         "amp mixed_precision precision half use_amp fp16_opt_level amp_dtype amp_impl autocast bfloat16 dtype "
-        "torch_dtype model_dtype half_precision use_bf16 use_fp16 native_amp apex_amp fp32"
+        "torch_dtype model_dtype half_precision use_bf16 use_fp16 native_amp apex_amp fp32 float16 "
+        "fp16_backend half_precision_backend"
     ),
-    "torch_compile": "compile torchcompile use_compile compile_model",
+    "torch_compile": "compile torchcompile use_compile compile_model jit torchscript fuser jit_mode_eval",
     "torch_compile_mode": "compile_mode torchcompile_mode",
     "activation_checkpointing": "grad_checkpointing grad_checkpoint use_checkpoint grad_ckpt",
     "output_dir": (
-        "out o out_dir outdir output_path output_folder save_dir savedir save_path save_to save_folder result_dir "
-        "results_dir work_dir workdir work_dirs exp_dir experiment_dir model_dir checkpoint_dir ckpt_dir "
-        "default_root_dir target_dir run_dir destination dest"
+        "out o out_dir outdir output_path output_folder save_dir savedir save_path save_to save_folder "
+        "result_dir results_dir work_dir workdir work_dirs exp_dir experiment_dir model_dir checkpoint_dir "
+        "ckpt_dir default_root_dir target_dir run_dir destination dest logging_dir log_dir logdir tb_dir "
+        "tensorboard_dir result results"
     ),
     "resume_from_checkpoint": (
         "resume resume_from resume_path auto_resume resume_training continue resume_checkpoint resume_run "
@@ -192,10 +220,11 @@ _MEANT = {
     "save_steps": (
         "save_freq save_interval save_every save_period checkpoint_freq checkpoint_interval ckpt_freq "
         "ckpt_interval checkpointing_steps save_frequency recovery_interval every_n_train_steps "
-        "save_every_n_steps"
+        "save_every_n_steps checkpoint_every"
     ),
     "save_strategy": (
-        "save_mode save_every_epoch save_checkpoint save_model save_best save_last save save_every_n_epochs no_save"
+        "save_mode save_every_epoch save_checkpoint save_model save_best save_last save save_every_n_epochs "
+        "no_save keep keep_best_only"
     ),
     "save_total_limit": (
         "checkpoint_hist keep_checkpoints max_checkpoints save_top_k max_to_keep keep_last "
@@ -214,16 +243,16 @@ _MEANT = {
     ),
     "report_to": (
         "log logger log_with wandb use_wandb log_wandb enable_wandb tensorboard tb use_tensorboard tracker "
-        "tracking mlflow comet clearml trackio loggers with_tracking reporters"
+        "tracking mlflow comet clearml trackio loggers with_tracking reporters logs"
     ),
-    "project": "wandb_project project_name entity wandb_entity group",
+    "project": "project_name",
     "run_name": "name exp_name experiment experiment_name exp wandb_name wandb_run_name job_name tag run",
     "disable_tqdm": "no_tqdm no_progress no_progress_bar progress quiet silent disable_progress_bar progress_bar",
     "log_level": "verbose verbosity loglevel",
-    "push_to_hub": "push upload publish hub push_hub push_to_hf",
+    "push_to_hub": "push upload publish hub push_hub push_to_hf save_hf",
     "hub_model_id": (
         "repo_id repo hub_id repository push_to_hub_model_id hub_repo hub_repo_id repo_name hub_model_name "
-        "hub_name push_to_hub_repo"
+        "hub_name push_to_hub_repo push_to_hub_organization organization org hub_user username"
     ),
     "hub_private_repo": "private hub_private make_private",
     "hub_token": "token hf_token use_auth_token auth_token push_to_hub_token api_token access_token",
@@ -235,6 +264,7 @@ _NOTES = {
     "per_device_train_batch_size": "a step's views on each device; --gradient_accumulation_steps multiplies them",
     "scale_learning_rate": "true trains at learning_rate · total batch / 512",
     "warmup_epochs": "a length in epochs; --warmup_steps is one in steps",
+    "warmup_steps": "a number of steps, or below 1 a part of the run",
     "optim_args": "momentum and the like, as text: momentum=0.9,nesterov=True",
     "lr_scheduler_kwargs": "as JSON, for transformers' schedules; the cosine takes min_learning_rate",
     "auto_augment": 'timm\'s policy, say rand-m9-mstd0.5-inc1, or "" for none',
@@ -257,6 +287,7 @@ _NOTES = {
     "eval_strategy": "no, steps or epoch; steps are --eval_steps",
     "eval_steps": "with --eval_strategy steps",
     "save_steps": "with --save_strategy steps",
+    "project": "of Trackio; wandb takes WANDB_PROJECT from the environment",
     "report_to": "by name: tensorboard, wandb, trackio, mlflow …",
     "metric_for_best_model": "top1, loss …",
 }
@@ -267,7 +298,8 @@ _INSTEAD = {
         "gpus gpu gpu_id gpu_ids num_gpus n_gpu n_gpus ngpus ngpu devices device_ids num_devices nproc "
         "nproc_per_node num_processes nprocs world_size nnodes num_nodes distributed ddp strategy dist_url "
         "dist_backend launcher multi_gpu multiprocessing_distributed master_port master_addr parallel "
-        "data_parallel num_machines rank"
+        "data_parallel num_machines rank machine_rank main_process_port port host node num_node no_ddp_bb "
+        "sharded_ddp zero_stage"
     ),
     "the classes are those of the images: one folder per class, or the label column's": (
         "num_classes classes nb_classes n_classes num_labels n_class num_class class_names class_map "
@@ -281,25 +313,55 @@ _INSTEAD = {
     ),
     "a run evaluates as it trains (--eval_strategy) and at its end, on --validation_dir, --validation_split or images "
     f"that it holds out; {IN_PYTHON}": (
-        "eval evaluate evaluation eval_only evaluate_only validate_only test test_only do_test eval_first"
+        "eval evaluate evaluation eval_only evaluate_only validate_only test test_only do_test eval_first "
+        "test_dir testdir test_path test_data test_split test_folder test_set tta"
     ),
-    IN_ITS_CARD: "predict prediction predictions infer inference classify",
+    IN_ITS_CARD: "predict prediction predictions infer inference classify predict_dir infer_dir",
     "hf-deit convert FOLDER DESTINATION --to FORMAT converts a trained model": (
-        "export onnx to_onnx export_onnx save_onnx convert"
+        "export onnx to_onnx export_onnx save_onnx convert export_format"
     ),
     "hf-deit preview, with the options of the run, shows what training sees": (
         "preview visualize visualise show_batch"
     ),
     "hf-deit benchmark measures": "benchmark throughput",
     "images are enlarged and shrunk bicubically, as the authors' are": ("interpolation train_interpolation resample"),
-    "colours are changed by --auto_augment": (
+    "colours and shapes are changed by --auto_augment": (
         "color_jitter colour_jitter jitter color_jitter_prob grayscale_prob gaussian_blur_prob hsv_h hsv_s hsv_v "
-        "threeaugment"
+        "threeaugment rotate rotation degrees translate shear perspective mosaic copy_paste aug_splits bgr"
+    ),
+    "images are flipped from left to right alone: --horizontal_flip": "vflip flipud vertical_flip",
+    "labels are learnt by cross-entropy, each class and image alike: --label_smoothing_factor and "
+    "--distillation_type are what there is": (
+        "bce_loss bce_sum bce_target_thresh bce_pos_weight jsd_loss ce mse loss_fn lossfn focal_loss class_weight "
+        "class_weights weighted_loss pos_weight balanced sampler oversample cosub"
+    ),
+    "all layers learn at one rate, --learning_rate; --freeze keeps some as they are": (
+        "layer_decay llrd lr_mult backbone_lr lr_backbone head_lr lr_head layer_decay_min_scale "
+        "layer_decay_no_opt_scale lr_noise lr_noise_pct lr_noise_std"
+    ),
+    "BatchNorm layers of a student stay as its model has them": (
+        "sync_bn sync_batchnorm dist_bn split_bn bn_momentum bn_eps bn"
+    ),
+    "gradients are clipped by their norm: --max_grad_norm": "clip_mode clip_value clip_grad_value",
+    "images that a table lists are a data set for --dataset_name: a folder with metadata.csv, or Parquet files": (
+        "csv train_csv val_csv ann_file annotations labels_file label_file parquet tfrecord lmdb hdf5 h5 wds "
+        "webdataset zip tar"
+    ),
+    "views are always in a random order, which --seed draws": "shuffle no_shuffle worker_seeding",
+    "the images are tried with hf-deit preview, the whole way with --recipe debug": (
+        "dry_run fast_dev_run smoke_test"
+    ),
+    "all weights are trained in full": "lora peft adapter quantize int8 prune load_in_8bit load_in_4bit",
+    "folds are folders or splits of their own: --train_dir and --validation_dir": (
+        "fold folds kfold k_fold cross_validation"
     ),
     "to train without augmentation: --auto_augment '' --horizontal_flip 0 --crop_scale_min 1 --random_erasing "
     "0 --mixup 0 --cutmix 0 --repeated_augmentation 1": ("no_aug no_augment no_augmentation"),
     "a new run needs a new --output_dir, or an empty one": "overwrite_output_dir exist_ok overwrite force",
     "code that comes with a checkpoint is not run": "trust_remote_code dataset_trust_remote_code",
+    "wandb takes what it is told from the environment: WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS": (
+        "wandb_project wandb_entity entity group wandb_group wandb_tags tags wandb_resume_id wandb_id wandb_dir"
+    ),
     "the cache is the Hub's: HF_HOME says where it lies": "cache_dir cache cache_dataset download_dir",
 }
 # timm's and others' words for fields of a student's configuration, whose own names are found in it.
@@ -336,10 +398,11 @@ def expand_aliases(arguments: Sequence[str]) -> list[str]:
             expanded += [word, *values]
             continue
         option = ALIASES.get(typed, typed)
-        told = " ".join([value, *values] if equals else values) or "true"
+        told = " ".join([value, *values] if equals else values)
         if typed == "device":
             told = value = _as_use_cpu(told)
             equals, values = "=", []
+        told = told or "true"
         before, other = given.setdefault(option, (typed, told))
         if before != typed and other != told:
             raise InputError(
@@ -377,17 +440,22 @@ def meant_by(name: str, known: Collection[str]) -> str:
         name: as it was typed, without dashes.
         known: the options that exist.
     """
-    said = _spelt_alike(name)
-    option = {_spelt_alike(word): word for word in known}.get(said) or _words_for_options().get(said)
+    said, spelt_known, words = _spelt_alike(name), {_spelt_alike(word): word for word in known}, _words_for_options()
+    option = spelt_known.get(said) or words.get(said)
     if option is not None:
         return f"; did you mean {option!r}?" + (f" ({_NOTES[option]})" if option in _NOTES else "")
     if (field := _words_for_fields().get(said)) is not None:
         return f"; did you mean 'student_overrides'? (as JSON: '{json.dumps({field: '…'}, ensure_ascii=False)}')"
-    for advice, words in _INSTEAD.items():
-        if said in map(_spelt_alike, words.split()):
+    for advice, others in _INSTEAD.items():
+        if said in map(_spelt_alike, others.split()):
             return f": {advice}"
-    if (positive := re.sub("^no_", "", name)) in known and positive != name:
-        return f"; did you mean {positive!r}? (false switches it off)"
+    if (positive := re.sub("^(no|enable|disable|use|with)_", "", name)) != name:
+        return (
+            f"; did you mean {positive!r}? (false, or 0, is off)" if positive in known else meant_by(positive, known)
+        )
+    nearest = difflib.get_close_matches(said, [*spelt_known, *words], n=1, cutoff=0.85)
+    if nearest and nearest[0] in words:
+        return meant_by(nearest[0], known)
     return ""
 
 

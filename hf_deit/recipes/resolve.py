@@ -368,7 +368,11 @@ def save_recipe(arguments: Arguments, path: str | os.PathLike[str]) -> None:
 
 
 def _take_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The recipe that a command line names, or None, and the rest of it."""
+    """The recipe that a command line names, or None, and the rest of it.
+
+    Raises:
+        InputError: `--recipe` without a name.
+    """
     recipe_name, rest, remaining = None, [], iter(arguments)
     for argument in remaining:
         if argument == "--recipe":
@@ -377,6 +381,8 @@ def _take_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             recipe_name = argument.removeprefix("--recipe=")
         else:
             rest.append(argument)
+    if recipe_name is not None and (not recipe_name or recipe_name.startswith("--")):
+        raise InputError(f"--recipe needs a name or a file behind it, one of {', '.join(list_recipes())}")
     return recipe_name, rest
 
 

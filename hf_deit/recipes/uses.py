@@ -206,6 +206,10 @@ def _all_on(*names: str) -> Callable[[Options], bool]:
     return lambda options: all(_is_positive(options[name]) for name in names)
 
 
+def _saves(options: Options) -> bool:
+    return options["save_strategy"] != "no"
+
+
 def _mixes(options: Options) -> bool:
     return _is_positive(options["mixup"]) or _is_positive(options["cutmix"])
 
@@ -217,6 +221,7 @@ _NO_PUSH = ", but nothing is pushed: leave it out, or give --push_to_hub true"
 _NO_COSINE = ", but lr_scheduler_type is {lr_scheduler_type!r}: leave it out"
 _MADE_ANEW = ", but {student!r} is made anew: leave it out, or name a checkpoint with --student"
 _NO_WORKERS = ", but dataloader_num_workers is 0: leave it out, or give --dataloader_num_workers"
+_NOT_SAVED = ", but save_strategy is {save_strategy!r}: leave it out, or give --save_strategy"
 # Options that do nothing beside some others. That of the images are in `hf_deit.data.arguments`.
 _USES = {
     "student_revision": _Use(
@@ -311,6 +316,13 @@ _USES = {
         "is how often is saved",
         ", but save_strategy is {save_strategy!r}: leave it out, or give --save_strategy steps",
     ),
+    "save_total_limit": _Use(_saves, "is how many checkpoints are kept", _NOT_SAVED),
+    "save_only_model": _Use(_saves, "is what a checkpoint holds", _NOT_SAVED),
+    "load_best_model_at_end": _Use(
+        lambda options: _saves(options) and options["eval_strategy"] != "no",
+        "keeps the best of what is evaluated and saved",
+        ", but eval_strategy is {eval_strategy!r} and save_strategy {save_strategy!r}: leave it out, or give both",
+    ),
     "logging_steps": _Use(
         lambda options: options["logging_strategy"] == "steps",
         "is how often is logged",
@@ -320,6 +332,20 @@ _USES = {
         _all_on("dataloader_num_workers"), "keeps the loader's workers between epochs", _NO_WORKERS
     ),
     "dataloader_prefetch_factor": _Use(_all_on("dataloader_num_workers"), "is of the loader's workers", _NO_WORKERS),
+    "activation_checkpointing_kwargs": _Use(
+        lambda options: options["activation_checkpointing"] or options["gradient_checkpointing"],
+        "is how activations are computed again",
+        ", but they are kept: leave it out, or give --activation_checkpointing true",
+    ),
+    "fsdp_config": _Use(_all_on("fsdp"), "is of FSDP", ", but there is none: leave it out, or give --fsdp full_shard"),
+    **{
+        name: _Use(
+            lambda options: any(word in str(options["report_to"]) for word in ("trackio", "all")),
+            "is of Trackio",
+            ", but report_to is {report_to!r}: leave it out, or give --report_to trackio",
+        )
+        for name in ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+    },
     "optim_target_modules": _Use(
         lambda options: str(_plain(options["optim"])).startswith(("galore", "apollo")),
         "is of GaLore and APOLLO",

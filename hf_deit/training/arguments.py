@@ -11,7 +11,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from ..data.batch_augment import Mixing, RandomErasing
-from ..errors import InputError, not_one_of
+from ..errors import InputError, not_one_of, one_line
 from ..models.teacher import parse_input_size
 from .hardware import bf16_of, check_fp16, check_precision, num_workers_of
 from .reporters import check_reporters, reporters_of
@@ -51,6 +51,31 @@ UNFIT_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
         (None,),
         "it splits texts and layers; images are shared out to processes, FSDP or DeepSpeed",
     ),
+}
+
+# Where numbers must lie, by interval; those of transformers that would break a run, or leave it untrained, among them.
+_RANGES = {
+    "[0, 1]": (
+        *("distillation_alpha", "verify_teacher_labels", "horizontal_flip", "random_erasing"),
+        *("mixup_probability", "mixup_switch_probability"),
+    ),
+    "[0, 1)": ("label_smoothing_factor", "ema_decay", "adam_beta1", "adam_beta2"),
+    "(0, 1]": ("crop_scale_min",),
+    "(0, ∞)": (
+        *("distillation_temperature", "num_train_epochs", "hub_push_timeout", "adam_epsilon", "save_steps"),
+        *("ddp_timeout", "ddp_bucket_cap_mb"),
+    ),
+    "[0, ∞)": (
+        *("teacher_labels_top_k", "mixup", "cutmix", "warmup_epochs", "warmup_steps", "warmup_learning_rate"),
+        *("min_learning_rate", "learning_rate", "weight_decay", "max_grad_norm", "logging_steps", "eval_epochs"),
+        *("eval_steps", "eval_delay", "save_total_limit"),
+    ),
+    "[1, ∞)": (
+        *("repeated_augmentation", "per_device_train_batch_size", "per_device_eval_batch_size"),
+        *("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"),
+        *("dataloader_prefetch_factor",),
+    ),
+    "[0, 4294967296)": ("seed",),
 }
 
 
@@ -210,42 +235,20 @@ class DistillationTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        ranges = {
-            "distillation_alpha": (0 <= self.distillation_alpha <= 1, "[0, 1]"),
-            "distillation_temperature": (self.distillation_temperature > 0, "(0, ∞)"),
-            "label_smoothing_factor": (0 <= self.label_smoothing_factor < 1, "[0, 1)"),
-            "verify_teacher_labels": (0 <= self.verify_teacher_labels <= 1, "[0, 1]"),
-            "teacher_labels_top_k": (self.teacher_labels_top_k is None or self.teacher_labels_top_k >= 0, "[0, ∞)"),
-            "crop_scale_min": (0 < self.crop_scale_min <= 1, "(0, 1]"),
-            "horizontal_flip": (0 <= self.horizontal_flip <= 1, "[0, 1]"),
-            "repeated_augmentation": (self.repeated_augmentation >= 1, "[1, ∞)"),
-            "random_erasing": (0 <= self.random_erasing <= 1, "[0, 1]"),
-            "mixup": (self.mixup >= 0, "[0, ∞)"),
-            "cutmix": (self.cutmix >= 0, "[0, ∞)"),
-            "mixup_probability": (0 <= self.mixup_probability <= 1, "[0, 1]"),
-            "mixup_switch_probability": (0 <= self.mixup_switch_probability <= 1, "[0, 1]"),
-            "ema_decay": (0 <= self.ema_decay < 1, "[0, 1)"),
-            "warmup_epochs": (self.warmup_epochs >= 0, "[0, ∞)"),
-            "warmup_learning_rate": (self.warmup_learning_rate >= 0, "[0, ∞)"),
-            "min_learning_rate": (self.min_learning_rate >= 0, "[0, ∞)"),
-            "learning_rate": (self.learning_rate >= 0, "[0, ∞)"),
-            "weight_decay": (self.weight_decay >= 0, "[0, ∞)"),
-            "num_train_epochs": (self.num_train_epochs > 0, "(0, ∞)"),
-            "per_device_eval_batch_size": (self.per_device_eval_batch_size >= 1, "[1, ∞)"),
-            "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "[1, ∞)"),
-            "hub_push_timeout": (self.hub_push_timeout > 0, "(0, ∞)"),
-            "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "[1, ∞)"),
-            "logging_steps": (self.logging_steps >= 0, "[0, ∞)"),
-            "eval_epochs": (self.eval_epochs >= 0, "[0, ∞)"),
-        }
-        for name, (holds, interval) in ranges.items():
-            if not holds:
-                raise InputError(f"{name} must lie in {interval}, got {getattr(self, name)}")
+        _check_ranges(self)
         for name, (allowed, reason) in UNFIT_OPTIONS.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be {allowed[0]!r}, got {getattr(self, name)!r}: {reason}")
         if self.save_strategy == SaveStrategy.BEST and not self.metric_for_best_model:
             raise InputError('save_strategy "best" saves by a metric: give --metric_for_best_model, say top1')
+        if self.save_strategy == SaveStrategy.BEST and self.eval_strategy == "no":
+            raise InputError('save_strategy "best" saves what was evaluated best, but eval_strategy is "no": give one')
+        if self.load_best_model_at_end and self.save_strategy not in (self.eval_strategy, SaveStrategy.BEST):
+            evaluated, saved = SaveStrategy(self.eval_strategy).value, SaveStrategy(self.save_strategy).value
+            raise InputError(
+                f"load_best_model_at_end keeps the best of what is both evaluated and saved, got eval_strategy "
+                f"{evaluated!r} and save_strategy {saved!r}: make them alike, or give --load_best_model_at_end false"
+            )
         if self.resume_from_hub and self.resume_from_checkpoint:
             raise InputError("give either --resume_from_hub or --resume_from_checkpoint, not both")
         if self.publish_weights == "ema" and not self.ema_decay:
@@ -264,13 +267,15 @@ class DistillationTrainingArguments(TrainingArguments):
         self.logging_steps = chosen or DEFAULT_LOGGING_STEPS  # until the number of steps is known
         try:
             super().__post_init__()
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
-            raise InputError(str(error)) from error
+        except (TypeError, ValueError, OSError, ImportError, RuntimeError) as error:
+            raise InputError(one_line(error)) from error
         check_fp16(self)
         check_reporters(self.report_to)
         self.logging_steps = chosen and self.logging_steps
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
             raise InputError("accelerator_config must not split or dispatch batches, which hold whole groups of views")
+        if (self.accelerator_config.gradient_accumulation_kwargs or {}).get("num_steps"):
+            raise InputError("accelerator_config must not say num_steps: give --gradient_accumulation_steps")
         if self.push_to_hub and self.world_size > 1 and self.hub_push_timeout + 60 > self.ddp_timeout:
             raise InputError(
                 f"hub_push_timeout must be at least 60 s below ddp_timeout, as other processes wait meanwhile, got "
@@ -443,3 +448,17 @@ def _check_choices(arguments: object) -> None:
         choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and getattr(arguments, item.name) not in choices:
             raise InputError(not_one_of(item.name, getattr(arguments, item.name), choices))
+
+
+def _check_ranges(args: DistillationTrainingArguments) -> None:
+    """Refuses numbers outside `_RANGES`, those that are not finite among them; None is no number."""
+    for interval, names in _RANGES.items():
+        lowest, highest = (float(end.replace("∞", "inf")) for end in interval[1:-1].split(", "))
+        for name in names:
+            value = getattr(args, name)
+            is_above = value is None or (value >= lowest if interval[0] == "[" else value > lowest)
+            is_below = value is None or (value <= highest if interval[-1] == "]" else value < highest)
+            if not (is_above and is_below):
+                raise InputError(f"{name} must lie in {interval}, got {value}")
+    if args.max_steps < 1 and args.max_steps != -1:
+        raise InputError(f"max_steps must lie in [1, ∞), or be -1 for num_train_epochs, got {args.max_steps}")

@@ -49,6 +49,10 @@ def check_arguments(
             f"include_for_metrics is for a compute_metrics of one's own, got {args.include_for_metrics}: leave it out"
         )
     check_optimization(args, model)
+    if (args.activation_checkpointing or args.gradient_checkpointing) and not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"the student {type(model).__name__} keeps all its activations: leave --activation_checkpointing out"
+        )
     if not isinstance(processor, DistilledDeiTImageProcessor | DistilledDeiTImageProcessorPil):
         raise InputError(f"processing_class must be a DistilledDeiTImageProcessor, got {type(processor).__name__}")
     switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import EvalPrediction
 from transformers.utils import logging
 
@@ -139,7 +140,7 @@ def measure_teacher(
         report["majority_class"] = majority
         if name == "teacher_top1":
             report["teacher_images"] = len(labels)
-    if right:
+    if right and PartialState().is_main_process:  # all have measured the same
         _warn_of_chance(teacher, right[teacher.shown_size], majority)
         _warn_of_size(teacher, right, names)
     return report

@@ -118,6 +118,12 @@ def schedule_doubts(args: DistillationTrainingArguments, *, num_steps: int, step
             f"has {num_steps}{_in_epochs(warmup, num_steps, steps_per_epoch) if args.warmup_epochs else ''}: "
             f"{_shorter_warmup(args, warmup, num_steps, steps_per_epoch, per_epoch=per_epoch)}"
         )
+    elif is_cosine and warmup and (highest := _highest_rate(args, warmup, num_steps, steps_per_epoch)) < 0.9 * peak:
+        doubts.append(
+            f"the learning rate never reaches its peak of {peak:g} but {highest:.2g} at most, as the warm-up takes "
+            f"{warmup:g} of {num_steps} steps, and the cosine falls from the first of them on: "
+            f"{_shorter_warmup(args, warmup, num_steps, steps_per_epoch, per_epoch=per_epoch)}"
+        )
     if is_cosine and warmup and args.warmup_learning_rate > peak:
         doubts.append(
             f"the warm-up starts at a learning rate of {args.warmup_learning_rate:g}, above its peak of {peak:g}: "
@@ -133,6 +139,23 @@ def schedule_doubts(args: DistillationTrainingArguments, *, num_steps: int, step
     return doubts
 
 
+def _highest_rate(args: DistillationTrainingArguments, warmup: float, num_steps: int, steps_per_epoch: int) -> float:
+    """The highest learning rate of the cosine schedule: of the warm-up's end, or where the cosine takes over."""
+    unit = steps_per_epoch if args.schedule_per == "epoch" else 1
+    warmup, duration = warmup / unit, num_steps / unit
+    return max(
+        learning_rate_at(
+            max(math.ceil(warmup) + later, 0),
+            duration=duration,
+            warmup=warmup,
+            peak=args.peak_learning_rate,
+            warmup_learning_rate=args.warmup_learning_rate,
+            min_learning_rate=args.min_learning_rate,
+        )
+        for later in (-1, 0)
+    )
+
+
 def _in_epochs(warmup: float, num_steps: int, steps_per_epoch: int) -> str:
     return f" ({warmup / steps_per_epoch:g} of {num_steps / steps_per_epoch:.3g} epochs)"
 
@@ -141,7 +164,7 @@ def _shorter_warmup(
     args: DistillationTrainingArguments, warmup: float, num_steps: int, steps_per_epoch: int, *, per_epoch: bool
 ) -> str:
     """Which options give a warm-up of a twentieth of the run, or a run twenty times as long as the warm-up."""
-    part = 0.05 if num_steps > 1 else 0
+    part = 0.05 if num_steps >= 5 else 0  # the first step of a warm-up trains nothing
     if args.warmup_epochs:
         shorter = f"--warmup_epochs {part * num_steps / steps_per_epoch:.2g}"
     else:
@@ -175,6 +198,8 @@ def check_optimization(args: DistillationTrainingArguments, model: PreTrainedMod
     try:
         optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
         taken = set(settings) - set(Trainer.get_optimizer_cls_and_kwargs(without, model)[1])
+        if optimizer_class.__module__.startswith("torch.optim"):
+            optimizer_class([nn.Parameter(torch.zeros(1, device=args.device))], **settings)
     except (ImportError, ValueError) as error:
         raise InputError(
             f"cannot make the optimizer {args.optim.value!r} with optim_args {args.optim_args!r}: {one_line(error)}"

@@ -228,7 +228,7 @@ def _device(args: Any) -> str:
         name = f"CPU, {threads} thread{'s' * (threads > 1)}" + " a process" * (args.world_size > 1)
     else:
         name = str(args.device)
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
+    precision = "float32" if args.mixed_precision == "no" else args.mixed_precision  # a launcher may say it, too
     return (f"{args.world_size} x " if args.world_size > 1 else "") + f"{name}, {precision}"
 
 

@@ -639,8 +639,18 @@ class DistillationTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        """DeiT's schedule for the cosine, transformers' for all others; warns of one that cannot be meant."""
+        """DeiT's schedule for the cosine, transformers' for all others; warns of one that cannot be meant.
+
+        Raises:
+            InputError: a polynomial that has no step to fall in, which would end in a division by zero.
+        """
         args = self.args
+        warmup, is_polynomial = args.get_warmup_steps(num_training_steps), args.lr_scheduler_type == "polynomial"
+        if is_polynomial and self.lr_scheduler is None and warmup >= num_training_steps:
+            raise InputError(
+                f"the polynomial schedule falls after the warm-up, which takes {warmup} steps, and the run has "
+                f"{num_training_steps}: give fewer --warmup_steps"
+            )
         if self.lr_scheduler is None and self.is_world_process_zero():
             for doubt in schedule_doubts(args, num_steps=num_training_steps, steps_per_epoch=self.steps_per_epoch):
                 logger.warning(doubt)
@@ -651,7 +661,7 @@ class DistillationTrainer(Trainer):
             self.optimizer if optimizer is None else optimizer,
             num_steps=num_training_steps,
             steps_per_epoch=steps_per_epoch,
-            warmup_steps=args.warmup_epochs * steps_per_epoch or args.get_warmup_steps(num_training_steps),
+            warmup_steps=args.warmup_epochs * steps_per_epoch or warmup,
             peak=args.peak_learning_rate,
             warmup_learning_rate=args.warmup_learning_rate,
             min_learning_rate=args.min_learning_rate,

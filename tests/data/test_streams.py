@@ -42,6 +42,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 
 from hf_deit import InputError, load_teacher
 from hf_deit.data.batch_augment import Mixing, RandomErasing
+from hf_deit.data.columns import standard_columns
 from hf_deit.data.streams import ImageStream, StreamSampler, StreamViewDataset
 from hf_deit.data.transforms import build_train_transform
 from hf_deit.data.view_dataset import ViewDataset, collate
@@ -529,6 +530,15 @@ def test_a_broken_image_stops_training_or_is_counted(tmp_path, folder_of_teacher
     skipping = make_trainer(tmp_path / "b", shards, folder_of_teacher, **settings)
     skipping.train()
     assert skipping.step_record.skipped_images == 2  # once in each epoch
+
+
+def test_columns_of_other_names_are_read_without_decoding(tmp_path):
+    """What renames a column of a stream decodes it: a broken image would end the run, and all others cost time."""
+    table = broken(few_digits().train, {70}).rename_columns({"image": "picture", "label": "kind"})
+    rows = datasets.load_dataset(parquet(tmp_path / "set", 4, train=table), streaming=True)["train"]
+    stream = ImageStream(standard_columns(rows, "picture", "kind"), 96, seed=0)
+    images = [image for image, _ in stream.read(0, rank=0, num_processes=1)]
+    assert len(images) == len(table) and all(image["bytes"] for image in images)
 
 
 def test_settings_that_no_stream_can_have_are_refused(tmp_path, folders):

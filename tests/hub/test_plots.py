@@ -70,6 +70,15 @@ def test_curves_are_those_of_the_log(drawn, tmp_path):
     assert Image.open(tmp_path / "curves.png").format == "PNG"
 
 
+def test_what_a_model_answers_is_called_by_its_fusion_and_shows_below_what_lies_on_it(drawn):
+    one = {"step": 1, "eval_top1": 0.4, "eval_class_top1": 0.4, "eval_distillation_top1": 0.4, "eval_ema_top1": 0.4}
+    for fusion, name in (("cls", "the model, by its class head"), ("logits", "fused heads"), (None, "fused heads")):
+        names = drawn([one], fusion=fusion)["top-1 on the validation images"]
+        assert list(names) == [name, "class head", "distillation head", "averaged weights"]
+    lines = drawn.figures[-1].axes[0].get_lines()[:3]
+    assert [line.get_linewidth() for line in lines] == sorted({line.get_linewidth() for line in lines}, reverse=True)
+
+
 @pytest.mark.parametrize(("entry", "name"), [({}, "model"), ({"distillation_loss": 1.0}, "student")])
 def test_one_head_is_a_students_where_there_is_a_teacher(drawn, entry, name):
     logs = [{"step": 1, "eval_top1": 0.5}, {"step": 1, "loss": 1.0, **entry}]
@@ -112,8 +121,11 @@ def test_a_record_draws_what_its_card_says(monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr("hf_deit.hub.curves.plot_curves", lambda logs, path, **settings: told.append(settings))
     write_record(tmp_path, facts(best_step=60), LOGS, "ada/pets")
-    write_record(tmp_path, facts(teacher_images=100), LOGS, "ada/pets")
-    assert told == [{"teacher_top1": 0.85, "best_step": 60}, {"teacher_top1": None, "best_step": None}]
+    write_record(tmp_path, facts(teacher_images=100, fusion="cls"), LOGS, "ada/pets")
+    assert told == [
+        {"teacher_top1": 0.85, "best_step": 60, "fusion": "logits"},
+        {"teacher_top1": None, "best_step": None, "fusion": "cls"},
+    ]
 
 
 def test_few_points_make_a_picture(drawn):

@@ -270,11 +270,18 @@ def test_numbers_are_told_as_what_they_are(case):
     assert words in make_card(facts(**changes), "ada/pets")
 
 
+@pytest.mark.parametrize(("speed", "words"), [(321.4, "321"), (9.96, "10"), (0.42, "0.42")])
+def test_a_slow_run_has_a_speed(speed, words):
+    assert f"| speed | {words} images/s |" in make_card(facts(images_per_second=speed), "ada/pets")
+
+
 def test_every_label_has_its_accuracy_and_its_images():
     text = make_card(facts(labels=["a|b", "<dog>", "yak"], classes=[[3, 4], [0, 2], [0, 0]]), "ada/pets")
     assert "Label by label, top-1 of the fused heads:" in text and "Its labels" not in text
     for row in ("| a\\|b | 0.7500 | 4 |", "| \\<dog\\> | 0.0000 | 2 |", "| yak |  | 0 |"):
         assert row in text
+    by_head = make_card(facts(fusion="cls", classes=[[3, 4], [0, 2]]), "ada/pets")
+    assert "Label by label, top-1 of the model, by its class head:" in by_head
     assert "Label by label" not in make_card(facts(metrics={}, classes=[[1, 1], [1, 1]]), "ada/pets")
 
 

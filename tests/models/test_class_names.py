@@ -3,6 +3,7 @@
 What became of labels since a model learnt them is told label by label, and names are compared in Unicode's NFC.
 """
 
+import time
 import unicodedata
 
 import pytest
@@ -75,6 +76,13 @@ def test_changes_are_told_label_by_label(case):
     before, now, expected = CHANGES[case]
     told = label_changes(before, now)
     assert told == ("moved: 'crane' from 0 and 2 to 0 and 1, 'x' from 1 to 2" if expected is None else expected)
+
+
+def test_changes_of_many_labels_are_told_at_once():
+    before, now = ([f"{word} {index}" for index in range(20000)] for word in ("old", "new"))
+    start = time.perf_counter()
+    assert label_changes(before, now).startswith("renamed: 'old 0' to 'new 0'")
+    assert time.perf_counter() - start < 5  # every old with every new name takes a minute
 
 
 def test_two_forms_of_one_name_are_refused():

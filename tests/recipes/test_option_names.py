@@ -90,6 +90,12 @@ def test_no_other_device_than_the_cpu_is_chosen_by_name(device):
     assert "CUDA_VISIBLE_DEVICES" in refusal("--device", device)
 
 
+@pytest.mark.parametrize("line", [["--recipe"], ["--recipe", "--epochs", "3"], ["--recipe="]])
+def test_an_option_without_its_value_is_refused(line):
+    assert "--recipe needs a name" in refusal(*line)
+    assert "--device takes cpu alone, got ''" in refusal("--device")
+
+
 def test_other_words_of_the_command_line_stay_as_they_are():
     line = ["--recipe", "x y", "--hub_model_id=a/b--c", "stray", "--replace-head", "--seed", "-1"]
     assert expand_aliases(line) == line
@@ -161,6 +167,37 @@ def test_it_is_said_on_the_command_line_and_in_recipes(tmp_path, typed, option):
     with pytest.raises(InputError, match=r"mine\.yaml") as error:
         load_recipe(tmp_path / "mine.yaml")
     assert option in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "option"),
+    [
+        ("epocs", "num_train_epochs"),
+        ("batchsise", "per_device_train_batch_size"),
+        ("teachr", "teacher_model_name_or_path"),
+        ("temprature", "distillation_temperature"),
+        ("weight_deacy", "weight_decay"),
+        ("no_model_ema", "ema_decay"),
+        ("no-repeated-aug", "repeated_augmentation"),
+        ("use_ema", "ema_decay"),
+        ("enable_amp", "bf16"),
+        ("no_mixup", "mixup"),
+        ("teacher_size", "teacher_input_size"),
+        ("warmup_ratio", "'warmup_steps'? (a number of steps, or below 1 a part of the run)"),
+        ("bce-loss", "cross-entropy"),
+        ("layer-decay", "one rate"),
+        ("test_dir", "--validation_dir"),
+        ("dist-bn", "BatchNorm"),
+        ("csv", "metadata.csv"),
+    ],
+)
+def test_words_nearly_spelt_negated_or_without_an_option_are_understood(typed, option):
+    assert option in refusal("--recipe", "debug", f"--{typed}", "3")
+
+
+@pytest.mark.parametrize("typed", ["bn_epsi", "folds_x", "gp", "h", "k", "mse_x", "past_index", "lmdbs", "pose"])
+def test_nothing_is_suggested_for_what_is_spelt_like_no_option(typed):
+    assert refusal("--recipe", "debug", f"--{typed}", "3").endswith(f"no argument {typed!r}")
 
 
 @pytest.mark.parametrize("alias", ALIASES)

@@ -91,12 +91,37 @@ ROWS = {
     "eval_steps": ("7", HERE, "eval_strategy is 'epoch': leave it out, or give --eval_strategy steps", DIGITS),
     "eval_epochs": ("3", DIGITS, "neither eval_strategy nor save_strategy", HERE),
     "eval_delay": ("2", [*DIGITS, "--eval_strategy", "no"], "eval_strategy is 'no'", DIGITS),
+    # Alone it leads to what transformers says; of a recipe it gives way.
     "save_steps": ("7", HERE, "give --save_strategy steps", DIGITS),
+    "save_total_limit": ("3", [*HERE, "--save_strategy", "no"], "give --save_strategy", HERE),
+    "save_only_model": ("true", [*HERE, "--save_strategy", "no"], "give --save_strategy", HERE),
+    "load_best_model_at_end": (
+        "true",
+        [*HERE, "--eval_strategy", "no", "--save_strategy", "no"],
+        "eval_strategy is 'no'",
+        HERE,
+    ),
+    "activation_checkpointing_kwargs": (
+        '{"use_reentrant": false}',
+        HERE,
+        "--activation_checkpointing true",
+        [*HERE, "--activation_checkpointing", "true"],
+    ),
+    "fsdp_config": ('{"fsdp_version": 2}', HERE, "is of FSDP", [*HERE, "--fsdp", "full_shard"]),
+    **{
+        name: ("pets", HERE, "--report_to trackio", [*HERE, "--report_to", "trackio"])
+        for name in ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+    },
     "logging_steps": ("7", [*HERE, "--logging_strategy", "epoch"], "give --logging_strategy steps", HERE),
     "dataloader_persistent_workers": ("true", [*HERE, "--dataloader_num_workers", "0"], "num_workers is 0", HERE),
     "dataloader_prefetch_factor": ("2", [*HERE, "--dataloader_num_workers", "0"], "num_workers", HERE),
     "optim_target_modules": ("attention", HERE, "GaLore", [*HERE, "--optim", "galore_adamw"]),
 }
+
+
+@pytest.fixture(autouse=True)
+def trackio_is_installed(monkeypatch):
+    monkeypatch.setattr("hf_deit.training.reporters._is_installed", lambda name: True)
 
 
 @pytest.mark.parametrize("name", uses._USES)
@@ -153,6 +178,10 @@ push_to_hub: true
 hub_strategy: checkpoint
 eval_strategy: steps
 eval_steps: 5
+save_strategy: steps
+save_steps: 5
+save_total_limit: 2
+load_best_model_at_end: true
 max_steps: 9
 warmup_epochs: 2
 per_device_train_batch_size: 8
@@ -173,11 +202,13 @@ GIVES_WAY = [
         "--distillation_type none",
         "teacher_model_name_or_path teacher_revision distillation_temperature teacher_labels teacher_labels_top_k",
     ),
+    ("--eval_strategy no", "load_best_model_at_end eval_steps"),
+    ("--save_strategy no", "load_best_model_at_end save_total_limit save_steps"),
     ("--mixup 0", "mixup_switch_probability"),
     ("--mixup 0 --cutmix 0", "mixup_switch_probability mixup_group_size"),
     ("--ema_decay 0", "publish_weights"),
     ("--push_to_hub false", "hub_strategy"),
-    ("--eval_strategy epoch", "eval_steps"),
+    ("--eval_strategy epoch --save_strategy epoch", "eval_steps save_steps"),
     ("--num_train_epochs 3", "max_steps"),
     ("--max_steps 3", ""),
     ("--warmup_steps 3", "warmup_epochs"),

@@ -5,6 +5,7 @@ A version of transformers that brings another option fails this table until the 
 
 import dataclasses
 import json
+import math
 import os
 
 import pytest
@@ -141,6 +142,16 @@ IN_PART = [
     ({"optim": "lomo"}, "cannot make the optimizer 'lomo'.*pip install"),
     ({"optim": "sgd", "optim_args": "momentum"}, "cannot make the optimizer 'sgd' with optim_args 'momentum'"),
     ({"optim": "sgd", "optim_args": "momentum=0.9,nestrov=True"}, "'sgd' takes no 'nestrov'"),
+    ({"optim": "sgd", "optim_args": "momentum=-1"}, "cannot make the optimizer 'sgd' .*momentum"),
+    ({"optim": "sgd", "optim_args": "nesterov=True"}, "cannot make the optimizer 'sgd' .*momentum"),
+    ({"activation_checkpointing": True}, "leave --activation_checkpointing out"),
+    ({"accelerator_config": {"even": True}}, "AcceleratorConfig.*'even'"),
+    ({"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}}, "--gradient_accumulation_steps"),
+    ({"save_strategy": "best", "metric_for_best_model": "top1", "eval_strategy": "no"}, "eval_strategy is .no"),
+    (
+        {"load_best_model_at_end": True, "save_strategy": "epoch", "eval_strategy": "no"},
+        "got eval_strategy 'no' and save_strategy 'epoch'",
+    ),
     ({"optim_args": "eps=1e-6"}, "takes no 'eps' .*--adam_epsilon"),
 ]
 
@@ -149,6 +160,26 @@ IN_PART = [
 def test_what_cannot_be_made_is_refused_before_training(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         check_arguments(tiny.arguments(tmp_path, **settings), tiny.resnet(), tiny.processor())
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((name, (-0.5, math.nan, math.inf)) for name in ("warmup_steps", "warmup_epochs", "learning_rate")),
+        *((name, (-0.5, math.nan, math.inf)) for name in ("max_grad_norm", "eval_delay", "mixup", "weight_decay")),
+        *((name, (-0.1, 1.0, math.nan)) for name in ("adam_beta1", "adam_beta2", "ema_decay")),
+        *((name, (-1, 0)) for name in ("adam_epsilon", "save_steps", "ddp_timeout", "gradient_accumulation_steps")),
+        *((name, (-1, 0)) for name in ("eval_accumulation_steps", "dataloader_prefetch_factor")),
+        *((name, (-1,)) for name in ("eval_steps", "save_total_limit", "logging_steps")),
+        ("num_train_epochs", (0, -1, math.nan, math.inf)),
+        ("seed", (-1, 2**32)),
+        ("max_steps", (0, -5)),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_at_the_start(tmp_path, name, values):
+    for value in values:
+        with pytest.raises(InputError, match=rf"^{name} must lie in [\[(]\d, .*, got {value}$"):
+            tiny.arguments(tmp_path, **{name: value})
 
 
 def test_what_can_be_made_is_taken(tmp_path):

@@ -18,6 +18,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from hf_deit import InputError
 from hf_deit.data.streams import ImageStream
 from hf_deit.training.callbacks import StepEndCallback
 from hf_deit.training.optimization import (
@@ -188,6 +189,21 @@ DOUBTFUL = {
         6,
         r"takes 6 steps and the run has 6: give --warmup_steps 0\.05$",
     ),
+    "a cosine that is low where the warm-up ends": (
+        {"warmup_steps": 3, "max_steps": 6},
+        6,
+        r"never reaches its peak of 0\.001 but 0\.00067 at most, as the warm-up takes 3 of 6 steps.*--warmup_steps 1,",
+    ),
+    "few epochs of few steps": (
+        {**OWN_IMAGES, "warmup_epochs": 0.1, "num_train_epochs": 0.2},
+        3,
+        r"but 0\.00036 at most, .* give --warmup_epochs 0,",
+    ),
+    "the authors' third epoch": (
+        {"warmup_epochs": 1.0, "schedule_per": "epoch", "max_steps": -1, "num_train_epochs": 3},
+        42,
+        r"but 0\.00075 at most, .* 14 of 42 steps.* --schedule_per step",
+    ),
     "one step": ({"warmup_steps": 1, "max_steps": 1}, 1, "give --warmup_steps 0, or"),
     "the authors' epochs": (
         {"warmup_epochs": 1.0, "schedule_per": "epoch", "max_steps": -1, "num_train_epochs": 2},
@@ -231,9 +247,9 @@ def test_a_schedule_that_cannot_be_meant_is_told_in_a_line_with_the_remedy(tmp_p
         ({}, 1),
         ({**OWN_IMAGES, "num_train_epochs": 100}, 1400),
         ({**OWN_IMAGES, "num_train_epochs": 6}, 84),
-        ({"warmup_steps": 5}, 6),
-        ({"warmup_steps": 0.5}, 6),
-        ({"warmup_epochs": 1.0, "schedule_per": "epoch"}, 42),
+        ({"warmup_steps": 10}, 11),
+        ({"warmup_steps": 0.2}, 100),
+        ({"warmup_epochs": 1.0, "schedule_per": "epoch"}, 140),
         ({"warmup_steps": 50, "lr_scheduler_type": "constant"}, 20),
         ({**DECAY, "warmup_steps": 3, "lr_scheduler_kwargs": {"num_decay_steps": 17}}, 20),
         ({"learning_rate": 0.0, "min_learning_rate": 0.0, "warmup_steps": 50}, 20),
@@ -241,6 +257,13 @@ def test_a_schedule_that_cannot_be_meant_is_told_in_a_line_with_the_remedy(tmp_p
 )
 def test_a_schedule_that_reaches_its_peak_is_not_spoken_of(tmp_path, settings, num_steps):
     assert schedule_doubts(tiny.arguments(tmp_path, **settings), num_steps=num_steps, steps_per_epoch=14) == []
+
+
+def test_a_polynomial_without_a_step_to_fall_in_is_refused_before_the_first(tmp_path):
+    settings = {"distillation_type": "none", "lr_scheduler_type": "polynomial", "max_steps": 2}
+    with pytest.raises(InputError, match="takes 2 steps, and the run has 2: give fewer --warmup_steps"):
+        tiny.trainer(tiny.resnet(), tiny.arguments(tmp_path, **settings, warmup_steps=2)).train()
+    assert tiny.trainer(tiny.resnet(), tiny.arguments(tmp_path, **settings, warmup_steps=1)).train().global_step == 2
 
 
 @pytest.mark.parametrize("kind", ["rows", "stream"])
@@ -253,7 +276,7 @@ def test_a_run_tells_it_before_its_first_step(tmp_path, caplog, kind):
     trainer.add_callback(StepEndCallback(lambda step: told.append(len(caplog.messages))))
     trainer.train()
     (line,) = [message for message in caplog.messages if "never reaches its peak" in message]
-    assert "the warm-up takes 60 steps and the run has 2 (5 of 0.167 epochs): give --warmup_epochs 0.0083" in line
+    assert "the warm-up takes 60 steps and the run has 2 (5 of 0.167 epochs): give --warmup_epochs 0," in line
     assert told[0] > caplog.messages.index(line)
 
 
