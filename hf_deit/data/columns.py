@@ -79,7 +79,8 @@ def find_columns(
 def standard_columns(dataset: _DataSet, image_column: str, label_column: str) -> _DataSet:
     """The two columns alone, under the names "image" and "label"."""
     dataset = dataset.select_columns([image_column, label_column])
-    if isinstance(dataset, datasets.IterableDataset):  # which decodes all images where it renames a column
+    if isinstance(dataset, datasets.IterableDataset):
+        # It renames, be it nothing, by map(), which makes numbers of a folder's labels, and would decode the images.
         dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
     return dataset.rename_columns(
         {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}

@@ -19,7 +19,7 @@ from .decoding import fault_of_header, refuse_faults
 
 # What is hidden, and what Windows, macOS, network drives and archives leave beside images.
 _IGNORED = re.compile(
-    r"\..*|(?:eh)?thumbs(?:_vista)?\.db|desktop\.ini|picasa\.ini|icon\r|.*:zone\.identifier"
+    r"\..*|(?:eh)?thumbs(?:_vista)?\.db|desktop\.ini|picasa\.ini|icon\r|.*:(?:zone\.identifier|encryptable)"
     r"|__macosx|@eadir|#recycle|\$recycle\.bin|system volume information|lost\+found",
     re.IGNORECASE | re.DOTALL,
 )
@@ -140,19 +140,31 @@ def _refuse_splits(folder: str, found: list[str], option: str) -> None:
     def of_split(words: str) -> list[str]:
         return [name for name in found if re.fullmatch(f"(?:{words}){_OF_A_SPLIT}", name, re.IGNORECASE)]
 
-    training, validation = of_split(_TRAINING), of_split(_VALIDATION)
-    splits = [*training, *validation, *of_split(_TEST)]
-    if 2 * len(splits) <= len(found) or not any(_folders_in(os.path.join(folder, name)) for name in splits):
+    training, validation, testing = map(of_split, (_TRAINING, _VALIDATION, _TEST))
+    splits = [*training, *validation, *testing]
+    within = {name: set(_folders_in(os.path.join(folder, name))) for name in splits}
+    inside = set().union(*within.values())
+    are_most = 2 * len(splits) > len(found)
+    # The same classes in folders to train and to test with, or no others beside them, are no chance.
+    is_clear = bool(training and (validation or testing)) and (
+        len(splits) == len(found) > 2 or len(inside) < sum(map(len, within.values()))
+    )
+    if not is_clear and not (are_most and inside):
         return
+    if not inside and option == "unlabeled_dir":
+        return
+    names = f"--{option} {folder!r} holds {shortlist(sorted(splits))}, by their names splits rather than classes"
+    if not inside:
+        raise InputError(
+            f"{names}, and no folders in them: make a folder of images per class in each, or give "
+            f"--unlabeled_dir {shlex.quote(os.path.join(folder, training[0]))} and a teacher"
+        )
     likely = {"train_dir": training, "validation_dir": validation, "unlabeled_dir": training}[option]
     options = [(option, likely)] if likely else []
     if option == "train_dir" and training and validation:
         options.append(("validation_dir", validation))
     remedy = " ".join(f"--{name} {shlex.quote(os.path.join(folder, names[0]))}" for name, names in options)
-    raise InputError(
-        f"--{option} {folder!r} holds {shortlist(sorted(splits))}, by their names splits rather than classes: "
-        f"give {remedy or 'the one that is meant'}"
-    )
+    raise InputError(f"{names}: give {remedy or 'the one that is meant'}")
 
 
 def _refuse_other_encodings(paths: list[str], folder: str) -> None:

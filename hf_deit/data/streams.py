@@ -50,7 +50,7 @@ class ImageStream:
         shuffle_buffer_size: so many images are kept in memory, encoded, and the next one is chosen from them.
 
     Raises:
-        InputError: an epoch or a buffer without images; a transform.
+        InputError: an epoch or a buffer without images; columns of unknown types.
     """
 
     dataset: datasets.IterableDataset
@@ -62,6 +62,10 @@ class ImageStream:
 
     def __post_init__(self) -> None:
         self.dataset = without_format(self.dataset)
+        if self.features is None:
+            raise InputError(
+                "the stream does not say of what type its columns are: give map() and the like features=…"
+            )
         for name in ("images_per_epoch", "shuffle_buffer_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}: give another --{name}")

@@ -76,6 +76,11 @@ def _read_json(path: str) -> dict[str, Any]:
 
 def _read_file(path: str, ema: bool) -> Checkpoint:
     file = load_weights(path, ema=ema)
+    if any(re.search(r"\b(deit|vit|cait)\.embeddings\.", name) for name in file.weights):
+        raise InputError(
+            f"{path!r} is no DeiT or CaiT as timm or the authors save them: it has weights by transformers' names. "
+            "Give the folder that they belong to, with its config.json and preprocessor_config.json"
+        )
     found = _from_metadata(file.beside.get(METADATA_KEY), file.weights, path)
     if found is None:
         stated, name = file.beside.get("args"), file.beside.get("arch")

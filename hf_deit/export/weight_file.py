@@ -12,21 +12,15 @@ from safetensors.torch import load_file
 
 from ..errors import InputError, shortlist
 
-# Under which training loops keep weights, and their moving average beside them: facebookresearch's, timm's,
-# torchvision's, Lightning's, DeepSpeed's, …
-_RAW = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "state",
-    "module",
-    "net",
-    "network",
-    "params",
-    "weights",
+# Under which training loops keep weights: facebookresearch's, timm's, torchvision's, Lightning's, DeepSpeed's, … Those
+# of a DeiT or CaiT are known by what they hold, under any name.
+_RAW = ("model", "state_dict", "model_state_dict", "module", "state", "net", "network", "params", "weights")
+# Words in the name of their moving average, as in state_dict_ema and averaged_model.
+_AVERAGE = {"ema", "swa", "averaged", "average", "avg", "shadow"}
+# Beside a model in the module that was saved, and no part of it.
+_BESIDE_A_MODEL = re.compile(
+    r"(.*_)?(criterion|criteria|loss(es)?(_?fn|_func)?|metrics?|acc(uracy)?|(class|pos|loss)_weights?|teacher(_model)?)"
 )
-_AVERAGED = ("ema", *(f"{name}_ema" for name in _RAW), *(f"ema_{name}" for name in _RAW), "ema_model_state_dict")
 # What wraps a module, or a part of it, and puts its name in front: DataParallel and DistributedDataParallel, compile,
 # FSDP, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -54,7 +48,7 @@ class WeightFile(NamedTuple):
     @property
     def is_averaged(self) -> bool:
         """Whether the weights are the moving average of those that were trained."""
-        return not {*_AVERAGED, _STEPS_OF_AVERAGE}.isdisjoint(self.taken)
+        return any(name == _STEPS_OF_AVERAGE or _is_average(name) for name in self.taken)
 
 
 class _Inert:
@@ -102,7 +96,7 @@ def _check_tensors(held: Any, path: str) -> None:
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
             raise InputError(
                 f"{path!r} must hold tensors by name, got {type(tensor).__name__} for {key!r}: expected weights alone "
-                f"or under {shortlist(_RAW, 3)} (averaged: {shortlist(_AVERAGED, 3)}), it has {shortlist(held)}"
+                f"or under {shortlist(_RAW, 3)} (averaged: state_dict_ema, model_ema, …), it has {shortlist(held)}"
             )
         if tensor.numel() > os.path.getsize(path):
             raise InputError(f"{path!r} is damaged: it is smaller than its {key!r} of shape {tuple(tensor.shape)}")
@@ -141,11 +135,12 @@ def _held(content: Any, ema: bool, path: str) -> tuple[Any, list[str], str | Non
     """What of a file's content should be the weights, the keys it stands under, and that of the other kind."""
     taken, left = [], None
     while isinstance(content, Mapping) and not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raw, averaged = (
-            [name for name in names if isinstance(content.get(name), Mapping)] for names in (_RAW, _AVERAGED)
-        )
-        if not raw and not averaged:  # or of another type, which the message names
-            raw = [name for name in _RAW if name in content][:1]
+        holding = [name for name, value in content.items() if _has_patches(value)]
+        if not holding:  # another model, or something of another type: the message names it
+            known = [name for name in content if name in _RAW or _is_average(name)]
+            holding = [name for name in known if isinstance(content[name], Mapping)] or known[:1]
+        raw = [name for name in holding if not _is_average(name)]
+        averaged = [name for name in holding if _is_average(name)]
         chosen, others = (averaged, raw) if averaged and (ema or not raw) else (raw, averaged)
         if len(chosen) > 1:
             raise InputError(f"{path!r} holds several models, under {' and '.join(chosen)}: save one of them alone")
@@ -157,11 +152,30 @@ def _held(content: Any, ema: bool, path: str) -> tuple[Any, list[str], str | Non
     return content, taken, left
 
 
+def _is_average(name: Any) -> bool:
+    """Whether weights of this name are, by its words, an average of others."""
+    return isinstance(name, str) and not _AVERAGE.isdisjoint(re.split(r"[\W_]+", name.lower()))
+
+
+def _has_patches(content: Any, depth: int = 3) -> bool:
+    """Whether a mapping holds the weights of a DeiT or CaiT, perhaps in another one, under any prefix."""
+    return isinstance(content, Mapping) and any(
+        (isinstance(value, torch.Tensor) and isinstance(name, str) and _bare(name).endswith(_PATCHES))
+        or (depth > 1 and _has_patches(value, depth - 1))
+        for name, value in content.items()
+    )
+
+
+def _bare(name: str) -> str:
+    """The name of a tensor without those of wrappers."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
 def _without_wrappers(weights: Mapping[str, torch.Tensor], path: str) -> dict[str, torch.Tensor]:
     """Weights by names without those of wrappers, in any order, round the model or its parts."""
     result = {}
     for key, tensor in weights.items():
-        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        name = _bare(key)
         if name in result:
             raise InputError(f"{path!r} has two tensors {name!r}, one of them as {key!r}: save one of them alone")
         result[name] = tensor
@@ -182,10 +196,14 @@ def _within_module(
         for key, tensor in weights.items():
             name, _, rest = key.partition(".")
             parts.setdefault(name, {})[rest] = tensor
-        raw, averaged = ([name for name in parts if name in names] for names in (_RAW, _AVERAGED))
+        parts = {
+            name: part for name, part in parts.items() if not _BESIDE_A_MODEL.fullmatch(name) or _has_patches(part)
+        }
+        averaged = [name for name in parts if _is_average(name)]
+        raw = [name for name in parts if not _is_average(name)]
         if len(parts) == 1:
             (chosen,) = parts
-        elif len(parts) == 2 and raw and averaged:
+        elif len(raw) == len(averaged) == 1:
             chosen, left = (averaged[0], raw[0]) if ema else (raw[0], averaged[0])
         else:
             found = ", ".join(f"{name} ({len(part)} tensors)" for name, part in parts.items())

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from ..data.columns import IGNORED_LABEL
+from ..data.columns import IGNORED_LABEL, without_format
 from ..errors import CheckpointError, InputError, first_line, shortlist
 from ..hub.files import write_whole
 
@@ -212,6 +212,7 @@ def data_fingerprint(dataset: datasets.Dataset, *, image_column: str = "image", 
         dataset: with an `Image` column.
         label_column: with the labels, if there is such a column.
     """
+    dataset = without_format(dataset)
     digest = hashlib.sha256(f"{len(dataset)}".encode())
     if label_column in dataset.column_names:
         labels = dataset.select_columns(label_column).with_format("arrow")

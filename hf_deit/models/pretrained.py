@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
@@ -151,7 +152,8 @@ def stated_input_size(
     """The input's (height, width) that a checkpoint states, or None if it states none.
 
     Its image processor says it, as far as its file names a size: sizes that are a default of the processor's class say
-    nothing of the model. Else its configuration does, if that names another size than its class does by default.
+    nothing of the model. Else its configuration does, if that names another size than its class does by default. Of a
+    processor that does not resize the size in its file counts last, likewise.
 
     Args:
         name_or_path: a Hub id or a folder.
@@ -169,13 +171,24 @@ def stated_input_size(
         _, _, again = measure_processor(str(name_or_path), processor, edge=96)
         if size == again and stated.get("size") and not stated.get("crop_size"):
             # A centre crop by default of the class would fill up what is resized to less with black.
-            said = stated["size"] if isinstance(stated["size"], dict) else {"shortest_edge": stated["size"]}
-            edges = [said.get(name) or said.get("shortest_edge") for name in ("height", "width")]
-            size = again = tuple(min(made, edge or made) for made, edge in zip(size, edges, strict=True))
+            edges = _edges_of(processor.size) or size
+            size = again = (min(size[0], edges[0]), min(size[1], edges[1]))
         if size == again:
             return size
     size = configured_size(config)
-    return None if size == configured_size(type(config)()) else size
+    if size != configured_size(type(config)()):
+        return size
+    # What it would resize to, if it did, is written beside; perhaps by default.
+    edges = _edges_of(getattr(processor, "size", None)) if stated.get("size") else None
+    return None if edges == _edges_of(getattr(type(processor)(), "size", None)) else edges
+
+
+def _edges_of(size: SizeDict | None) -> tuple[int, int] | None:
+    """The (height, width) that an image processor's size makes of a square; None if it names none."""
+    if size is None:
+        return None
+    height, width = size.height or size.shortest_edge, size.width or size.shortest_edge
+    return (height, width) if height and width else None
 
 
 def configured_size(config: Any) -> tuple[int, int] | None:

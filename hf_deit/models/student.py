@@ -22,11 +22,13 @@ from .modeling_common import ImageClassifierBase
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
 from .pretrained import (
     LOADING_ERRORS,
+    configured_size,
     is_weight_file,
     load_image_processor,
     measure_processor,
     refuse_file,
     resolve_revision,
+    stated_input_size,
 )
 from .zoo import create_config, create_model, list_models
 
@@ -230,7 +232,9 @@ def _load_checkpoint(
     except LOADING_ERRORS as error:
         given = f" with {dict(overrides)} (--student_overrides null takes a recipe's away)" if overrides else ""
         raise InputError(f"cannot load the student {name_or_path!r}{given}: {str(error).strip()}") from error
-    processor = _as_deit_processor(name_or_path, model.config, load_image_processor(name_or_path, revision, config))
+    processor = _as_deit_processor(
+        name_or_path, revision, config, load_image_processor(name_or_path, revision, config)
+    )
     missing = sorted(info["missing_keys"])
     if replace_head:
         renewed, head = _with_new_head(model, id2label)
@@ -281,20 +285,25 @@ def _for_timm(config: Any, name_or_path: str, overrides: Mapping[str, Any]) -> d
     """
     name = str(config.architecture).partition(".")[0]
     if name in list_models() and isinstance(create_config(name), DistilledDeiTConfig):
-        folder = name_or_path if os.path.isdir(name_or_path) else "FOLDER"
-        converted = f"outputs/{os.path.basename(os.path.normpath(name_or_path))}"
-        way = command("convert", folder, converted, "--to", "hf_deit")
-        if folder != name_or_path:
-            way = f"hf download {name_or_path} --local-dir {folder} and {way}"
         raise InputError(
             f"the student {name_or_path!r} is timm's {config.architecture}, whose distillation head has no output in "
-            f"transformers: convert it with {way}; then give --student {converted}"
+            f"transformers: {_by_conversion(name_or_path)}"
         )
     known = _fields_of_checkpoint(config)
     fields = {name: value for name, value in overrides.items() if name in known}
     arguments = {name: value for name, value in overrides.items() if name not in fields}
     model_args = {**(config.model_args or {}), **arguments, **(fields.get("model_args") or {})}
     return {**fields, "model_args": model_args} if model_args else fields
+
+
+def _by_conversion(name_or_path: str) -> str:
+    """What to do with a checkpoint of timm's to train it as a model of this package."""
+    folder = name_or_path if os.path.isdir(name_or_path) else "FOLDER"
+    converted = f"outputs/{os.path.basename(os.path.normpath(name_or_path))}"
+    way = command("convert", folder, converted, "--to", "hf_deit")
+    if folder != name_or_path:
+        way = f"hf download {name_or_path} --local-dir {folder} and {way}"
+    return f"convert it with {way}; then give --student {converted}"
 
 
 def _head_names(model: PreTrainedModel) -> set[str]:
@@ -334,9 +343,11 @@ def _at_image_size(model: PreTrainedModel, name_or_path: str, image_size: int) -
     try:
         model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
     except (ValueError, RuntimeError, AssertionError) as error:  # what architectures say to a size they refuse
+        is_ours = str(getattr(model.config, "architecture", "")).partition(".")[0] in list_models()
+        remedy = _by_conversion(name_or_path) if is_ours else "take a DeiT, a ViT or a convnet"
         raise InputError(
             f"the student {name_or_path!r} cannot take {image_size} pixels ({first_line(error)}): leave --image_size "
-            "out, or take a DeiT, a ViT or a convnet"
+            f"out, or {remedy}"
         ) from error
     if isinstance(getattr(model.config, "pretrained_cfg", None), dict):  # timm's
         model.config.pretrained_cfg["input_size"] = [3, image_size, image_size]
@@ -374,9 +385,11 @@ def _evaluate(module: nn.Module, inputs: Any) -> None:
     module.eval()
 
 
-def _as_deit_processor(name: str, config: Any, processor: BaseImageProcessor) -> DistilledDeiTImageProcessor:
+def _as_deit_processor(
+    name: str, revision: str | None, config: Any, processor: BaseImageProcessor
+) -> DistilledDeiTImageProcessor:
     """A checkpoint's statistics, size and crop ratio, in the processor that this package trains and publishes with."""
-    gain, black, (height, width) = measure_processor(name, processor)
+    gain, black, made = measure_processor(name, processor)
     if (gain - torch.diag(gain.diagonal())).abs().max() > 1e-4 or (gain.diagonal() < 1e-6).any():
         raise InputError(
             f"the image processor of the student {name!r} mixes or reorders the colour channels, which a DeiT's "
@@ -385,14 +398,22 @@ def _as_deit_processor(name: str, config: Any, processor: BaseImageProcessor) ->
     # Pixels in [0, 1] go to (pixel - mean) / std, whatever the checkpoint calls its settings.
     std = (1 / gain.diagonal()).tolist()
     mean = (-black / gain.diagonal()).tolist()
-    settings = getattr(processor, "data_config", None)
+    is_resizing = getattr(processor, "do_resize", True)
+    height, width = (
+        stated_input_size(name, revision, config, processor)
+        or configured_size(config)
+        or (made if is_resizing else as_pair(_DEFAULT_IMAGE_SIZE))
+    )
+    resized = min(height, width)
+    settings, crop_pct = getattr(processor, "data_config", None), getattr(processor, "crop_pct", None)
     if settings is not None:  # timm
-        resized = int(min(height, width) / settings["crop_pct"])
-    else:
+        resized = int(resized / settings["crop_pct"])
+    elif is_resizing:
         size = processor.size
         resized = size.shortest_edge or min(size.height or height, size.width or width)
-        if getattr(processor, "crop_pct", None) and not getattr(processor, "do_center_crop", False):
-            resized = int(min(height, width) / processor.crop_pct)
+        # ConvNeXt's, which crops nothing by itself, enlarges the whole image to 384 pixels or more.
+        if crop_pct and (getattr(processor, "do_center_crop", False) or resized < 384):
+            resized = int(resized / crop_pct)
     return DistilledDeiTImageProcessor(
         crop_size={"height": height, "width": width},
         size={"shortest_edge": max(resized, height, width)},

@@ -11,6 +11,7 @@ from transformers import IntervalStrategy
 
 from ..data.streams import StreamViewDataset
 from ..data.view_dataset import EvaluationDataset, ViewDataset
+from ..models.teacher import size_in_words
 
 if TYPE_CHECKING:
     from .trainer import DistillationTrainer
@@ -211,11 +212,16 @@ def _teacher(trainer: "DistillationTrainer") -> str:
         agreement = report.get("kept_labels_that_are_true")
         return f"labels kept in {name}" + ("" if agreement is None else f", {agreement:.4f} of them true")
     words = trainer.teacher.name_or_path + (f", its labels kept in {name}" if name else "")
-    if "teacher_top1" in report:
-        return f"{words}, right on {report['teacher_top1']:.4f} of {report['teacher_images']:,.0f} validation images"
-    if "teacher_agreement_with_labels" in report:
-        return f"{words}, right on {report['teacher_agreement_with_labels']:.4f} of the first training views"
-    return f"{words}, not measured: no image has a label"
+    is_validated = "teacher_top1" in report
+    key = "teacher_top1" if is_validated else "teacher_agreement_with_labels"
+    if key not in report:
+        return f"{words}, not measured: no image has a label"
+    of = f"{report['teacher_images']:,.0f} validation images" if is_validated else "the first training views"
+    shown = size_in_words(trainer.teacher.shown_size).replace(" ", "")
+    sizes = {name.removeprefix(f"{key}_at_"): value for name, value in report.items() if name.startswith(f"{key}_at_")}
+    others = [f"on {value:.4f} at {size}" for size, value in sizes.items() if size != shown]
+    at = [f"at {shown} pixels", *others] if others else []
+    return f"{words}, right on {report[key]:.4f} of {of}{' ' * bool(at)}{', '.join(at)}"
 
 
 def _device(args: Any) -> str:

@@ -728,6 +728,7 @@ SPLITS = {
     ("train_images", "test_images"): ("train_images", None),
     ("train",): ("train", None),
     ("train", "test", "extra"): ("train", None),
+    ("train", "val", "annotations", "labels"): ("train", "val"),
 }
 
 
@@ -751,6 +752,16 @@ def test_a_kaggle_folder_of_classes_beside_test_images_is_refused(tmp_path):
     class_folders(tmp_path / "images" / "train", {"ape": 3, "bee": 3})
     picture(0, 0).save(class_folders(tmp_path / "images", {"test": 5}) + "/test/more.png")
     assert f"--train_dir {tmp_path / 'images' / 'train'}" in refusal(train_dir=tmp_path / "images")
+
+
+def test_splits_of_images_that_no_folder_sorts_are_no_classes(tmp_path):
+    path = class_folders(tmp_path / "images", {"train": 4, "val": 4, "test": 4})
+    good = class_folders(tmp_path / "good", {"ape": 2, "bee": 2})
+    for option in ("train_dir", "validation_dir"):
+        message = refusal(**{"train_dir": good, option: path})
+        assert "test, train, val, by their names splits" in message
+        assert f"--unlabeled_dir {tmp_path / 'images' / 'train'} and a teacher" in message
+    assert len(load(train_dir=good, validation_dir=good, unlabeled_dir=path).unlabeled) == 12
 
 
 @pytest.mark.parametrize("names", [("train", "plane", "car"), ("train", "plane"), ("test", "train")])

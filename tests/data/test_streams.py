@@ -42,7 +42,6 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 
 from hf_deit import InputError, load_teacher
 from hf_deit.data.batch_augment import Mixing, RandomErasing
-from hf_deit.data.columns import standard_columns
 from hf_deit.data.streams import ImageStream, StreamSampler, StreamViewDataset
 from hf_deit.data.transforms import build_train_transform
 from hf_deit.data.view_dataset import ViewDataset, collate
@@ -338,6 +337,19 @@ def test_a_broken_image_is_named_or_masked(tmp_path):
     assert torch.equal(batch["pixel_values"][~is_bad], whole["pixel_values"])
 
 
+@pytest.mark.parametrize("names", [{}, {"image": "photo", "label": "animal"}])
+def test_a_stream_by_name_gives_its_images_as_they_are_stored(tmp_path, names):
+    """A stream that renames columns decodes them: it would stop at a broken image, and lose what a file says."""
+    rows = broken(table(range(12)), {7})
+    stored = {row["path"]: row["bytes"] for row in rows.cast_column("image", datasets.Image(decode=False))["image"]}
+    splits = {"train": rows, "validation": table(range(12))}
+    splits = {name: part.rename_columns(names) for name, part in splits.items()} if names else splits
+    folder = parquet(tmp_path / "set", **splits)
+    data = images.load(dataset_name=folder, streaming=True, images_per_epoch=12, on_bad_image="skip")
+    read = [image for image, _ in data.train.read(0, 0, 1)]
+    assert {image["path"]: image["bytes"] for image in read} == stored
+
+
 @pytest.mark.parametrize("missing", [None, -1])
 def test_an_image_without_label_is_not_learnt_by_the_class_head(tmp_path, missing):
     data = relabelled(table(range(8)), [missing, 1] * 4)
@@ -532,15 +544,6 @@ def test_a_broken_image_stops_training_or_is_counted(tmp_path, folder_of_teacher
     assert skipping.step_record.skipped_images == 2  # once in each epoch
 
 
-def test_columns_of_other_names_are_read_without_decoding(tmp_path):
-    """What renames a column of a stream decodes it: a broken image would end the run, and all others cost time."""
-    table = broken(few_digits().train, {70}).rename_columns({"image": "picture", "label": "kind"})
-    rows = datasets.load_dataset(parquet(tmp_path / "set", 4, train=table), streaming=True)["train"]
-    stream = ImageStream(standard_columns(rows, "picture", "kind"), 96, seed=0)
-    images = [image for image, _ in stream.read(0, rank=0, num_processes=1)]
-    assert len(images) == len(table) and all(image["bytes"] for image in images)
-
-
 def test_settings_that_no_stream_can_have_are_refused(tmp_path, folders):
     path = parquet(tmp_path / "set", train=table(range(9)), validation=table(range(3)))
     for name in ("images_per_epoch", "shuffle_buffer_size"):
@@ -565,6 +568,13 @@ def test_the_format_of_a_stream_is_left_aside(form):
     rows = table(range(12)).to_iterable_dataset(num_shards=2)
     streams = [ImageStream(stream, 12) for stream in (rows, rows.with_format(form))]
     assert list(streams[0].read(0, 0, 1)) == list(streams[1].read(0, 0, 1))
+
+
+def test_a_stream_of_columns_of_unknown_types_is_refused():
+    rows = labelled([0, 1, 0, 2], "rows")
+    with pytest.raises(InputError, match="features="):
+        ImageStream(rows.map(lambda row: row), 4)
+    assert ImageStream(rows.map(lambda row: row, features=rows.features), 4).images_per_epoch == 4
 
 
 @pytest.mark.parametrize("kind", ["rows", "function"])

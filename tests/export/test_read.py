@@ -254,6 +254,19 @@ BOTH_KINDS: dict[str, Callable[[Weights], dict[str, Any]]] = {
     "attributes of a module": lambda w: {
         "state_dict": {**under("model._orig_mod.", w), **under("model_ema.module.", shifted(w, 1))}
     },
+    "names of one's own": lambda w: {"vit": w, "vit_swa": {"shadow": shifted(w, 1)}, "optimizer": {"state": {}}},
+    "the optimizer by names": lambda w: {
+        "model": w,
+        "model_ema_state_dict": shifted(w, 1),
+        "optim": {"state": under("x.", {key: {"step": torch.tensor(1.0)} for key in w})},
+    },
+    "what a module has beside": lambda w: {
+        "state_dict": {
+            **under("student.", w),
+            **under("averaged_student.", shifted(w, 1)),
+            **dict.fromkeys(("criterion.weight", "class_weights", "teacher.conv.weight"), torch.zeros(3)),
+        }
+    },
     "the name of the model beside": lambda w: {"model": DISTILLED, "model_state_dict": w, "ema_model": shifted(w, 1)},
 }
 
@@ -526,15 +539,15 @@ BAD_CONTENT: dict[str, tuple[Callable[[], Any], str]] = {
     "one tensor": (lambda: torch.zeros(2), "weights by name, got Tensor"),
     "weights in a list": (lambda: {"model": list(weights_of().values())}, "by name, got list"),
     "None for a model": (lambda: {"model": None}, "weights by name, got NoneType"),
-    "no model": (lambda: {"student": weights_of()}, "tensors by name, got .*dict for 'student'.*it has student$"),
+    "no model": (lambda: {"student": {"conv": {}}}, "tensors by name, got .*dict for 'student'.*it has student$"),
     "weights under two keys": (
         lambda: {"model": weights_of(), "state_dict": weights_of()},
         "several models, under model and state_dict",
     ),
     "two averages": (lambda: {"ema": weights_of(), "model_ema": weights_of()}, "several models, under ema and"),
-    "a model and its loss": (
-        lambda: {"state_dict": {**under("model.", weights_of()), "criterion.weight": torch.zeros(3)}},
-        r"more than a model: model \(\d+ tensors\), criterion \(1 tensors\)",
+    "a model and a head on top of it": (
+        lambda: {"state_dict": {**under("model.", weights_of()), "fc.weight": torch.zeros(3)}},
+        r"more than a model: model \(\d+ tensors\), fc \(1 tensors\)",
     ),
     "a student and its teacher": (
         lambda: {**under("student.", weights_of()), **under("teacher.", weights_of())},
@@ -592,7 +605,7 @@ BAD_CONTENT: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a ViT by transformers' names": (
         lambda: ViTForImageClassification(ViTConfig(**TINY)).state_dict(),
-        "no DeiT or CaiT",
+        "no DeiT or CaiT .*by transformers' names.*folder",
     ),
     "a CaiT with a distillation token": (
         lambda: {**weights_of(CAIT), "dist_token": torch.zeros(1, 1, 64)},

@@ -621,6 +621,9 @@ def test_the_fingerprint_is_of_the_rows_wherever_they_are(tmp_path):
     cache = str(tmp_path / "cache")
     assert data_fingerprint(datasets.Dataset.from_parquet(str(tmp_path / "data.parquet"), cache_dir=cache)) == wanted
     assert data_fingerprint(data.select([*range(10)])) == data_fingerprint(rows().select(range(10))) != wanted
+    for form in ("arrow", "pandas", "torch"):  # which are for other readers
+        assert data_fingerprint(data.with_format(form)) == wanted
+    assert data_fingerprint(data.with_format("numpy", columns=["label"])) == wanted
     reversed_twice = data.select(range(19, -1, -1)).select(range(19, -1, -1))
     assert data_fingerprint(reversed_twice) == wanted
     on_disk = []

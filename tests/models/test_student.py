@@ -35,6 +35,7 @@ from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
     EfficientNetImageProcessor,
+    PoolFormerImageProcessor,
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
@@ -769,6 +770,24 @@ def test_the_processor_follows_the_size(tmp_path, own):
     _, whole = load_student(path, id2label=LABELS, image_size=384, crop_ratio=1.0)
     assert (whole.crop_size.height, whole.size.shortest_edge) == (384, 384)
     assert list(whole.image_mean) == STATISTICS["image_mean"]
+
+
+@pytest.mark.parametrize(
+    ("own", "crop", "resized"),
+    [
+        (ViTImageProcessor(size={"height": 48, "width": 32}), (48, 32), 48),
+        (ViTImageProcessor(size=48, do_resize=False), (48, 48), 48),
+        (ViTImageProcessor(do_resize=False), (224, 224), 224),
+        (ConvNextImageProcessor(size={"shortest_edge": 64}), (64, 64), 73),
+        (ConvNextImageProcessor(size={"shortest_edge": 448}), (448, 448), 448),  # cuts nothing off such large ones
+        (PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size=64), (64, 64), 71),
+    ],
+)
+def test_the_processor_does_what_the_checkpoints_does(tmp_path, own, crop, resized):
+    save_resnet(tmp_path / "student", own)
+    _, processor = load_student(tmp_path / "student", id2label=LABELS)
+    assert (processor.crop_size.height, processor.crop_size.width) == crop
+    assert processor.size.shortest_edge == resized
 
 
 @pytest.mark.parametrize("size", [None, 48])

@@ -287,7 +287,10 @@ def stated(tmp_path, processor, keep: tuple[str, ...] = (), **changes) -> str:
         (CLIPImageProcessor(), {"crop_size": 48}, (48, 48)),
         (CLIPImageProcessor(), {"size": 72, "crop_size": {"height": 64, "width": 48}}, (64, 48)),
         (ViTImageProcessor(), {"size": {"height": 64, "width": 48}}, (64, 48)),
-        (ViTImageProcessor(), {"size": 64, "do_resize": False}, None),  # whatever comes
+        (ViTImageProcessor(), {"size": [64, 48]}, (64, 48)),
+        (ViTImageProcessor(), {"size": 64, "do_resize": False}, (64, 64)),
+        (ViTImageProcessor(), {"size": 224, "do_resize": False}, None),  # as the class writes it, and does not do it
+        (ViTImageProcessor(), {"size": None, "do_resize": False}, None),
         (ConvNextImageProcessor(), {"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (224, 224)),
     ],
 )

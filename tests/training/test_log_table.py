@@ -369,6 +369,9 @@ def test_the_block_says_what_the_run_is(tmp_path, tmp_path_factory):
     assert overview.parameters == overview.trained_parameters == 24_244 and overview.image_size == (16, 16)
     top1 = trainer.record.teacher_report["teacher_top1"]
     assert overview.teacher == f"{folder}, right on {top1:.4f} of 40 validation images"
+    sizes = {"teacher_top1_at_16": top1, "teacher_top1_at_64x48": 0.975}
+    trainer.record.teacher_report = {**trainer.record.teacher_report, **sizes}
+    assert describe_run(trainer).teacher.endswith("of 40 validation images at 16 pixels, on 0.9750 at 64x48")
     assert (overview.views_per_epoch, overview.steps_per_epoch, overview.steps_done) == (96, 6, 2)
     assert "(1 epoch of 6), 2 of them done, of 16 views (8 on a device x 2 accumulated)" in overview.text(200)
     assert overview.device.startswith("CPU, ") and overview.device.endswith("float32")
