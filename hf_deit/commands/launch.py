@@ -1,8 +1,10 @@
 """`hf-deit launch`: a command on several devices, by `accelerate launch`, without what that says beside it."""
 
 import logging
+import os
 import signal
 import subprocess
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -51,6 +53,7 @@ def _launch(arguments: Sequence[str]) -> int:
         raise InputError(f"there is no command {name!r} to launch: expected one of {', '.join(known)}")
     options.training_script_args = [name, *options.training_script_args]
     options.training_script = __package__.partition(".")[0]
+    _let_cpu_have_processes(options)
     with _silent_launcher():
         try:
             launch_command(options)
@@ -63,6 +66,16 @@ def _launch(arguments: Sequence[str]) -> int:
         except ValueError as error:
             raise InputError(str(error)) from error
     return 0
+
+
+def _let_cpu_have_processes(options: Namespace) -> None:
+    """Without MPI, accelerate starts one process on a CPU, however many are asked for."""
+    import torch
+
+    is_on_cpu = options.cpu or not (torch.accelerator.is_available() or options.config_file)
+    if is_on_cpu and (options.num_processes or 1) > 1 and not options.mpirun_hostfile:
+        options.cpu, options.multi_gpu = False, True  # which starts processes, on whatever
+        os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def _refuse(message: str) -> NoReturn:

@@ -13,6 +13,7 @@ _NOT_FOR_USERS = {
     # It then sorts checkpoints by their number, which is what their times would say.
     "transformers.trainer_utils": "mtime may not be reliable on this filesystem",
 }
+_SAYS_IT_OFTEN = "huggingface_hub.utils._http"  # for every file that it asks for where there is no network
 
 
 @contextmanager
@@ -33,6 +34,7 @@ def quiet_libraries(arguments: Sequence[str] = ()) -> Iterator[None]:
     before = set_tqdm_hook(_patient_bar)
     bars_of_datasets = _disable_bars_of_datasets()
     filters = [(logging.getLogger(name), _without(start)) for name, start in _NOT_FOR_USERS.items()]
+    filters.append((logging.getLogger(_SAYS_IT_OFTEN), _once()))
     for logger, function in filters:
         logger.addFilter(function)
     try:
@@ -66,3 +68,14 @@ def _patient_bar(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
 def _without(start: str) -> Callable[[logging.LogRecord], bool]:
     return lambda record: not record.getMessage().startswith(start)
+
+
+def _once() -> Callable[[logging.LogRecord], bool]:
+    said = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        before = len(said)
+        said.add(record.getMessage())
+        return len(said) > before
+
+    return is_new

@@ -112,6 +112,8 @@ def _made_anew(
             config = AutoConfig.for_model(name, **fields)
             if image_size is not None and hasattr(config, "image_size"):
                 config.image_size = image_size
+            if isinstance(classes := MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(name), tuple):
+                config.architectures = [classes[0]]  # by which transformers chooses among several
             model = AutoModelForImageClassification.from_config(config)
         height, width = as_pair(image_size or getattr(model.config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
         usual_ratio = 1.0 if model.config.model_type == "cait" else 0.875  # the authors'
@@ -230,7 +232,9 @@ def _load_checkpoint(
     except InputError:
         raise
     except LOADING_ERRORS as error:
+        # Where nothing was there to be loaded, the overrides are not to blame.
         given = f" with {dict(overrides)} (--student_overrides null takes a recipe's away)" if overrides else ""
+        given = "" if isinstance(error, OSError) else given
         raise InputError(f"cannot load the student {name_or_path!r}{given}: {str(error).strip()}") from error
     processor = _as_deit_processor(
         name_or_path, revision, config, load_image_processor(name_or_path, revision, config)

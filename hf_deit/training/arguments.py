@@ -13,7 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 from ..data.batch_augment import Mixing, RandomErasing
 from ..errors import InputError, not_one_of, one_line
 from ..models.teacher import parse_input_size
-from .hardware import bf16_of, check_fp16, check_precision, num_workers_of
+from .hardware import bf16_of, check_fp16, check_precision, num_workers_of, use_cpu_of
 from .reporters import check_reporters, reporters_of
 
 DistillationType = Literal["hard", "soft", "none"]
@@ -263,6 +263,7 @@ class DistillationTrainingArguments(TrainingArguments):
         self.bf16, self.dataloader_num_workers = bf16_of(self), num_workers_of(self)
         self.report_to = reporters_of(self.report_to)
         check_precision(self)
+        self.use_cpu = use_cpu_of(self)
         chosen = self.logging_steps
         self.logging_steps = chosen or DEFAULT_LOGGING_STEPS  # until the number of steps is known
         try:

@@ -28,12 +28,15 @@ def estimate_seconds(trainer: "DistillationTrainer") -> float | None:
     Weights, gradients, buffers and random states stay as they are.
 
     Returns:
-        Seconds; None where the model is sharded or compiled, and a copy would be none.
+        Seconds; None where the model is sharded or compiled, and a copy would be none, or has no room for one.
     """
     args = trainer.args
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or args.torch_compile:
         return None
-    compute, prepare = _seconds_of_step(trainer), _seconds_of_views(trainer)
+    try:
+        compute, prepare = _seconds_of_step(trainer), _seconds_of_views(trainer)
+    except torch.OutOfMemoryError:
+        return None
     # Loaders that have processes of their own work while the device does.
     step = max(compute, prepare / args.dataloader_num_workers) if args.dataloader_num_workers else compute + prepare
     evaluation = 0.0

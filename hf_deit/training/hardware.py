@@ -8,6 +8,7 @@ from transformers.utils import (
     is_torch_bf16_gpu_available,
     is_torch_tf32_available,
     is_torch_xla_available,
+    strtobool,
 )
 
 from ..errors import InputError
@@ -31,6 +32,17 @@ def bf16_of(args: TrainingArguments) -> bool:
     if args.use_cpu or asked_for_fp16 or not is_torch_bf16_gpu_available():
         return False
     return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def use_cpu_of(args: TrainingArguments) -> bool:
+    """`args.use_cpu`, or True where a launcher says so, or has started several processes and there is no accelerator.
+
+    Accelerate would not connect those: each would train alone, into the same folder.
+    """
+    if args.use_cpu or strtobool(os.environ.get("ACCELERATE_USE_CPU", "false")):
+        return True
+    has_accelerator = torch.accelerator.is_available() or is_torch_xla_available()
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not has_accelerator
 
 
 def num_workers_of(args: TrainingArguments) -> int:

@@ -78,6 +78,7 @@ def columns(
     has_two_heads: bool,
     is_evaluated: bool,
     has_average: bool = False,
+    has_top5: bool = True,
     answers: str = "",
     width: int,
 ) -> list[Column]:
@@ -89,6 +90,7 @@ def columns(
         has_two_heads: whether the student has a head for it.
         is_evaluated: whether the run looks at validation images while it trains.
         has_average: whether the moving average of the weights is evaluated, too.
+        has_top5: whether there are classes enough for it.
         answers: prefix of the metrics of what will be saved, "" or "ema_".
         width: of the screen, in characters.
     """
@@ -121,6 +123,8 @@ def columns(
         shown = [column for column in shown if not column.title.endswith(" head")]
     if not has_average:
         shown = [column for column in shown if column.title not in ("raw", "averaged")]
+    if not has_top5:
+        shown = [column for column in shown if column.title != "top-5"]
     while len(shown) > 1 and len(header(shown)) > width:
         shown.remove(max(reversed(shown), key=lambda column: column.rank))
     return shown
@@ -165,8 +169,8 @@ _EVERY_COLUMN = columns(
     has_average=True,
     width=1000,
 )
-# How many images were counted is said before the first step, and in the end.
-_TOLD_ELSEWHERE = {"eval_images", "eval_ema_images"} | {
+# How many images were counted is said before the first step, and in the end; which were skipped, once for each.
+_TOLD_ELSEWHERE = {"eval_images", "eval_ema_images", "skipped_images"} | {
     f"eval_{average}{head.prefix}{name}"
     for average in ("", "ema_")
     for head in MEASURED
@@ -232,6 +236,7 @@ class LogTableCallback(TrainerCallback):
             has_two_heads=hasattr(student, "distillation_classifier"),
             is_evaluated=is_evaluated and not isinstance(self._trainer.eval_dataset, dict),
             has_average=bool(args.ema_decay),
+            has_top5=student.config.num_labels > 5,  # of five labels it says nothing
             answers="ema_" if args.publish_weights == "ema" else "",
             width=width,
         )

@@ -11,6 +11,7 @@ from transformers import IntervalStrategy
 
 from ..data.streams import StreamViewDataset
 from ..data.view_dataset import EvaluationDataset, ViewDataset
+from ..hub.facts import LOCAL_CHECKPOINT
 from ..models.teacher import size_in_words
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class RunOverview:
 
     @staticmethod
     def _split(name: str, count: int, labelled: int) -> str:
-        return f"{name} {count:,}" + ("" if labelled == count else f", of which {labelled:,} have labels")
+        labels = f"of which {labelled:,} have labels" if labelled else "without labels"
+        return f"{name} {count:,}" + ("" if labelled == count else f", {labels}")
 
     def _classes(self) -> str:
         if not self.class_counts:
@@ -159,10 +161,10 @@ def describe_run(
     is_known = isinstance(views, ViewDataset | StreamViewDataset)
     counts = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    size = trainer.processing_class.crop_size
+    size, source = trainer.processing_class.crop_size, trainer.sources.student
     return RunOverview(
         learner=learner or ("model" if args.distillation_type == "none" else "student"),
-        name=trainer.sources.student.name,
+        name=(model.name_or_path if source == LOCAL_CHECKPOINT else "") or source.name,
         parameters=sum(counts),
         trained_parameters=sum(trained),
         image_size=(size.height, size.width),

@@ -41,14 +41,23 @@ def _steps_between(most: int, times: int, steps: int | None) -> int:
 
 
 class EvaluationPaceCallback(TrainerCallback):
-    """Lets evaluation and checkpoints of every epoch wait for `eval_epochs` of them, and for the end."""
+    """Lets evaluation and checkpoints of every epoch wait for `eval_epochs` of them, and for the end.
+
+    Where nobody said how often to log, which logs the first step, what is evaluated is logged at the same step: a line
+    shows both.
+    """
+
+    def on_step_end(
+        self, args: DistillationTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        control.should_log |= control.should_evaluate and args.logging_first_step
 
     def on_epoch_end(
         self, args: DistillationTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        if round(state.epoch) % args.eval_epochs == 0 or state.global_step >= state.max_steps:
-            return
-        if args.eval_strategy == IntervalStrategy.EPOCH:
-            control.should_evaluate = False
-        if args.save_strategy == SaveStrategy.EPOCH:
-            control.should_save = False
+        if round(state.epoch) % args.eval_epochs != 0 and state.global_step < state.max_steps:
+            if args.eval_strategy == IntervalStrategy.EPOCH:
+                control.should_evaluate = False
+            if args.save_strategy == SaveStrategy.EPOCH:
+                control.should_save = False
+        control.should_log |= control.should_evaluate and args.logging_first_step

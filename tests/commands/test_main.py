@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+import torch
 import transformers
 from support.main_of import ROOT
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -185,12 +186,11 @@ def test_a_wheel_brings_all_that_the_commands_need(installed, tmp_path):
     where, what = run_installed(installed, tmp_path, "python", "-c", script).splitlines()
     assert Path(where).is_relative_to(installed.parent) and not Path(where).is_relative_to(ROOT)
     assert what.split()[1:] == hf_deit.list_recipes() and int(what.split()[0]) > 3000
-    assert "hf-deit publish" in run_installed(installed, tmp_path, "hf-deit", "publish", "--help")
 
 
-def test_accelerate_launches_what_is_installed(installed, tmp_path):
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "-m", "hf_deit", "train", "--recipe", "debug"]
-    printed = run_installed(installed, tmp_path, "python", *launch, "--use_cpu", "true", "--output_dir", "run")
+def test_what_is_installed_is_launched(installed, tmp_path):
+    line = ["launch", "--cpu", "train", "--recipe", "debug", "--output_dir", "run"]
+    printed = run_installed(installed, tmp_path, "hf-deit", *line)
     assert "The model lies in run" in printed and (tmp_path / "run" / "model.safetensors").is_file()
 
 
@@ -229,6 +229,19 @@ def test_launch_takes_accelerates_options_and_a_command_with_its_own(launched):
     options = launched.options
     assert (options.module, options.training_script, options.num_processes) == (True, "hf_deit", 2)
     assert options.training_script_args == ["train", "--recipe", "debug", "--num_processes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "has_accelerator", "on_cpu"),
+    [("--num_processes 2", False, True), ("--cpu --num_processes 2", True, True), ("--num_processes 2", True, False)],
+)
+def test_several_processes_are_launched_on_a_cpu_too(launched, monkeypatch, options, has_accelerator, on_cpu):
+    """Accelerate would start one, and say nothing."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
+    assert main(["launch", *options.split(), "train"]) == 0
+    assert (launched.options.multi_gpu, launched.options.cpu) == (on_cpu, False)
+    assert os.environ["ACCELERATE_USE_CPU"] == str(on_cpu).lower()
 
 
 def failure(status: int) -> ProcessFailure:
@@ -293,10 +306,12 @@ def test_libraries_show_no_bars_of_what_takes_no_time_unless_they_are_asked(caps
         datasets.Dataset.from_dict({"a": [1, 2]}).map(lambda row: row)
         logging.getLogger("transformers.trainer_utils").warning("mtime may not be reliable on this filesystem, so")
         logging.getLogger("transformers.trainer_utils").warning("the disk is full")
+        for _ in range(2):
+            logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
         return 0
 
     assert run_command(load, []) == 0
-    assert capsys.readouterr().err == "" and caplog.messages == ["the disk is full"]
+    assert capsys.readouterr().err == "" and caplog.messages == ["the disk is full", "Retrying in 1s"]
     for arguments, variable in (
         (["--log_level", "info"], None),
         (["--log-level=info"], None),
@@ -308,6 +323,6 @@ def test_libraries_show_no_bars_of_what_takes_no_time_unless_they_are_asked(caps
             caplog.clear()
             run_command(load, arguments)
         err = capsys.readouterr().err
-        assert "Loading weights" in err and "Map" in err and len(caplog.messages) == 2
+        assert "Loading weights" in err and "Map" in err and len(caplog.messages) == 4
     list(transformers.utils.logging.tqdm(range(3), desc="after it"))
     assert "after it" in capsys.readouterr().err

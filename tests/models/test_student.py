@@ -220,6 +220,18 @@ def test_a_transformers_architecture_is_made_anew():
     assert processor(Image.new("RGB", (90, 70)), return_tensors="pt")["pixel_values"].shape[-2:] == (40, 40)
 
 
+def test_a_model_type_of_several_classes_is_made_as_the_first_of_them():
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, _ = load_student("deit", id2label=LABELS, image_size=32, overrides=tiny)
+    assert type(model).__name__ == "DeiTForImageClassification" and model.config.image_size == 32
+
+
+def test_what_is_not_there_is_not_blamed_on_overrides(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="cannot load the student 'no/where': "):
+        load_student("no/where", id2label=LABELS, overrides={"drop_path_rate": 0.1})
+
+
 @pytest.mark.parametrize("kind", ["zoo", "resnet", "checkpoint", "renewed"])
 def test_labels_that_share_a_name_are_told_apart(tmp_path, kind):
     twice, unique = {0: "a", 1: "b", 2: "a", 3: "c"}, {0: "a (0)", 1: "b", 2: "a (2)", 3: "c"}

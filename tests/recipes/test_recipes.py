@@ -795,6 +795,24 @@ def test_bf16_may_be_taken_where_it_is(monkeypatch, settings, has_bf16, native, 
 
 
 @pytest.mark.parametrize(
+    ("given", "processes", "has_accelerator", "launcher", "expected"),
+    [
+        (False, 1, False, "false", False),  # one process finds its device itself
+        (False, 2, False, "false", True),
+        (False, 2, True, "false", False),
+        (False, 1, True, "true", True),
+        (True, 1, True, "false", True),
+    ],
+)
+def test_processes_on_a_cpu_know_that_they_are(monkeypatch, given, processes, has_accelerator, launcher, expected):
+    """Accelerate leaves those alone that do not, and each would train for itself."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", launcher)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
+    assert hardware.use_cpu_of(SimpleNamespace(use_cpu=given)) is expected
+
+
+@pytest.mark.parametrize(
     ("cores", "processes", "on_gpu", "expected"),
     [(1, 1, True, 1), (8, 1, True, 7), (96, 8, True, 11), (64, 1, True, 16), (2, 1, False, 1), (64, 1, False, 2)],
 )

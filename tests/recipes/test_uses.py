@@ -91,7 +91,6 @@ ROWS = {
     "eval_steps": ("7", HERE, "eval_strategy is 'epoch': leave it out, or give --eval_strategy steps", DIGITS),
     "eval_epochs": ("3", DIGITS, "neither eval_strategy nor save_strategy", HERE),
     "eval_delay": ("2", [*DIGITS, "--eval_strategy", "no"], "eval_strategy is 'no'", DIGITS),
-    # Alone it leads to what transformers says; of a recipe it gives way.
     "save_steps": ("7", HERE, "give --save_strategy steps", DIGITS),
     "save_total_limit": ("3", [*HERE, "--save_strategy", "no"], "give --save_strategy", HERE),
     "save_only_model": ("true", [*HERE, "--save_strategy", "no"], "give --save_strategy", HERE),

@@ -10,6 +10,7 @@ from support import tiny
 from transformers import TrainerCallback
 
 from hf_deit import load_teacher
+from hf_deit.hub.facts import LOCAL_CHECKPOINT
 from hf_deit.training import estimate, log_table
 from hf_deit.training.estimate import estimate_seconds
 from hf_deit.training.log_table import columns, duration, evaluation, header, others, row
@@ -83,6 +84,9 @@ def test_lines_fit_and_columns_stand_below_their_titles(width, num_steps, large)
 
 
 def test_what_a_run_does_not_have_has_no_column():
+    assert "top-5" in header(columns(**RUN, width=200)) and "top-5" not in header(
+        columns(**RUN, has_top5=False, width=200)
+    )
     alone = {**RUN, "is_distilled": False, "has_two_heads": False}
     titles = [column.title for column in columns(**alone, width=79)]
     assert titles == ["step", "epoch", "loss", "val loss", "top-1", "top-5", "lr", "img/s", "left"]
@@ -117,7 +121,7 @@ def test_what_has_no_column_is_told_below():
         "skipped_images": 2,
         "eval_f1": 1 / 3,
     }
-    assert others(line, width=79) == "  skipped_images 2; eval_f1 0.3333"
+    assert others(line, width=79) == "  eval_f1 0.3333"
     assert others({**LOG, **EVALUATION, "train_loss": 1.0, "total_flos": 1}, width=79) == ""
     assert evaluation({"step": 6, **EVALUATION, "eval_f1": 0.5}, width=79) == (
         "  evaluated at step 6; val loss 0.6123; top-1 0.9722; top-5 1.0000; class head\n"
@@ -174,6 +178,7 @@ def test_the_block_of_a_teachers_run_calls_it_one():
 
 def test_the_block_of_a_run_that_knows_little():
     little = replace(OVERVIEW, images=[("a stream of", 10**6, 10**6)], class_counts={}, teacher=None, seconds=None)
+    assert replace(little, images=[("train", 45, 0)]).text().startswith("  images    train 45, without labels\n")
     text = replace(little, learner="model", steps_per_epoch=None, views_per_epoch=None, pace="").text(79)
     assert "  images    a stream of 1,000,000\n  classes   3\n  model     deit" in text
     assert "none: it learns from labels alone" in text and "views  " not in text and "logs  " not in text
@@ -280,6 +285,16 @@ def test_a_run_prints_a_block_and_a_table_and_nothing_else(run, capsys, monkeypa
     assert ("top-5" in title) == (width == 140)
 
 
+def test_the_line_of_an_evaluation_has_the_losses_too_where_nobody_said_when_to_log(run):
+    trainer = run(logging_steps=0, max_steps=60, eval_strategy="steps", eval_steps=25)
+    trainer.train()
+    steps = {"loss": [], "eval_top1": []}
+    for line in trainer.state.log_history:
+        for name in steps.keys() & line:
+            steps[name].append(line["step"])
+    assert steps == {"loss": [1, 6, 12, 18, 24, 25, 30, 36, 42, 48, 50, 54, 60], "eval_top1": [25, 50, 60]}
+
+
 def test_logs_of_other_callbacks_and_of_other_evaluations_are_told(run, capsys):
     class Mine(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -334,6 +349,12 @@ def test_the_estimate_leaves_the_student_as_it_is(tmp_path, monkeypatch):
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
+    def full(trainer):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(estimate, "_seconds_of_step", full)
+    assert estimate_seconds(trainer) is None
+
 
 def test_a_run_that_ends_early_leaves_no_row_and_no_bar_behind(run, capsys, monkeypatch):
     class Stop(TrainerCallback):
@@ -376,6 +397,9 @@ def test_the_block_says_what_the_run_is(tmp_path, tmp_path_factory):
     assert "(1 epoch of 6), 2 of them done, of 16 views (8 on a device x 2 accumulated)" in overview.text(200)
     assert overview.device.startswith("CPU, ") and overview.device.endswith("float32")
     assert overview.pace == "every 2 steps"
+    trainer.record.sources = replace(trainer.sources, student=LOCAL_CHECKPOINT)
+    trainer.model.name_or_path = "models/mine"
+    assert "  student   models/mine, 24,244 parameters" in describe_run(trainer).text()
 
 
 def test_a_process_has_one_gpu(tmp_path):
