@@ -8,8 +8,8 @@ from ..models.heads import CLASS, DISTILLATION
 # its channels have more than 8 bits. `classify` is a pipeline.
 CLASSIFY_AN_IMAGE = """\
 image = Image.open("image.png")
-image.getexif()  # is read here, and forgotten before it would be written anew, which fails where it is damaged
-image.info.pop("exif", None)
+image.getexif()  # keeps the orientation
+image.info.pop("exif", None)  # the rest may be damaged
 image = ImageOps.exif_transpose(image)
 if image.mode[0] in "IF":
     raise ValueError(f"mode {image.mode} has more than 8 bits per channel: scale the image to 8 bits")
