@@ -293,7 +293,7 @@ _NOTES = {
 }
 # Words that no option stands for, by what to do instead.
 _INSTEAD = {
-    "the launcher says how many processes there are: accelerate launch --num_processes N -m hf_deit …, and "
+    "the launcher says how many processes there are: hf-deit launch --num_processes N train …, and "
     "CUDA_VISIBLE_DEVICES which GPUs": (
         "gpus gpu gpu_id gpu_ids num_gpus n_gpu n_gpus ngpus ngpu devices device_ids num_devices nproc "
         "nproc_per_node num_processes nprocs world_size nnodes num_nodes distributed ddp strategy dist_url "
