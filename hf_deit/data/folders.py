@@ -23,7 +23,8 @@ _IGNORED = re.compile(
     r"|__macosx|@eadir|#recycle|\$recycle\.bin|system volume information|lost\+found",
     re.IGNORECASE | re.DOTALL,
 )
-_TRAINING, _VALIDATION, _TEST = "train|training", "val|valid|validation|dev|eval|evaluation", "test|testing|holdout"
+_TRAINING, _VALIDATION = "train|training|trn", "val|valid|validation|dev|eval|evaluation"
+_TEST = "test|testing|tst|holdout"
 _OF_A_SPLIT = "(?:[-_. ]?(?:set|split|data|images|imgs|[0-9]+))?"  # "train2017", "val_images"
 
 
@@ -137,8 +138,12 @@ def _refuse_splits(folder: str, found: list[str], option: str) -> None:
         option: that named the folder.
     """
 
+    prefixes = {re.match(r"(?:.*[-_. ])?", name, re.DOTALL)[0] for name in found}
+    shared = len(min(prefixes)) if len(prefixes) == 1 else 0  # of "seg_train" and "seg_test"
+
     def of_split(words: str) -> list[str]:
-        return [name for name in found if re.fullmatch(f"(?:{words}){_OF_A_SPLIT}", name, re.IGNORECASE)]
+        pattern = re.compile(f"(?:{words}){_OF_A_SPLIT}", re.IGNORECASE)
+        return [name for name in found if pattern.fullmatch(name) or pattern.fullmatch(name, shared)]
 
     training, validation, testing = map(of_split, (_TRAINING, _VALIDATION, _TEST))
     splits = [*training, *validation, *testing]

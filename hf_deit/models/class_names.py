@@ -26,14 +26,14 @@ def unique_names(id2label: Mapping[int, object]) -> dict[int, str]:
         id2label: names of labels by index; they may repeat.
     """
     names = {int(index): str(name) for index, name in id2label.items()}
-    count = Counter(names.values())
+    count = Counter(map(composed, names.values()))
 
     def of_its_own(index: int, name: str) -> str:
-        while name in count:
+        while composed(name) in count:
             name = f"{name} ({index})"
         return name
 
-    return {index: of_its_own(index, name) if count[name] > 1 else name for index, name in names.items()}
+    return {index: of_its_own(index, name) if count[composed(name)] > 1 else name for index, name in names.items()}
 
 
 def which_of(name: str, names: Iterable[str]) -> str:

@@ -729,6 +729,10 @@ SPLITS = {
     ("train",): ("train", None),
     ("train", "test", "extra"): ("train", None),
     ("train", "val", "annotations", "labels"): ("train", "val"),
+    ("trn", "tst"): ("trn", None),
+    ("seg_train", "seg_test", "seg_pred"): ("seg_train", None),
+    ("pets-Train", "pets-Val"): ("pets-Train", "pets-Val"),
+    ("train_1", "train_2", "test_1"): ("train_1", None),
 }
 
 
@@ -764,12 +768,15 @@ def test_splits_of_images_that_no_folder_sorts_are_no_classes(tmp_path):
     assert len(load(train_dir=good, validation_dir=good, unlabeled_dir=path).unlabeled) == 12
 
 
-@pytest.mark.parametrize("names", [("train", "plane", "car"), ("train", "plane"), ("test", "train")])
+@pytest.mark.parametrize(
+    "names", [("train", "plane", "car"), ("train", "plane"), ("test", "train"), ("toy_plane", "toy_train")]
+)
 def test_classes_may_be_called_as_splits_are(tmp_path, names):
     path = class_folders(tmp_path / "vehicles", dict.fromkeys(names, 4))
-    if "plane" in names:
-        (tmp_path / "vehicles" / "train" / "steam").mkdir()
-        picture(9, 99).save(tmp_path / "vehicles" / "train" / "steam" / "99.png")
+    if "test" not in names:
+        train = tmp_path / "vehicles" / next(name for name in names if name.endswith("train"))
+        (train / "steam").mkdir()
+        picture(9, 99).save(train / "steam" / "99.png")
     assert load(train_dir=path, validation_dir=path, unlabeled_dir=path).label_names == sorted(names)
 
 

@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 
 from hf_deit import InputError
-from hf_deit.models.class_names import check_distinct, label_changes, match_labels
+from hf_deit.models.class_names import check_distinct, label_changes, match_labels, unique_names
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 FILL = [f"class {index}" for index in range(400)]
@@ -53,6 +53,13 @@ def test_equal_names_come_first_and_looser_ones_where_they_are_unique(teacher, s
 def test_what_could_mean_two_labels_is_refused_and_named(teacher, student, unclear):
     with pytest.raises(InputError, match=f"which of its labels is meant is not clear of {unclear}[.;]"):
         match(teacher, student)
+
+
+def test_names_that_look_the_same_are_told_apart_as_repeated_ones_are():
+    unique = unique_names({0: NFC, 1: NFD, 2: "tea"})
+    assert unique == {0: f"{NFC} (0)", 1: f"{NFD} (1)", 2: "tea"} == unique_names(unique)
+    check_distinct(unique.values(), "the teacher")
+    assert match([NFC, NFD, "tea"], list(unique.values())) == [0, 1, 2]
 
 
 CHANGES = {
