@@ -200,13 +200,19 @@ def _check_depth(image: Image.Image) -> None:
 
 
 def _decode(file: _File) -> Image.Image:
-    image = Image.open(file)
-    image.load()
+    with _opened(file) as opened:
+        image = Image.open(opened)
+        image.load()
     _check_depth(image)
     image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     return Image.fromarray(convert_to_rgb(image, return_numpy=True))
+
+
+def _opened(file: _File) -> contextlib.AbstractContextManager[BinaryIO]:
+    """A file, open. By its path Pillow would map uncompressed TIFF into memory, and scramble what lies on its side."""
+    return open(file, "rb") if isinstance(file, str) else contextlib.nullcontext(file)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -238,7 +244,7 @@ def _without_metadata(file: _File) -> bytes | None:
 
     Of those Pillow reads no metadata before they are asked for.
     """
-    with open(file, "rb") if isinstance(file, str) else contextlib.nullcontext(file) as opened:
+    with _opened(file) as opened:
         opened.seek(0)
         start = opened.read(len(_PNG))
         if start == _PNG:

@@ -7,7 +7,7 @@ from ..models.heads import CLASS, DISTILLATION
 # What training makes of an image (see `hf_deit.data.decoding`): upright, white where it is transparent, and refused if
 # its channels have more than 8 bits. `classify` is a pipeline.
 CLASSIFY_AN_IMAGE = """\
-image = Image.open("image.png")
+image = Image.open(open("image.png", "rb"))
 image.getexif()  # keeps the orientation
 image.info.pop("exif", None)  # the rest may be damaged
 image = ImageOps.exif_transpose(image)

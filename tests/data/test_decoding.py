@@ -61,6 +61,23 @@ def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
     return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + jpeg[2:]
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+def test_a_tiff_that_lies_on_its_side_has_the_pixels_of_its_file_by_path_and_by_content(tmp_path, mode):
+    """Pillow maps uncompressed ones into memory if it is given their path, and scrambled them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    upright = Image.fromarray(pixels).convert(mode)
+    colours = sorted(decoded(saved(upright, "TIFF")).astype(int).sum(-1).ravel())
+    for orientation in range(1, 9):
+        image = upright.copy()
+        image.getexif()[274] = orientation
+        content = saved(image, "TIFF", exif=image.getexif())
+        path = tmp_path / f"{orientation}.tiff"
+        path.write_bytes(content)
+        by_path = np.asarray(decode_image({"bytes": None, "path": str(path)}, "row 3"))
+        assert np.array_equal(by_path, decoded(content))
+        assert sorted(by_path.astype(int).sum(-1).ravel()) == colours  # a transposition moves pixels, and changes none
+
+
 # Broken metadata
 
 
