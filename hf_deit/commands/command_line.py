@@ -77,7 +77,7 @@ def run_command(
 
     Args:
         function: of the arguments, giving the exit status.
-        if_interrupted: what to say after Ctrl-C.
+        if_interrupted: what to say after Ctrl-C, if the `KeyboardInterrupt` says nothing itself.
 
     Returns:
         The exit status: 0 when all is done, 1 when the training diverged or a checkpoint could not be written, 2 when
@@ -95,10 +95,10 @@ def run_command(
         report_error(error)
         kinds = (status for kind, status in _STATUSES.items() if isinstance(error, kind))
         return next(kinds, STATUS_OF_INPUT)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         with _uninterrupted():
             if is_main_process():
-                print(f"\n{if_interrupted}", file=sys.stderr, flush=True)
+                print(f"\n{str(interrupt) or if_interrupted}", file=sys.stderr, flush=True)
         return STATUS_OF_INTERRUPT
 
 

@@ -54,6 +54,8 @@ def _launch(arguments: Sequence[str]) -> int:
     options.training_script_args = [name, *options.training_script_args]
     options.training_script = __package__.partition(".")[0]
     _let_cpu_have_processes(options)
+    # Not that DDP has looked in vain for unused parameters, as it does in a convnet that teaches.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with _silent_launcher():
         try:
             launch_command(options)

@@ -25,6 +25,7 @@ from .sources import resolve_sources
 logger = logging.get_logger(__name__)
 
 UNFINISHED_CHECKPOINT = "checkpoint.unfinished"
+UNFINISHED_TEACHER = "teacher.unfinished"
 _DOWNLOAD_SECONDS = 120.0
 
 
@@ -84,6 +85,9 @@ def begin(arguments: Arguments) -> Beginning:
         return _start(arguments)
     if not os.path.isfile(recipe_file):
         beginning = _start(arguments)
+        if wish is True and os.path.isdir(os.path.join(args.output_dir, UNFINISHED_TEACHER)):
+            logger.warning("the run in %s was stopped while its teacher was trained: it starts again", args.output_dir)
+            return beginning
     else:
         beginning = _go_on(arguments, recipe_file)
         if wish is True and last_whole_checkpoint(args.output_dir) is None:

@@ -28,13 +28,13 @@ from ..training.pushes import repository_of
 from ..training.trainer import DistillationTrainer
 from .command_line import STATUS_OF_PUBLISHING, run_command
 from .prepare import PreparedRun, leaves_no_empty_folders, make_student, prepare
-from .resume import UNFINISHED_CHECKPOINT, begin
+from .resume import UNFINISHED_CHECKPOINT, UNFINISHED_TEACHER, begin
 from .run_options import RunParser
 from .sources import describe_sources, with_teacher
 
 logger = logging.get_logger(__name__)
 
-_TEACHER_FOLDER, _UNFINISHED_TEACHER = "teacher", "teacher.unfinished"
+_TEACHER_FOLDER = "teacher"
 
 
 _NOT_VALIDATED = (
@@ -238,7 +238,7 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> 
     if os.path.isdir(folder):
         check_same_labels(folder, images.id2label, "the teacher in")
         return folder
-    unfinished = os.path.join(student.training.output_dir, _UNFINISHED_TEACHER)
+    unfinished = os.path.join(student.training.output_dir, UNFINISHED_TEACHER)
     command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student.training.seed)]
     for name in ("use_cpu", "disable_tqdm", "log_format", "log_level", "on_bad_image"):
         command += [f"--{name}", str(getattr(student.training, name))]
@@ -336,7 +336,7 @@ def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = No
     state = PartialState()
     try:
         os.makedirs(output_dir, exist_ok=True)
-        occupied = set(os.listdir(output_dir)) - {_UNFINISHED_TEACHER, UNFINISHED_CHECKPOINT}
+        occupied = set(os.listdir(output_dir)) - {UNFINISHED_TEACHER, UNFINISHED_CHECKPOINT}
         if labels is not None:
             occupied.discard(os.path.relpath(labels, output_dir))
         state.wait_for_everyone()  # another process's probe is no run
@@ -373,7 +373,16 @@ def _train(arguments: Sequence[str]) -> int:
         writes_output=True,
     )
     _, rest = parser.parse_run(arguments)
-    result = run(resolve_arguments(rest))
+    run_arguments = resolve_arguments(rest)
+    try:
+        result = run(run_arguments)
+    except KeyboardInterrupt:
+        folder = run_arguments.training.output_dir
+        if os.path.isdir(folder) and os.listdir(folder):
+            raise
+        raise KeyboardInterrupt(
+            "stopped before there was anything to go on with: the same command begins anew"
+        ) from None
     if PartialState().is_main_process:
         _print_result(result)
     return 0 if result.publish_error is None else STATUS_OF_PUBLISHING

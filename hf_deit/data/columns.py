@@ -76,6 +76,14 @@ def find_columns(
     )
 
 
+def has_label_column(dataset: datasets.Dataset) -> bool:
+    """Whether a data set has labels: a column of type `ClassLabel`, or one of another type that is named so."""
+    return any(
+        isinstance(feature, datasets.ClassLabel) or name.lower() in ("label", "labels")
+        for name, feature in dataset.features.items()
+    )
+
+
 def standard_columns(dataset: _DataSet, image_column: str, label_column: str) -> _DataSet:
     """The two columns alone, under the names "image" and "label"."""
     dataset = dataset.select_columns([image_column, label_column])

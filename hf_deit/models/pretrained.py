@@ -43,13 +43,20 @@ def is_weight_file(name_or_path: str) -> bool:
 def refuse_file(name_or_path: str, *, role: str) -> None:
     """Refuses a file in place of a folder or a name on the Hub, with the command that makes a folder of it.
 
+    And what can only be a folder, and is not there.
+
     Args:
         role: of the model, "student" or "teacher".
 
     Raises:
-        InputError: it is one, see `is_weight_file`.
+        InputError: it is one, see `is_weight_file`, or there is no such folder.
     """
     if not is_weight_file(name_or_path):
+        is_path = name_or_path[:1] in ("/", ".", "~") or name_or_path.count("/") > 1
+        if is_path and not os.path.exists(name_or_path):
+            raise InputError(
+                f"there is no folder {name_or_path!r} to load the {role} from, and it is no name on the Hub"
+            )
         return
     option = "--student" if role == "student" else "--teacher_model_name_or_path"
     folder, file = os.path.split(name_or_path)

@@ -238,8 +238,6 @@ def describe_teacher(
     """
     name_or_path, dtype, input_size = os.fspath(name_or_path), _as_dtype(dtype), parse_input_size(input_size)
     refuse_file(name_or_path, role="teacher")
-    if not os.path.exists(name_or_path) and (name_or_path[:1] in ("/", ".", "~") or name_or_path.count("/") > 1):
-        raise InputError(f"there is no folder {name_or_path!r} to load the teacher from, and it is no name on the Hub")
     commit = resolve_revision(name_or_path, revision)
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=commit or revision)

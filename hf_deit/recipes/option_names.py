@@ -40,7 +40,7 @@ ALIASES = {
 _MEANT = {
     "recipe": "config cfg config_file yaml base preset c",
     "num_train_epochs": (
-        "num_epochs n_epochs nb_epochs max_epochs total_epochs training_epochs train_epochs n_epoch epoch ep "
+        "num_epochs n_epochs nb_epochs max_epochs total_epochs training_epochs train_epochs n_epoch epoch ep e "
         "nepoch num_epoch niter"
     ),
     "max_steps": (

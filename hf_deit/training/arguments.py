@@ -236,9 +236,7 @@ class DistillationTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_ranges(self)
-        for name, (allowed, reason) in UNFIT_OPTIONS.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be {allowed[0]!r}, got {getattr(self, name)!r}: {reason}")
+        check_fit(self)
         if self.save_strategy == SaveStrategy.BEST and not self.metric_for_best_model:
             raise InputError('save_strategy "best" saves by a metric: give --metric_for_best_model, say top1')
         if self.save_strategy == SaveStrategy.BEST and self.eval_strategy == "no":
@@ -441,6 +439,17 @@ class ModelArguments:
                 raise InputError(f"student_overrides must be a JSON object, got {self.student_overrides!r}") from error
         if not isinstance(self.student_overrides, dict | None):
             raise InputError(f"student_overrides must be a JSON object, got {self.student_overrides!r}")
+
+
+def check_fit(args: DistillationTrainingArguments) -> None:
+    """Refuses values of `UNFIT_OPTIONS`, with the reason.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name, (allowed, reason) in UNFIT_OPTIONS.items():
+        if getattr(args, name) not in allowed:
+            raise InputError(f"{name} must be {allowed[0]!r}, got {getattr(args, name)!r}: {reason}")
 
 
 def _check_choices(arguments: object) -> None:

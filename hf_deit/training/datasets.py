@@ -1,13 +1,13 @@
 """What a run's loaders iterate over: data sets as views or evaluation images, checked against student and teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import datasets
 from transformers import PreTrainedModel
 
-from ..data.columns import check_images, check_label_range, find_columns, without_format
+from ..data.columns import check_images, check_label_range, find_columns, has_label_column, without_format
 from ..data.image_data import join_unlabeled
 from ..data.streams import ImageStream, StreamSampler, StreamViewDataset
 from ..data.transforms import build_train_transform
@@ -19,7 +19,7 @@ from ..models.configuration_deit import label2id_of
 from ..models.heads import FUSED, HEADS
 from ..models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
 from ..models.teacher import Teacher, TeacherDescription
-from .arguments import DistillationTrainingArguments
+from .arguments import DistillationTrainingArguments, check_fit
 from .optimization import check_optimization
 
 
@@ -28,8 +28,15 @@ def check_arguments(
     model: PreTrainedModel,
     processor: DistilledDeiTImageProcessor,
     check_metric: bool = True,
+    validation_sets: Collection[str] = (),
 ) -> None:
     """Refuses what would otherwise be noticed only in the middle of a run.
+
+    Args:
+        args: also those that were changed since they were made.
+        model, processor: the student's.
+        check_metric: whether metrics are those of `head_accuracies`.
+        validation_sets: the names of several sets to evaluate on, which are before the metrics of each.
 
     Raises:
         InputError: an unknown metric or augmentation, an optimizer or a schedule that cannot be made, or a processor
@@ -40,7 +47,10 @@ def check_arguments(
     metrics = {f"{head.prefix}{top}" for head in heads for top in tops} | {"loss"}
     if args.ema_decay:
         metrics |= {f"ema_{metric}" for metric in metrics}
-    if check_metric and (args.metric_for_best_model or "loss").removeprefix("eval_") not in metrics:
+    if validation_sets:
+        metrics = {f"{name}_{metric}" for name in validation_sets for metric in metrics}
+    check_fit(args)
+    if check_metric and args.metric_for_best_model and args.metric_for_best_model.removeprefix("eval_") not in metrics:
         known, metric = sorted(metrics), args.metric_for_best_model
         near = "; did you mean 'top1'?" if "acc" in metric.lower() else did_you_mean(metric, known)
         raise InputError(f"metric_for_best_model must be one of {', '.join(known)}, got {metric!r}{near}")
@@ -221,8 +231,12 @@ def as_evaluation(
     model: PreTrainedModel,
     processor: DistilledDeiTImageProcessor,
     teacher: Teacher | None,
+    may_lack_labels: bool = False,
 ) -> Any:
     """The evaluation images of a data set, or of each of several by name; anything else as it is.
+
+    Args:
+        may_lack_labels: whether a data set without a column of labels is one to predict.
 
     Raises:
         InputError: student, teacher and data do not fit together, or images cannot be used.
@@ -233,7 +247,11 @@ def as_evaluation(
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     dataset = without_format(dataset)
-    image_column, label_column = check_data(dataset, model, teacher)
+    if may_lack_labels and not has_label_column(dataset):
+        dataset = join_unlabeled(None, dataset, [name for _, name in sorted(model.config.id2label.items())])
+        image_column, label_column = "image", "label"
+    else:
+        image_column, label_column = check_data(dataset, model, teacher)
     check_images(dataset, image_column, "images to evaluate on", args.on_bad_image)
     return EvaluationDataset(
         dataset, processor, image_column=image_column, label_column=label_column, on_bad_image=args.on_bad_image

@@ -93,8 +93,14 @@ def answers_and_ranks(
 
 
 def head_accuracies(prediction: EvalPrediction) -> dict[str, float]:
-    """Top-1 and top-5 of each head, of predictions (N, heads, k) from `rank_labels` or `answers_and_ranks`."""
-    ranked = prediction.predictions[-1] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    """Top-1 and top-5 of each head, of predictions (N, heads, k) from `rank_labels` or `answers_and_ranks`.
+
+    Nothing of images to predict of which none has a label.
+    """
+    is_predicted = isinstance(prediction.predictions, tuple)
+    if is_predicted and not (np.asarray(prediction.label_ids) >= 0).any():
+        return {}
+    ranked = prediction.predictions[-1] if is_predicted else prediction.predictions
     rankings = torch.from_numpy(np.asarray(ranked))
     labels = torch.from_numpy(np.asarray(prediction.label_ids))
     metrics = {}

@@ -116,8 +116,9 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         check_teaching(args, model, teacher, has_unlabeled=unlabeled_dataset is not None)
-        is_custom = kwargs.get("compute_metrics") is not None or isinstance(eval_dataset, dict)
-        check_arguments(args, model, processing_class, check_metric=not is_custom)
+        is_custom = kwargs.get("compute_metrics") is not None
+        sets = list(eval_dataset) if isinstance(eval_dataset, dict) else ()
+        check_arguments(args, model, processing_class, check_metric=not is_custom, validation_sets=sets)
         if args.ddp_find_unused_parameters is None and isinstance(model, ImageClassifierBase):
             args = copy.copy(args)
             args.ddp_find_unused_parameters = False  # all of ours are used; others may have a mask token, say
@@ -218,8 +219,8 @@ class DistillationTrainer(Trainer):
 
     # Data
 
-    def _as_evaluation(self, dataset: Any) -> Any:
-        return as_evaluation(dataset, **{**self._fitted, "teacher": self.teacher})
+    def _as_evaluation(self, dataset: Any, *, may_lack_labels: bool = False) -> Any:
+        return as_evaluation(dataset, **{**self._fitted, "teacher": self.teacher}, may_lack_labels=may_lack_labels)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         self._sampler = make_sampler(self.train_dataset if train_dataset is None else train_dataset, self.args)
@@ -260,7 +261,7 @@ class DistillationTrainer(Trainer):
         return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        return super().get_test_dataloader(self._as_evaluation(test_dataset))
+        return super().get_test_dataloader(self._as_evaluation(test_dataset, may_lack_labels=True))
 
     def prepare_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What student and teacher see of a loader's batch: on the device, normalised, erased and mixed."""
@@ -391,7 +392,7 @@ class DistillationTrainer(Trainer):
         """What the model answers: `predictions` (N, num_labels) are its logits, of fused heads if it has two.
 
         Args:
-            test_dataset: a `datasets.Dataset` like `eval_dataset`, or an `EvaluationDataset`.
+            test_dataset: a `datasets.Dataset` like `eval_dataset`, or without labels, or an `EvaluationDataset`.
             ignore_keys, metric_key_prefix: see `transformers.Trainer.predict`.
 
         Returns:
@@ -411,15 +412,16 @@ class DistillationTrainer(Trainer):
         if self.compute_metrics is head_accuracies and isinstance(output.predictions, tuple):  # `answers_and_ranks`
             output = output._replace(predictions=output.predictions[0])
         published = output
-        if self.weight_average is not None:
+        counted = int((output.label_ids >= 0).sum()) if isinstance(output.label_ids, np.ndarray) else None
+        is_unlabelled = description == "Prediction" and counted == 0
+        if self.weight_average is not None and not is_unlabelled:
             with self.weight_average.in_place(), self._keeping(logits=False):
                 prefix = f"{metric_key_prefix}_ema"
                 average = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=prefix, **kwargs)
             output.metrics.update(average.metrics)  # here, so that callbacks hear of both at once
             published = average if self.args.publish_weights == "ema" else output
         self._tell_skipped()
-        if isinstance(output.label_ids, np.ndarray):
-            counted = int((output.label_ids >= 0).sum())
+        if counted is not None:
             for name in (f"{metric_key_prefix}_loss", f"{metric_key_prefix}_ema_loss"):
                 if name in output.metrics and counted:
                     output.metrics[name] *= len(output.label_ids) / counted

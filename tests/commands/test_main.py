@@ -202,9 +202,12 @@ def launched(monkeypatch):
     """What accelerate is asked to launch, without its doing so; it ends as `launched.ends` says."""
     import accelerate.commands.launch
 
+    monkeypatch.setitem(os.environ, "TORCH_CPP_LOG_LEVEL", "")  # so that it is put back
+    del os.environ["TORCH_CPP_LOG_LEVEL"]
     seen = SimpleNamespace(options=None, ends=None)
 
     def launch(options):
+        seen.log_level = os.environ["TORCH_CPP_LOG_LEVEL"]
         seen.options = options
         if seen.ends is not None:
             raise seen.ends
@@ -229,6 +232,7 @@ def test_launch_takes_accelerates_options_and_a_command_with_its_own(launched):
     options = launched.options
     assert (options.module, options.training_script, options.num_processes) == (True, "hf_deit", 2)
     assert options.training_script_args == ["train", "--recipe", "debug", "--num_processes"]
+    assert launched.log_level == "ERROR"  # torch's C++ warns each process of parameters that DDP need not look for
 
 
 @pytest.mark.parametrize(

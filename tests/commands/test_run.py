@@ -18,7 +18,7 @@ from support.files import rights_in, umask
 from support.main_of import main_of
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_deit import DistilledDeiTForImageClassification, load_teacher
+from hf_deit import DistillationTrainer, DistilledDeiTForImageClassification, load_teacher
 from hf_deit.commands import resume
 from hf_deit.commands.resume import Beginning
 from hf_deit.errors import InputError
@@ -199,6 +199,29 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(main, tmp_path, 
     assert (run / "teacher" / "model.safetensors").stat().st_mtime_ns == before
     one, other = weights(finished_run), weights(run)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_after_control_c_in_its_teachers_run_it_goes_on_as_it_is_told(main, tmp_path, monkeypatch, capsys):
+    run, recipe = tmp_path / "run", tmp_path / "teacher.yaml"
+    command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true", "--max_steps", "1"]
+    resuming = ["--teacher_recipe", str(recipe), "--resume_from_checkpoint", "true"]
+    recipe.write_text("base: debug_teacher\nmax_steps: 1\nsave_strategy: steps\nsave_steps: 1\n")
+    with monkeypatch.context() as stopped:
+        stopped.setattr("hf_deit.commands.train.DistillationTrainer.save_model", press_control_c)
+        assert main(command) == 130
+        assert not run.exists() and "the same command begins anew" in capsys.readouterr().err
+    with monkeypatch.context() as stopped:
+        train = DistillationTrainer.train
+        stopped.setattr(DistillationTrainer, "train", lambda self: (train(self), press_control_c()))
+        assert main([*command, "--teacher_recipe", str(recipe)]) == 130
+    assert (run / "teacher.unfinished").is_dir()
+    assert "the same command with --resume_from_checkpoint true goes on" in capsys.readouterr().err
+    assert main([*command, *resuming]) == 0
+    assert (run / "model.safetensors").is_file()
+
+
+def press_control_c(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_a_teacher_that_the_run_trains_is_shown_the_size_that_it_was_trained_at(main, tmp_path):

@@ -39,7 +39,8 @@ from hf_deit.models.class_names import match_labels, unique_names
 from hf_deit.models.configuration_deit import DistilledDeiTConfig
 from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor
 from hf_deit.models.modeling_deit import DistilledDeiTForImageClassification
-from hf_deit.models.teacher import describe_teacher, load_teacher
+from hf_deit.models.student import load_student
+from hf_deit.models.teacher import describe_teacher, load_labels, load_teacher
 
 LABELS = {0: "ape", 1: "bee", 2: "cat", 3: "dog"}
 LABEL2ID = {name: index for index, name in LABELS.items()}
@@ -703,7 +704,8 @@ def test_a_folder_has_no_revision(tmp_path):
 _REPORT = """
 import json
 from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor
-from hf_deit.models.teacher import describe_teacher, load_teacher
+from hf_deit.models.student import load_student
+from hf_deit.models.teacher import describe_teacher, load_labels, load_teacher
 
 processor = DistilledDeiTImageProcessor(crop_size={"height": 32, "width": 32}, crop_ratio=1.0)
 for revision in (None, "main", "v1", "HASH"):
@@ -737,3 +739,14 @@ def test_the_commit_of_a_hub_teacher_is_recorded(tmp_path):
         ["someone/teacher", commits["v1"], "first of v1"],
         ["someone/teacher", commits["v1"], "first of v1"],
     ]
+
+
+@pytest.mark.parametrize("name", ["outputs/run/nowhere", "./nowhere", "/nowhere"])
+def test_a_folder_that_is_not_there_is_said_to_be_missing(name):
+    for role, load in (
+        ("teacher", load_labels),
+        ("teacher", lambda name: describe_teacher(name, student_processor=student_processor())),
+        ("student", lambda name: load_student(name, id2label={0: "a", 1: "b"})),
+    ):
+        with pytest.raises(InputError, match=f"there is no folder '{name}' to load the {role} from"):
+            load(name)

@@ -888,3 +888,35 @@ def keys_of(trainer, epoch: int) -> list:
     sampler = make_sampler(trainer.train_dataset, trainer.args)
     sampler.set_epoch(epoch)
     return list(sampler)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_images_without_labels_are_predicted(tmp_path, ema_decay):
+    images = tiny.digits()[1]
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, distillation_type="none", ema_decay=ema_decay))
+    output = trainer.predict(images.remove_columns("label"))
+    assert output.predictions.shape == (40, 10) and (output.label_ids < 0).all()
+    assert output.metrics["test_images"] == 0 and not [name for name in output.metrics if "top" in name]
+    assert np.array_equal(output.predictions, trainer.predict(images).predictions)
+    with pytest.raises(InputError, match="no columns of type ClassLabel"):
+        trainer.predict(images.cast_column("label", datasets.Value("int64")))
+
+
+def test_the_best_of_several_sets_is_named_with_its_set_before_training(tmp_path):
+    sets = {"a": tiny.digits()[1], "b": tiny.digits()[1]}
+    settings = {"distillation_type": "none", "eval_strategy": "steps", "eval_steps": 3, "max_steps": 3}
+    arguments = tiny.arguments(tmp_path, metric_for_best_model="top1", **settings)
+    with pytest.raises(InputError, match=r"metric_for_best_model must be one of a_class_top1, .* got 'top1'"):
+        tiny.trainer(tiny.student(), arguments, eval_dataset=sets)
+    trainer = tiny.trainer(
+        tiny.student(), tiny.arguments(tmp_path, metric_for_best_model="b_top1", **settings), eval_dataset=sets
+    )
+    trainer.train()
+    assert trainer.state.best_metric == pytest.approx(trainer.evaluate()["eval_b_top1"])
+
+
+def test_options_that_do_not_fit_are_refused_where_they_were_set_later_too(tmp_path):
+    arguments = tiny.arguments(tmp_path, distillation_type="none")
+    arguments.eval_do_concat_batches = False
+    with pytest.raises(InputError, match="eval_do_concat_batches must be True, got False"):
+        tiny.trainer(tiny.student(), arguments)
