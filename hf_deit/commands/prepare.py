@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from ..data.image_data import ImageData
 from ..data.load import load_data
 from ..data.transforms import SMALL_INPUT
-from ..data.view_dataset import KeyedViews
+from ..data.view_dataset import EvaluationDataset, KeyedViews
 from ..errors import InputError
 from ..hub.files import no_empty_folders
 from ..labels.files import discard_unused
@@ -22,7 +22,7 @@ from ..models.teacher import TeacherDescription, describe_teacher, load_labels
 from ..recipes.resolve import Arguments
 from ..recipes.uses import check_uses
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
-from ..training.datasets import as_views, check_arguments, data_seed, steps_per_epoch
+from ..training.datasets import as_evaluation, as_views, check_arguments, data_seed, steps_per_epoch
 from ..training.label_source import NOT_OF_STREAMS, LabelSource
 from ..training.pace import with_pace
 
@@ -39,6 +39,7 @@ class PreparedRun:
         student: in training mode, made or loaded.
         processor: of the student.
         views: that it trains on.
+        validation: that it is evaluated on, or None.
     """
 
     arguments: Arguments
@@ -46,6 +47,7 @@ class PreparedRun:
     student: PreTrainedModel
     processor: DistilledDeiTImageProcessor
     views: KeyedViews
+    validation: EvaluationDataset | None
 
     def describe_teacher(self) -> TeacherDescription:
         """The teacher that the arguments name, for a student with the labels of the images.
@@ -106,17 +108,24 @@ def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evalu
     student, processor = make_student(arguments.model, images, arguments.training.seed)
     check_arguments(arguments.training, student, processor)
     _check_crop(arguments.training, processor)
-    views = as_views(
-        learnt.train,
-        learnt.unlabeled,
-        args=arguments.training,
-        model=student,
-        processor=processor,
-        teacher=None,
-        images_are_checked=True,
-    )
+    views, validation = fitted_to(student, processor, learnt, arguments.training)
     paced = with_pace(arguments.training, steps_per_epoch(views, arguments.training))
-    return PreparedRun(arguments._replace(training=paced), images, student, processor, views)
+    return PreparedRun(arguments._replace(training=paced), images, student, processor, views, validation)
+
+
+def fitted_to(
+    model: PreTrainedModel,
+    processor: DistilledDeiTImageProcessor,
+    images: ImageData,
+    args: DistillationTrainingArguments,
+) -> tuple[KeyedViews, EvaluationDataset | None]:
+    """What a model trains on, and what it is evaluated on, of images that `load_data` has checked.
+
+    Raises:
+        InputError: model and images do not fit together.
+    """
+    settings = {"args": args, "model": model, "processor": processor, "teacher": None, "images_are_checked": True}
+    return as_views(images.train, images.unlabeled, **settings), as_evaluation(images.validation, **settings)
 
 
 def _check_crop(args: DistillationTrainingArguments, processor: DistilledDeiTImageProcessor) -> None:

@@ -27,7 +27,7 @@ from ..training.processes import on_main_process
 from ..training.pushes import repository_of
 from ..training.trainer import DistillationTrainer
 from .command_line import STATUS_OF_PUBLISHING, run_command
-from .prepare import PreparedRun, leaves_no_empty_folders, make_student, prepare
+from .prepare import PreparedRun, fitted_to, leaves_no_empty_folders, make_student, prepare
 from .resume import UNFINISHED_CHECKPOINT, UNFINISHED_TEACHER, begin
 from .run_options import RunParser
 from .sources import describe_sources, with_teacher
@@ -138,7 +138,7 @@ def run(arguments: Arguments) -> RunResult:
         teacher=lesson.teacher,
         processing_class=prepared.processor,
         train_dataset=prepared.views,
-        eval_dataset=prepared.images.validation,
+        eval_dataset=prepared.validation,
         repository=repository,
         sources=lesson.sources,
         labels=lesson.labels,
@@ -245,8 +245,9 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> 
     arguments = resolve_arguments(command)
     args = arguments.training
     teacher, processor = make_student(arguments.model, images, args.seed)
+    views, validation = fitted_to(teacher, processor, replace(images, unlabeled=None), args)
     trainer = DistillationTrainer(
-        teacher, args, processing_class=processor, train_dataset=images.train, eval_dataset=images.validation
+        teacher, args, processing_class=processor, train_dataset=views, eval_dataset=validation
     )
     if trainer.log_table is not None:
         trainer.log_table.learner = "teacher"

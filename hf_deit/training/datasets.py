@@ -232,10 +232,12 @@ def as_evaluation(
     processor: DistilledDeiTImageProcessor,
     teacher: Teacher | None,
     may_lack_labels: bool = False,
+    images_are_checked: bool = False,
 ) -> Any:
     """The evaluation images of a data set, or of each of several by name; anything else as it is.
 
     Args:
+        images_are_checked: see `as_views`.
         may_lack_labels: whether a data set without a column of labels is one to predict.
 
     Raises:
@@ -252,7 +254,8 @@ def as_evaluation(
         image_column, label_column = "image", "label"
     else:
         image_column, label_column = check_data(dataset, model, teacher)
-    check_images(dataset, image_column, "images to evaluate on", args.on_bad_image)
+    if not images_are_checked:
+        check_images(dataset, image_column, "images to evaluate on", args.on_bad_image)
     return EvaluationDataset(
         dataset, processor, image_column=image_column, label_column=label_column, on_bad_image=args.on_bad_image
     )

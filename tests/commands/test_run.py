@@ -201,6 +201,18 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(main, tmp_path, 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_header_of_each_image_is_read_once(main, tmp_path, monkeypatch):
+    """By the student's run and by that of its teacher: they have the same images."""
+    train, validation = (image_folder(tmp_path / name, {"ape": 8, "cat": 8}) for name in ("train", "validation"))
+    read = []
+    for module in ("folders", "columns"):
+        monkeypatch.setattr(f"hf_deit.data.{module}.fault_of_header", lambda file: read.append(file))
+    command = ["--recipe", "debug", "--train_dir", str(train), "--validation_dir", str(validation)]
+    command += ["--output_dir", str(tmp_path / "run"), "--use_cpu", "true", "--max_steps", "1"]
+    assert main([*command, "--per_device_train_batch_size", "8"]) == 0
+    assert len(read) == len(set(read)) == 32
+
+
 def test_after_control_c_in_its_teachers_run_it_goes_on_as_it_is_told(main, tmp_path, monkeypatch, capsys):
     run, recipe = tmp_path / "run", tmp_path / "teacher.yaml"
     command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true", "--max_steps", "1"]
