@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerState
 
+from ..models.class_names import in_order
 from ..models.heads import CLASS, FUSED, MEASURED, PLAIN, words_of_answer
 from .environment import describe_environment
 
@@ -215,7 +216,7 @@ class RunFacts:
             needs_code=bool(getattr(model, "_auto_class", None) or getattr(config, "auto_map", None)),
             is_distilled=args.distillation_type != "none",
             fusion=getattr(config, "fusion", "logits"),  # which transformers' own with two heads do, too
-            labels=[config.id2label[index] for index in sorted(config.id2label)],
+            labels=in_order(config.id2label),
             weights=args.publish_weights,
             step=state.global_step,
             num_steps=state.max_steps,

@@ -16,6 +16,11 @@ def composed(name: object) -> str:
     return unicodedata.normalize("NFC", str(name))
 
 
+def in_order(labels: Mapping[int, str]) -> list[str]:
+    """The names of labels, from index 0 on."""
+    return [labels[index] for index in sorted(labels)]
+
+
 def unique_names(id2label: Mapping[int, object]) -> dict[int, str]:
     """Tells labels apart that share a name, as two cranes do in ImageNet: "crane (134)" and "crane (517)".
 
@@ -193,7 +198,8 @@ def _plain(label: str) -> str:
 
 
 def _normalized(label: str) -> str:
-    return _ALIASES.get(_plain(label), _plain(label))
+    plain = _plain(label)
+    return _ALIASES.get(plain, plain)
 
 
 def _synonyms(label: str) -> set[str]:
@@ -201,4 +207,4 @@ def _synonyms(label: str) -> set[str]:
 
 
 def _some(labels: Mapping[int, str]) -> str:
-    return shortlist((labels[index] for index in sorted(labels)), 3)
+    return shortlist(in_order(labels), 3)

@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ..errors import InputError, command, did_you_mean, first_line, shortlist
-from .class_names import label_changes, match_labels, unique_names
+from .class_names import in_order, label_changes, match_labels, unique_names
 from .configuration_deit import DistilledDeiTConfig, as_pair, label2id_of
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .modeling_common import ImageClassifierBase
@@ -255,10 +255,10 @@ def _load_checkpoint(
     except InputError:
         same_order = False
     if not same_order:
-        own, wanted = ([labels[index] for index in sorted(labels)] for labels in (model.config.id2label, id2label))
+        changes = label_changes(in_order(model.config.id2label), in_order(id2label))
         raise InputError(
             f"the student {name_or_path!r} was trained on {model.config.num_labels} labels, the data has "
-            f"{len(id2label)}, and they are not the same in the same order ({label_changes(own, wanted)}): pass "
+            f"{len(id2label)}, and they are not the same in the same order ({changes}): pass "
             "--replace_head for new heads"
         )
     model.config.id2label = dict(id2label)

@@ -18,7 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from ..errors import InputError, did_you_mean, shortlist
-from .class_names import match_labels, unique_names
+from .class_names import in_order, match_labels, unique_names
 from .pretrained import (
     LOADING_ERRORS,
     absent_weights,
@@ -165,7 +165,7 @@ class TeacherDescription:
         return {
             "name": self.name_or_path if self.revision else os.path.basename(os.path.abspath(self.name_or_path)),
             "revision": self.revision or weights_digest(self.name_or_path),
-            "labels": [self.id2label[index] for index in sorted(self.id2label)],
+            "labels": in_order(self.id2label),
             "dtype": str(self.dtype).removeprefix("torch."),
             "preprocessing": {
                 "scale": self.scale,
@@ -312,7 +312,7 @@ def load_labels(name_or_path: str | os.PathLike[str], revision: str | None = Non
         id2label = AutoConfig.from_pretrained(name_or_path, revision=revision).id2label
     except LOADING_ERRORS as error:
         raise InputError(f"cannot load the teacher {name_or_path!r}: {str(error).strip()}") from error
-    return [id2label[index] for index in sorted(id2label)]
+    return in_order(id2label)
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerState
 
 from ..errors import CheckpointError, InputError, PublishError, first_line, shortlist
 from ..hub.run_folder import STATE_FILE, is_whole, last_whole_checkpoint, list_checkpoints
-from ..models.class_names import label_changes
+from ..models.class_names import in_order, label_changes
 from ..models.pretrained import LOADING_ERRORS
 from ..models.teacher import load_labels
 
@@ -83,7 +83,7 @@ def check_same_labels(folder: str, id2label: Mapping[int, str], what: str) -> No
         before = load_labels(folder)
     except InputError:
         return
-    changes = label_changes(before, [id2label[index] for index in sorted(id2label)])
+    changes = label_changes(before, in_order(id2label))
     if changes:
         raise InputError(
             f"{what} {folder!r} has learnt other classes than those of the data ({changes}): give the class folders, "

@@ -14,7 +14,7 @@ from ..data.transforms import build_train_transform
 from ..data.view_dataset import EvaluationDataset, KeyedViews, ViewDataset
 from ..data.views import ViewSampler
 from ..errors import InputError, did_you_mean, shortlist
-from ..models.class_names import match_labels, unique_names
+from ..models.class_names import in_order, match_labels, unique_names
 from ..models.configuration_deit import label2id_of
 from ..models.heads import FUSED, HEADS
 from ..models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
@@ -217,7 +217,7 @@ def as_views(
             dataset = replace(dataset, seed=data_seed(args))
         return StreamViewDataset(dataset, transform, **settings)
     if unlabeled is not None:
-        dataset = join_unlabeled(dataset, unlabeled, [label for _, label in sorted(model.config.id2label.items())])
+        dataset = join_unlabeled(dataset, unlabeled, in_order(model.config.id2label))
         image_column, label_column = "image", "label"
     if not images_are_checked:
         check_images(dataset, image_column, "images to train on", args.on_bad_image)
@@ -250,7 +250,7 @@ def as_evaluation(
         return dataset
     dataset = without_format(dataset)
     if may_lack_labels and not has_label_column(dataset):
-        dataset = join_unlabeled(None, dataset, [name for _, name in sorted(model.config.id2label.items())])
+        dataset = join_unlabeled(None, dataset, in_order(model.config.id2label))
         image_column, label_column = "image", "label"
     else:
         image_column, label_column = check_data(dataset, model, teacher)

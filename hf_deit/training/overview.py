@@ -11,6 +11,7 @@ from transformers import IntervalStrategy
 
 from ..data.streams import StreamViewDataset
 from ..data.view_dataset import EvaluationDataset, ViewDataset
+from ..errors import counted
 from ..hub.facts import LOCAL_CHECKPOINT
 from ..models.teacher import size_in_words
 
@@ -232,8 +233,7 @@ def _device(args: Any) -> str:
         if args.world_size == 1 and count > 1:
             name += f" (one of {count}; hf-deit launch uses them all)"
     elif args.device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"CPU, {threads} thread{'s' * (threads > 1)}" + " a process" * (args.world_size > 1)
+        name = f"CPU, {counted(torch.get_num_threads(), 'thread')}" + " a process" * (args.world_size > 1)
     else:
         name = str(args.device)
     precision = "float32" if args.mixed_precision == "no" else args.mixed_precision  # a launcher may say it, too
