@@ -11,12 +11,19 @@ from huggingface_hub import HfApi, snapshot_download
 from transformers.utils import logging
 
 from ..errors import InputError
+from ..hub.checksums import renew_checksums
 from ..hub.client import HUB_ERRORS, ask, keep_trying, why
 from ..hub.files import read_json, write_json
-from ..hub.run_folder import RECIPE_FILE, STATE_FILE, last_whole_checkpoint
+from ..hub.run_folder import RECIPE_FILE, STATE_FILE, TornCheckpointError, check_whole, last_whole_checkpoint
 from ..recipes import load_recipe
 from ..recipes.resolve import Arguments, check_same_run, take_revisions
-from ..training.checkpoints import check_resumable, check_same_labels, find_checkpoint, resume_wish
+from ..training.checkpoints import (
+    check_resumable,
+    check_same_labels,
+    check_unchanged,
+    find_checkpoint,
+    resume_wish,
+)
 from ..training.label_source import LabelSource
 from ..training.processes import on_main_process
 from ..training.trainer import DistillationTrainer
@@ -123,7 +130,7 @@ def fetch_checkpoint(source: str) -> tuple[str, dict[str, Any]]:
         The checkpoint's folder in the cache, and the published recipe.
 
     Raises:
-        InputError: there is none, or no right to read it.
+        InputError: there is none, or no right to read it, or what was fetched is not what a run has written.
     """
     repo_id, _, revision = source.partition("@")
 
@@ -155,7 +162,14 @@ def fetch_checkpoint(source: str) -> tuple[str, dict[str, Any]]:
     recipe = os.path.join(snapshot, RECIPE_FILE)
     if not os.path.isfile(recipe):
         raise InputError(f"{source!r} has a checkpoint but no {RECIPE_FILE}: it was not pushed by a run of hf_deit")
-    return os.path.join(snapshot, name), load_recipe(recipe)
+    checkpoint = os.path.join(snapshot, name)
+    way_out = f"remove {snapshot} to fetch it anew, or take an earlier commit, --resume_from_hub {repo_id}@COMMIT"
+    try:
+        check_whole(checkpoint, way_out=way_out)
+    except TornCheckpointError as error:
+        raise InputError(f"cannot go on from {source!r}, {error}: {way_out}") from error
+    check_unchanged(checkpoint, way_out=way_out)
+    return checkpoint, load_recipe(recipe)
 
 
 def _number(name: str) -> float | None:
@@ -184,5 +198,6 @@ def adopt_checkpoint(fetched: str, output_dir: str) -> str:
     elif best:  # only the newest one was fetched: the best so far is not at hand
         state["best_model_checkpoint"] = state["best_metric"] = state["best_global_step"] = None
     write_json(state, path)
+    renew_checksums(unfinished, unfinished, changed=[STATE_FILE], without=())
     os.replace(unfinished, checkpoint)
     return checkpoint

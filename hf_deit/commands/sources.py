@@ -17,6 +17,7 @@ from ..hub.facts import (
     Source,
 )
 from ..hub.revisions import declared_datasets, resolve_dataset_revision
+from ..hub.run_folder import check_weights
 from ..models.pretrained import resolve_revision
 from ..models.teacher import TeacherDescription
 from ..models.zoo import list_models
@@ -40,7 +41,8 @@ def resolve_sources(arguments: Arguments, labels: LabelSource | None = None) -> 
         labels: the store that they name; it is read at its commit from here on.
 
     Raises:
-        InputError: a data set or labels that are not there, or that this token may not read.
+        InputError: a data set or labels that are not there, or that this token may not read; or a student or teacher
+            in a checkpoint of a run whose weights are not what was written.
     """
     model_args, data_args, args = arguments
 
@@ -49,6 +51,9 @@ def resolve_sources(arguments: Arguments, labels: LabelSource | None = None) -> 
             (model_args.student, model_args.student_revision),
             (model_args.teacher_model_name_or_path, model_args.teacher_revision),
         )
+        for name, _ in models:
+            if name and os.path.isdir(name):
+                check_weights(name)
         commits = [resolve_revision(name, revision) if _is_on_hub(name) else None for name, revision in models]
         sets = (
             (data_args.dataset_name, data_args.dataset_revision),

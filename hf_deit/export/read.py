@@ -21,6 +21,7 @@ from timm.data import ImageNetInfo
 from transformers import ViTImageProcessor
 
 from ..errors import InputError, one_line
+from ..hub.run_folder import check_weights
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair, label2id_of
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
@@ -141,6 +142,7 @@ def _processor(config: DeiTConfigBase, where: str, **settings: Any) -> Distilled
 
 
 def _read_transformers_folder(folder: str, stated: dict[str, Any]) -> Checkpoint:
+    check_weights(folder)
     dtype, num_tensors, num_values = _measure(folder)
     _check_extent(stated, num_tensors, num_values, folder)
     try:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import InputError, shortlist
+from ..models.pretrained import check_archive, unpickling_fault
 
 # Under which training loops keep weights: facebookresearch's, timm's, torchvision's, Lightning's, DeepSpeed's, … Those
 # of a DeiT or CaiT are known by what they hold, under any name.
@@ -111,21 +112,21 @@ def _load(path: str) -> dict[Any, Any]:
             raise InputError(f"{path!r} is empty")
         if path.endswith(".safetensors"):
             return load_file(path)
+        check_archive(path)
         with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
-        wanted = re.search(r"GLOBAL (\S+)", reason)
-        if wanted:
+        reason = unpickling_fault(error)
+        if reason.startswith("unpickling it would run"):
             raise InputError(
-                f"{path!r} is refused: unpickling it would run {wanted[1]}; only tensors, numbers, strings and "
+                f"{path!r} is refused: {reason}; only tensors, numbers, strings and "
                 "containers are read. If you trust the file, save its weights alone where it was written: "
                 "torch.save(model.state_dict(), …)"
             ) from error
-        raise InputError(f"cannot read {path!r}, it is damaged or no checkpoint: {reason.splitlines()[0]}") from error
+        raise InputError(f"cannot read {path!r}, it is damaged or no checkpoint: {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path!r} must hold weights by name, got {type(content).__name__}")
     return content

@@ -10,6 +10,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..errors import InputError, first_line
 from .card import update_card
+from .checksums import renew_checksums
 from .facts import RunFacts
 from .files import link, read_json, read_text, write_json, write_whole
 from .recipe_file import dump_recipe
@@ -121,3 +122,4 @@ def stage_checkpoint(checkpoint: str | os.PathLike[str], tree: str | os.PathLike
     best = state.get("best_model_checkpoint")
     state["best_model_checkpoint"] = best and os.path.basename(best)
     write_json(state, os.path.join(tree, STATE_FILE))
+    renew_checksums(checkpoint, tree, changed=[STATE_FILE], without=_NEVER_PUBLISHED)

@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +21,7 @@ from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from ..errors import InputError, command, first_line
+from ..errors import InputError, command, first_line, one_line
 
 # What transformers, timm, safetensors and the Hub's client raise for checkpoints that are not there, or not whole.
 LOADING_ERRORS = (
@@ -32,6 +34,8 @@ _REMEDY = "save its image processor beside the weights (processor.save_pretraine
 # Files that hold weights, and files that hold a program, which neither learns nor gives its weights.
 _OF_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".pkl", ".npz", ".h5")
 _OF_PROGRAMS = (".onnx", ".pte", ".tflite", ".torchscript")
+_CHUNK = 1 << 24  # bytes that are read at once
+_ARCHIVE = b"PK\x03\x04"  # with which a ZIP archive begins, and with it a file of torch
 
 
 def is_weight_file(name_or_path: str) -> bool:
@@ -76,6 +80,92 @@ def refuse_file(name_or_path: str, *, role: str) -> None:
         f"{found}, and a {role} is a folder or a name on the Hub: weights of a DeiT or CaiT are converted to one with "
         f"{command('convert', name_or_path, converted, '--to', 'hf_deit')}; then give {option} {converted}"
     )
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Compares what a file of `torch.save` holds with the CRC-32 that it keeps of each part; torch itself does not.
+
+    It is read once. Files of torch before 1.6, and of other libraries, keep none: they are not read.
+
+    Raises:
+        InputError: a part is not what was written.
+        OSError: the file cannot be read.
+    """
+    path = os.fspath(path)
+    with open(path, "rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
+            return
+        try:
+            with zipfile.ZipFile(file) as archive:
+                parts = archive.infolist()
+                if not any(part.CRC for part in parts):  # torch.serialization.set_crc32_options(False)
+                    return
+                if sum(part.compress_size for part in parts) > os.path.getsize(path):
+                    raise zipfile.BadZipFile("it lists more than it holds")
+                for part in parts:
+                    if part.compress_type == zipfile.ZIP_STORED:  # as torch writes all of them
+                        with archive.open(part) as content:
+                            while content.read(_CHUNK):
+                                pass
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+            raise InputError(
+                f"cannot read {path!r}, it is damaged or no checkpoint: {one_line(error)}. Fetch or save it anew"
+            ) from error
+
+
+def unpickling_fault(error: BaseException) -> str:
+    """Why torch could not read a file, in one line, without its advice to let the file run any code."""
+    if found := re.search(r"\bGLOBAL (\S+)", str(error)):
+        return f"unpickling it would run {found[1]}"
+    _, is_known, reason = str(error).rpartition("WeightsUnpickler error: ")
+    if not is_known and "weights_only" in str(error):
+        return type(error).__name__
+    return (reason.strip() or type(error).__name__).splitlines()[0]
+
+
+def check_pickled(path: str | os.PathLike[str]) -> None:
+    """Refuses a file of `torch.save` that is not what was written, or that torch does not read without running code.
+
+    Its tensors are not loaded, except from files of torch before 1.6.
+
+    Raises:
+        InputError: the message names it, and what is wrong.
+    """
+    path = os.fspath(path)
+    try:
+        check_archive(path)
+        with open(path, "rb") as file:
+            is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+        torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot read {path!r}: {one_line(error)}") from error
+    except Exception as error:
+        raise InputError(
+            f"cannot read {path!r}, it is damaged or holds more than tensors: {unpickling_fault(error)}"
+        ) from error
+
+
+def check_pickled_weights(name_or_path: str | os.PathLike[str], revision: str | None = None) -> None:
+    """Refuses pickled weights that are damaged, where a checkpoint has no others; see `check_pickled`.
+
+    Args:
+        name_or_path: a folder, or a Hub id, of which only what was downloaded before is looked at.
+        revision: branch, tag or commit.
+
+    Raises:
+        InputError: they are not what was written.
+        OSError: the folder cannot be read.
+    """
+    folder = os.fspath(name_or_path)
+    if not os.path.isdir(folder):
+        folder = os.path.dirname(cached_file(folder, "config.json", revision=revision))
+    names = sorted(os.listdir(folder))
+    if not any(name.endswith(".safetensors") for name in names):  # which are taken where both are there
+        for name in names:
+            if name.endswith(".bin") and _PICKLED_FILES.fullmatch(name):
+                check_pickled(os.path.join(folder, name))
 
 
 def absent_weights(info: Mapping[str, Any]) -> list[str]:

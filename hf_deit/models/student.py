@@ -22,6 +22,7 @@ from .modeling_common import ImageClassifierBase
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
 from .pretrained import (
     LOADING_ERRORS,
+    check_pickled_weights,
     configured_size,
     is_weight_file,
     load_image_processor,
@@ -226,6 +227,7 @@ def _load_checkpoint(
         settings = _for_timm(config, name_or_path, overrides) if is_timm else dict(overrides)
         if replace_head and issubclass(model_class, ImageClassifierBase):  # transformers may have lost the other one
             settings["ignore_mismatched_sizes"] = True
+        check_pickled_weights(name_or_path, revision)
         model, info = model_class.from_pretrained(
             name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True, **settings
         )

@@ -22,6 +22,7 @@ from .class_names import in_order, match_labels, unique_names
 from .pretrained import (
     LOADING_ERRORS,
     absent_weights,
+    check_pickled_weights,
     configured_size,
     load_image_processor,
     measure_processor,
@@ -332,9 +333,12 @@ def _not_loadable(name_or_path: str, revision: str | None, error: Exception | st
 
 def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     try:
+        check_pickled_weights(name_or_path, revision)
         model, info = AutoModelForImageClassification.from_pretrained(
             name_or_path, revision=revision, dtype=dtype, output_loading_info=True
         )
+    except InputError:
+        raise
     except LOADING_ERRORS as error:
         raise _not_loadable(name_or_path, revision, error) from error
     random_weights = absent_weights(info)

@@ -34,7 +34,17 @@ from ..models.teacher import Teacher, TeacherDescription
 from .arguments import DistillationTrainingArguments
 from .averaging import AVERAGE_FOLDER, WeightAverage
 from .callbacks import StepEndCallback, TeacherCheckCallback, teacher_report
-from .checkpoints import RunFolder, check_resumable, check_same_labels, remove_torn_checkpoints, restore_weights
+from .checkpoints import (
+    RunFolder,
+    check_best,
+    check_resumable,
+    check_same_labels,
+    check_unchanged,
+    remove_torn_checkpoints,
+    restore_weights,
+    restoring,
+    unknown_fields_left_out,
+)
 from .datasets import as_evaluation, as_views, check_arguments, check_teaching, make_sampler, steps_per_epoch
 from .kept_labels import KeptLabels, LabelReport
 from .label_source import LabelSource, RunLabels
@@ -248,12 +258,19 @@ class DistillationTrainer(Trainer):
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
         """transformers' loader; `dataloader_drop_last` is for the training: an evaluation leaves no image out."""
-        own = self.args
-        if not is_training and own.dataloader_drop_last:
-            self.args = copy.copy(own)
-            self.args.dataloader_drop_last = False
-        try:
+        drops_last = is_training and self.args.dataloader_drop_last
+        with self._with_arguments(dataloader_drop_last=drops_last):
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+
+    @contextmanager
+    def _with_arguments(self, **changes: Any) -> Iterator[None]:
+        """Lets transformers' methods find other arguments for a while."""
+        own = self.args
+        self.args = copy.copy(own)
+        for name, value in changes.items():
+            setattr(self.args, name, value)
+        try:
+            yield
         finally:
             self.args = own
 
@@ -337,7 +354,7 @@ class DistillationTrainer(Trainer):
         return output
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
-        checkpoint = self.run_folder.find(resume_from_checkpoint)
+        checkpoint = on_every_process(lambda: self._find_checkpoint(resume_from_checkpoint))
         if checkpoint is not None:
             check_same_labels(checkpoint, self.model.config.id2label, "the run of")
             if isinstance(self.train_dataset, KeyedViews):
@@ -350,13 +367,20 @@ class DistillationTrainer(Trainer):
         if self.weight_average is not None:
             self.weight_average.restart()
         try:
-            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            with unknown_fields_left_out():
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
             if self.log_table is not None:
                 self.log_table.close()
         self._stop_if_diverged(check_weights=True)
         self.record.has_ended = True
         return output
+
+    def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        checkpoint = self.run_folder.find(resume_from_checkpoint)
+        if checkpoint is not None and self.args.should_save:  # one process of those that see the same files
+            check_unchanged(checkpoint)
+        return checkpoint
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
@@ -508,14 +532,46 @@ class DistillationTrainer(Trainer):
         if self.kept_labels is not None:  # a run that goes on from here finds the labels of all that was before
             self.step_record.elsewhere(on_every_process, self.kept_labels.flush)
         with self.run_folder.writing("checkpoint", self.state.global_step):
-            if self.args.should_save:
-                self.run_folder.unmark(self.state.global_step)
-            self.step_record.elsewhere(super()._save_checkpoint, *args, **kwargs)
+            self.step_record.elsewhere(self._write_checkpoint, *args, **kwargs)
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        step, run_folder = self.state.global_step, RunFolder(self._get_output_dir(trial))
+        if self.args.should_save:
+            run_folder.unmark(step)
+        with self._with_arguments(push_to_hub=False, save_total_limit=None):  # both come after the checksums
+            super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            run_folder.seal(step)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(run_folder.checkpoint(step))
+        if self.args.should_save:
+            run_folder.rotate(self.args.save_total_limit, step=step, best=self.state.best_model_checkpoint)
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._with_arguments(save_total_limit=None):  # at the end transformers removes all but the best one
+            output = super()._finalize_training(trial, *args, **kwargs)
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
+            run_folder = RunFolder(self._get_output_dir(trial))
+            run_folder.rotate(1, step=self.state.global_step, best=best, keeps_last=False)
+        return output
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         # Rank 0 marks the checkpoint as whole next: by then every process must have written its part.
         self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with restoring(str(checkpoint), "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with restoring(str(checkpoint), "scaler.pt"):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with restoring(str(checkpoint), "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._shards_weights:
@@ -523,10 +579,12 @@ class DistillationTrainer(Trainer):
         self._restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        check_best(best, self.run_folder.way_back())
         self.record.note_best_weights(self.state)
         if self._shards_weights:
             super()._load_best_model()
-        self._restore(self.state.best_model_checkpoint)
+        self._restore(best)
 
     def _restore(self, checkpoint: str) -> None:
         if not self._shards_weights:

@@ -15,6 +15,9 @@ import torch
 from safetensors.torch import load_file
 from support.main_of import python_path
 
+from hf_deit.hub.checksums import read_checksums
+from hf_deit.training.checkpoints import check_unchanged
+
 STEPS, SAVE_STEPS, KILLS = 200, 5, 10
 
 # Importing takes longer than the runs: this process imports once, and forks every attempt of a run.
@@ -206,6 +209,9 @@ def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path, world_size):
     files = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.suffix in (".pt", ".pth")}
     assert files > {"optimizer.pt", "scheduler.pt"}
     assert len(files) == 2 + world_size  # the states of the random numbers
+    listed = {str(path.relative_to(parts)) for path in parts.rglob("*") if path.is_file()} - {"checksums.json"}
+    assert read_checksums(parts).keys() == listed  # of both processes
+    check_unchanged(parts)
     for name in sorted(files):
         assert_same(*(torch.load(checkpoint / name, weights_only=False) for checkpoint in (whole, parts)), name)
     for name in ("model.safetensors", "ema/model.safetensors"):

@@ -61,6 +61,7 @@ from transformers import (
 from hf_deit.errors import InputError
 from hf_deit.export.read import load_weights, read_checkpoint
 from hf_deit.export.write import convert_checkpoint
+from hf_deit.hub.checksums import write_checksums
 
 
 def assert_answers_as(model: nn.Module, read: Any, size: int = 32) -> None:
@@ -419,10 +420,37 @@ def cut(path: Path) -> Path:
     return raw(path, path.read_bytes()[: int(0.7 * path.stat().st_size)])
 
 
+def flipped(path: Path, part: float = 0.5) -> Path:
+    """With one bit of another value: after half of the file, in a weight."""
+    content = bytearray(path.read_bytes())
+    content[int(part * len(content))] ^= 1
+    return raw(path, content)
+
+
 def beside(folder: Path, file: str, change: Callable[[Path], Any]) -> Path:
     """A folder in which something is done to one file."""
     change(folder / file)
     return folder
+
+
+def pickled_and_flipped(path: Path) -> None:
+    weights = path.with_name("model.safetensors")
+    flipped(pth(path, load_file(weights)))
+    weights.unlink()
+
+
+def with_checksums(folder: Path) -> Path:
+    write_checksums(folder)
+    read_checkpoint(folder)
+    return folder
+
+
+def without_checksums(write: Callable[[], Any]) -> Any:
+    torch.serialization.set_crc32_options(False)
+    try:
+        return write()
+    finally:
+        torch.serialization.set_crc32_options(True)
 
 
 def under(prefix: str, weights: Weights) -> Weights:
@@ -474,6 +502,15 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a pointer": (lambda p: raw(p / "x.safetensors", POINTER), "damaged"),
     "a cut .pth": (lambda p: cut(pth(p / "x.pth", weights_of())), NO_CHECKPOINT),
     "a cut .pth of the old kind": (lambda p: cut(old_pth(p / "x.pth", weights_of())), NO_CHECKPOINT),
+    "a flipped bit": (lambda p: flipped(pth(p / "x.pth", {"model": weights_of()})), "damaged.*Bad CRC-32.*/data/"),
+    "a flipped bit in a folder of timm": (
+        lambda p: beside(timm_folder(p / "x", weights_of()), "pytorch_model.bin", pickled_and_flipped),
+        r"pytorch_model\.bin.*Bad CRC-32",
+    ),
+    "a flipped bit in a checkpoint of a run": (
+        lambda p: beside(with_checksums(our_folder(p / "x")), "model.safetensors", lambda path: flipped(path, 0.99)),
+        r"model\.safetensors is not as it was written",
+    ),
     "a cut .safetensors": (lambda p: cut(timm_folder(p / "x", weights_of()) / "model.safetensors"), NO_CHECKPOINT),
     "a cut file in a folder": (lambda p: beside(our_folder(p / "x"), "model.safetensors", cut), "damaged"),
     "a cut file in a folder of timm": (
@@ -842,6 +879,25 @@ def test_a_bad_source_is_refused_and_nothing_is_written(tmp_path, case):
     assert not (tmp_path / "it_ran").exists()
 
 
+def test_a_flipped_bit_anywhere_in_a_file_is_found_or_changes_nothing(tmp_path):
+    path = pth(tmp_path / "x.pth", {"model": {"a": torch.arange(20.0), "b": torch.ones(3)}})
+    content, expected, found = path.read_bytes(), repr(load_weights(path).weights), 0
+    for place in range(0, len(content), 23):
+        flipped(raw(path, content), place / len(content))
+        try:
+            assert repr(load_weights(path).weights) == expected, place
+        except InputError as error:
+            found += "weights_only" not in str(error)
+    assert found > 20
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    weights = {"a": torch.arange(20.0)}
+    without_checksums(lambda: pth(tmp_path / "none.pth", weights))
+    assert repr(load_weights(tmp_path / "none.pth").weights) == repr(weights)
+    assert repr(load_weights(old_pth(tmp_path / "old.pth", weights)).weights) == repr(weights)
+
+
 def test_the_code_of_a_file_would_have_run(tmp_path):
     """So that the test above can fail."""
     torch.load(pth(tmp_path / "x.pth", {"model": RunsCode(tmp_path)}), weights_only=False)
@@ -950,9 +1006,12 @@ def small_weights(name: str = DISTILLED) -> Weights:
     return weights_of(name, depth=1, img_size=16, mlp_ratio=0.25)
 
 
+# Of torch's own files those without checksums: of the others hardly any damage would come as far as the weights.
 FUZZED: dict[str, tuple[Callable[[Path], Path], list[str], int]] = {
     "the authors'": (
-        lambda p: pth(p / "source.pth", {"model": small_weights(CAIT), "args": argparse.Namespace(model=CAIT)}),
+        lambda p: without_checksums(
+            lambda: pth(p / "source.pth", {"model": small_weights(CAIT), "args": argparse.Namespace(model=CAIT)})
+        ),
         [""],
         100,
     ),
@@ -964,7 +1023,10 @@ FUZZED: dict[str, tuple[Callable[[Path], Path], list[str], int]] = {
     ),
     "with metadata": (
         lambda p: (
-            convert_checkpoint(our_folder(p / "made", PLAIN), p / "source.pth", to="facebook") and p / "source.pth"
+            without_checksums(
+                lambda: convert_checkpoint(our_folder(p / "made", PLAIN), p / "source.pth", to="facebook")
+            )
+            and p / "source.pth"
         ),
         [""],
         60,

@@ -1,5 +1,6 @@
-"""Contract: what takes the name of a model takes a folder as any kind of path."""
+"""Contract: what takes the name of a model takes a folder as any kind of path, and no damaged pickled weights."""
 
+import pickle
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from support import tiny
 from transformers import AutoConfig
 
-from hf_deit import describe_teacher, load_student, load_teacher
+from hf_deit import InputError, describe_teacher, load_student, load_teacher
 from hf_deit.models.pretrained import load_image_processor, resolve_revision, weights_digest
 from hf_deit.models.teacher import load_labels
 
@@ -55,3 +56,40 @@ def test_a_path_is_a_folder_as_its_name_is(folder, name):
 def test_what_is_no_path_is_refused_at_once(name):
     with pytest.raises(TypeError, match="PathLike"):
         READERS[name](3)
+
+
+def pickled(folder: Path) -> Path:
+    """A model whose weights are pickled, as those of old checkpoints on the Hub."""
+    tiny.teacher_folder(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny.resnet().state_dict(), folder / "pytorch_model.bin")
+    return folder / "pytorch_model.bin"
+
+
+DAMAGES = {
+    "in a weight": lambda content: flipped(content, content.index(next(tiny.resnet().parameters()).detach().numpy())),
+    "in a name": lambda content: flipped(content, content.index(b"classifier")),
+    "in what is unpickled first": lambda content: flipped(content, content.index(b"ccollections")),
+    "cut": lambda content: content[: len(content) // 2],
+    "hostile": lambda content: pickle.dumps(Hostile(), protocol=2),
+}
+
+
+class Hostile:
+    def __reduce__(self):
+        return exec, ("raise SystemExit(9)",)
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("load", [loaded_student, loaded_teacher])
+def test_pickled_weights_that_are_damaged_are_refused(tmp_path, load, damage):
+    weights = pickled(tmp_path)
+    assert load(str(tmp_path))
+    weights.write_bytes(DAMAGES[damage](weights.read_bytes()))
+    with pytest.raises(InputError, match=r"pytorch_model\.bin', it is damaged or") as error:
+        load(str(tmp_path))
+    assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
