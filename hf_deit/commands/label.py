@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..data.batch_augment import augment_batch
 from ..errors import InputError, counted
-from ..labels.files import DATA
+from ..labels.epoch_files import epoch_file
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.teacher import Teacher
 from ..recipes.resolve import Arguments, resolve_arguments
@@ -25,6 +25,7 @@ from .run_options import RunParser
 from .sources import describe_sources, resolve_sources
 
 _FLUSH_SECONDS = 60.0
+_MOST_EPOCHS = 1_000_000
 
 
 @dataclass
@@ -81,24 +82,36 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
     teacher = run.describe_teacher()
     sources = describe_sources(run.arguments, run.images, start=start)
     labels = source.of_run(run.views, run.processor, num_labels=run.student.config.num_labels, sources=sources)
-    wanted = range(len(labels.needed)) if epochs is None else as_range("epochs", epochs, "0:300")
+    wanted = range(len(labels.needed)) if epochs is None else _epochs(epochs)
     kept = KeptLabels(labels, teacher, needed=dict.fromkeys(wanted, labels.views_per_epoch))
     try:
         if kept.store.source is not None:
             raise InputError(f"{args.teacher_labels!r} takes no labels, as it is on the Hub: give a folder")
         if kept.needs_teacher:
             _label(kept, teacher.load(args.device), wanted, args, run.processor)
-        data_folder = os.path.join(args.teacher_labels, DATA)
+        epochs_there = kept.store.complete_epochs
         return LabellingResult(
             folder=args.teacher_labels,
-            epochs=kept.store.complete_epochs,
+            epochs=epochs_there,
             views_per_epoch=kept.store.identity.views_per_epoch,
             labelled=kept.report().asked,
             seconds=time.perf_counter() - start,
-            size=sum(os.path.getsize(os.path.join(data_folder, name)) for name in os.listdir(data_folder)),
+            size=sum(os.path.getsize(os.path.join(args.teacher_labels, epoch_file(epoch))) for epoch in epochs_there),
         )
     finally:
         kept.close()
+
+
+def _epochs(text: str) -> range:
+    """The epochs that are asked for.
+
+    Raises:
+        InputError: it is no range, or one that nobody has the time for.
+    """
+    epochs = as_range("epochs", text, "0:300")
+    if epochs.stop > _MOST_EPOCHS:
+        raise InputError(f"epochs must be FIRST:LAST with LAST of at most {_MOST_EPOCHS:,}, got {text!r}")
+    return epochs
 
 
 def _label(

@@ -53,4 +53,14 @@ def _publish_labels(options: Namespace) -> str:
     if options.hub_revision is not None:
         raise InputError("labels are pushed to the main branch: leave --hub_revision out")
     store = TeacherLabelStore.open(options.folder, readonly=True)
-    return store.push_to_hub(options.hub_model_id, private=options.hub_private_repo, seconds=options.hub_push_timeout)
+    store.finish_covered()
+    parts = store.parts_in_words()
+    address = store.push_to_hub(
+        options.hub_model_id, private=options.hub_private_repo, seconds=options.hub_push_timeout
+    )
+    if parts:
+        print(
+            f"left out, as they are not whole: {parts}. Unless another run is at it, hf-deit label with the arguments "
+            "of their run completes them"
+        )
+    return address

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
+
+# Beside a file that is being written: 8 random digits keep it apart from those of other processes.
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 
 
 def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str]) -> None:
@@ -40,6 +44,12 @@ def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str])
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def name_of_temporary(name: str) -> str | None:
+    """The name of the file that was to become of a temporary of `write_whole`, or None if the name is of none."""
+    match = _TEMPORARY.fullmatch(name)
+    return None if match is None else match[1]
 
 
 @contextmanager

@@ -5,15 +5,28 @@ import re
 import secrets
 from collections.abc import Iterator
 
-import numpy as np
-
-from ..errors import InputError
-from .files import DATA, PARTS, Columns, damaged, merge, no_views, read_columns, write_columns
+from ..errors import CheckpointError, InputError
+from ..hub.files import name_of_temporary
+from .files import (
+    DATA,
+    PARTS,
+    STORE_FILE,
+    Columns,
+    damaged,
+    is_regular,
+    merge,
+    no_views,
+    read_columns,
+    write_columns,
+)
 from .identity import StoreIdentity
 from .on_hub import HubFolder
 
-_EPOCH_FILE = re.compile(r"epoch-(\d{5,})\.parquet")
-_PART_FILE = re.compile(r"epoch-(\d{5,})\.rank-\d+\.\w+\.parquet")
+# Five digits, or as many as it takes: an epoch has one name. It fits beside a slot in a view's number.
+_EPOCH = r"epoch-([0-9]{5}|[1-9][0-9]{5,8})"
+LAST_EPOCH = 999_999_999
+_EPOCH_FILE = re.compile(rf"{_EPOCH}\.parquet")
+_PART_FILE = re.compile(rf"{_EPOCH}\.rank-[0-9]+\.[0-9a-z]+\.parquet")
 
 
 def epoch_file(epoch: int) -> str:
@@ -65,7 +78,7 @@ class EpochFiles:
         name = epoch_file(epoch)
         path = self._hub.path(name, then=epoch_file(epoch + 1)) if self._hub else os.path.join(self._folder, name)
         columns = read_columns(path, epoch, self._identity)
-        if not np.array_equal(columns["slot"], np.arange(self._identity.views_per_epoch)):
+        if len(columns["slot"]) != self._identity.views_per_epoch:  # they ascend, and none is out of range
             raise damaged(path, f"it has {len(columns['slot'])} of {self._identity.views_per_epoch} views")
         return columns
 
@@ -112,22 +125,41 @@ class EpochFiles:
         if not self.has(epoch):
             write_columns(os.path.join(self._folder, epoch_file(epoch)), epoch, columns, self._identity)
         for path in paths:
-            os.remove(path)
+            self._remove(path)
         return True
 
     def recover(self) -> None:
-        """Removes what a killed run has left half-written, and puts parts together. For the holder of the lock."""
-        for folder in (self._folder, os.path.join(self._folder, DATA), os.path.join(self._folder, PARTS)):
+        """Removes what a killed run has left half-written, and puts parts together. For the holder of the lock.
+
+        Raises:
+            InputError: parts are broken, or contradict each other.
+            CheckpointError: something cannot be removed or written; the parts stay.
+        """
+        ours = {"": re.compile(re.escape(STORE_FILE)), DATA: _EPOCH_FILE, PARTS: _PART_FILE}
+        for parent, names in ours.items():
+            folder = os.path.join(self._folder, parent)
             for name in os.listdir(folder):
-                if name.endswith(".tmp"):
-                    os.remove(os.path.join(folder, name))
+                is_ours = names.fullmatch(name_of_temporary(name) or "")  # there may be files of others, too
+                if is_ours and is_regular(os.path.join(folder, name)):
+                    self._remove(os.path.join(folder, name))
         for epoch in self.with_parts:
             self.put_together(epoch)
+
+    def _remove(self, path: str) -> None:
+        try:
+            os.remove(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot remove {path!r}, which the label store needs no more ({error.strerror or error}): mend the "
+                "rights of its folder"
+            ) from error
 
     def _parts(self) -> Iterator[tuple[int, str]]:
         """Epoch and path of each part."""
         folder = os.path.join(self._folder, PARTS)
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        names = sorted(os.listdir(folder)) if self._hub is None and os.path.isdir(folder) else []
         for match in filter(None, map(_PART_FILE.fullmatch, names)):
             yield int(match[1]), os.path.join(folder, match[0])
 

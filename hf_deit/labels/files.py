@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import filelock
@@ -10,8 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import CheckpointError, InputError, first_line
+from ..errors import CheckpointError, InputError, first_line, shortlist
+from ..hub.files import name_of_temporary
 from ..models.keyed import fold_array
+from .checks import fault_in_nulls, fault_in_sizes, fault_in_values
+from .footer import read_footer
 from .identity import FORMAT, StoreIdentity, write_labels
 
 STORE_FILE, DATA, PARTS, LOCK_FILE = "store.json", "data", "parts", ".lock"
@@ -21,7 +24,7 @@ TRUE_LABEL, ABSENT = -1, -2
 _CRC_EVERY, _CRCS_PER_EPOCH, _CRC_PURPOSE = 1000, 16, 3
 LOCK_SECONDS = 10.0  # the workers of a run that was killed keep its lock until they notice
 # What pyarrow raises for files that are none of its own.
-_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError)
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError)
 
 Columns = dict[str, np.ndarray]  # by the names of the file's columns, (N,) or (N, k)
 
@@ -33,18 +36,43 @@ def wants_crc(identity: StoreIdentity, epoch: int, slots: np.ndarray) -> np.ndar
 
 
 def check_new_folder(folder: str | os.PathLike[str]) -> None:
-    """Refuses to make a store of a folder that holds something else.
+    """Refuses to make a store of a folder that holds something else, or to write to it as if it were one.
+
+    A store has its description. Without one a folder is empty, but for what a run that was killed at once has left.
 
     Raises:
-        InputError: the folder has files, and none of a store.
+        InputError: the folder has files, and none of a store; or a description that is of something else.
     """
     folder = os.fspath(folder)
-    names = [name for name in sorted(os.listdir(folder)) if name[0] != "."] if os.path.isdir(folder) else []
-    if STORE_FILE not in names and (others := [name for name in names if name not in (DATA, PARTS)]):
+    if is_store(folder):
+        StoreIdentity.read(os.path.join(folder, STORE_FILE))
+        return
+    try:
+        other = next(_foreign(folder), None) if os.path.isdir(folder) else None
+    except OSError as error:
+        raise InputError(f"cannot look into {folder!r} ({error.strerror or error}): give a new folder") from error
+    if other is not None:
         raise InputError(
-            f"{folder!r} is no label store, as it has no {STORE_FILE}, and it is not empty, as it has {others[0]!r}: "
+            f"{folder!r} is no label store, as it has no {STORE_FILE}, and it is not empty, as it has {other!r}: "
             "give a new folder"
         )
+
+
+def _foreign(folder: str) -> Iterator[str]:
+    """What lies in a folder and is nothing that a store has before its description."""
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name in (DATA, PARTS) and os.path.isdir(path):
+            yield from (f"{name}/{inside}" for inside in sorted(os.listdir(path)))
+            continue
+        is_lock = name == LOCK_FILE and is_regular(path) and os.path.getsize(path) == 0
+        if not is_lock and not (is_regular(path) and name_of_temporary(name) == STORE_FILE):
+            yield name
+
+
+def is_regular(path: str) -> bool:
+    """Whether a path is a file itself: no link to one, no folder, no device."""
+    return os.path.isfile(path) and not os.path.islink(path)
 
 
 def is_store(folder: str | os.PathLike[str]) -> bool:
@@ -100,9 +128,14 @@ def lock_store(folder: str | os.PathLike[str]) -> filelock.BaseFileLock:
 def discard_unused(folder: str | os.PathLike[str]) -> None:
     """Removes the files of a store that has no labels and that no process uses, so that its folders are empty."""
     folder = os.fspath(folder)
-    if not os.path.exists(os.path.join(folder, LOCK_FILE)) or has_labels(folder):
+    lock = os.path.join(folder, LOCK_FILE)
+    if not os.path.exists(lock) or has_labels(folder):
         return
-    with suppress(OSError, filelock.Timeout), filelock.FileLock(os.path.join(folder, LOCK_FILE), timeout=0):
+    try:
+        check_new_folder(folder)
+    except InputError:  # it is somebody else's
+        return
+    with suppress(OSError, filelock.Timeout), filelock.FileLock(lock, timeout=0):
         for name in (STORE_FILE, LOCK_FILE):
             with suppress(FileNotFoundError):
                 os.remove(os.path.join(folder, name))
@@ -134,35 +167,56 @@ def damaged(path: str | os.PathLike[str], reason: str) -> InputError:
 
 
 def read_columns(path: str | os.PathLike[str], epoch: int, identity: StoreIdentity) -> Columns:
-    """Reads a file, and checks it against its checksum.
+    """Reads a file, whoever wrote it: what it claims is checked before it is read, what it holds before it is used.
 
     Raises:
-        InputError: it is truncated, corrupt, or of another epoch or store.
+        InputError: it is truncated, corrupt, of another epoch or store, or holds what no view of the store can have.
     """
+    if not os.path.isfile(path):
+        raise damaged(path, "there is no such file")
+    expected = schema_of(identity)
     try:
+        if fault := fault_in_sizes(read_footer(path), expected.names, identity):
+            raise damaged(path, fault)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_about(path, file, epoch, identity)
             table = file.read()
-        about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if fault := fault_in_nulls(table):
+            raise damaged(path, fault)
+        arrays = {name: table[name].combine_chunks() for name in expected.names}
+        arrays["label"] = arrays["label"].cast(pa.int64()).fill_null(TRUE_LABEL)
+        arrays["pixel_crc"] = arrays["pixel_crc"].cast(pa.int64()).fill_null(-1)
+        columns = {
+            name: array.flatten().to_numpy(zero_copy_only=False).reshape(-1, identity.top_k)
+            if pa.types.is_fixed_size_list(array.type)
+            else array.to_numpy(zero_copy_only=False)
+            for name, array in arrays.items()
+        }
+    except InputError:
+        raise
     except _DAMAGE as error:
         raise damaged(path, f"truncated or corrupt: {first_line(error)}") from error
-    expected = schema_of(identity)
-    if not table.schema.remove_metadata().equals(expected):
-        raise damaged(path, f"got the columns {table.schema.names}, expected {expected.names} and their types")
-    for name, wanted in (("format", str(FORMAT)), ("epoch", str(epoch)), ("identity", identity.digest)):
-        if about.get(name) != wanted:
-            raise damaged(path, f"its {name} is {about.get(name)}, expected {wanted}")
-    arrays = {name: table[name].combine_chunks() for name in expected.names}
-    arrays["label"] = arrays["label"].cast(pa.int32()).fill_null(TRUE_LABEL)
-    arrays["pixel_crc"] = arrays["pixel_crc"].cast(pa.int64()).fill_null(-1)
-    columns = {
-        name: array.flatten().to_numpy(zero_copy_only=False).reshape(-1, identity.top_k)
-        if pa.types.is_fixed_size_list(array.type)
-        else array.to_numpy(zero_copy_only=False)
-        for name, array in arrays.items()
-    }
-    if about.get("checksum") != _checksum(epoch, columns, identity):
+    if fault := fault_in_values(columns, identity):
+        raise damaged(path, fault)
+    columns["label"] = columns["label"].astype(np.int32)
+    if (table.schema.metadata or {}).get(b"checksum") != _checksum(epoch, columns, identity).encode():
         raise damaged(path, "corrupt: its checksum is another")
     return columns
+
+
+def _check_about(path: str | os.PathLike[str], file: pq.ParquetFile, epoch: int, identity: StoreIdentity) -> None:
+    """Refuses a file that says of itself that it is of another epoch or store.
+
+    Raises:
+        InputError: it is.
+    """
+    schema, expected = file.schema_arrow, schema_of(identity)
+    if not schema.remove_metadata().equals(expected):
+        raise damaged(path, f"got the columns {shortlist(schema.names)}, expected {expected.names} and their types")
+    about = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    for name, wanted in (("format", str(FORMAT)), ("epoch", str(epoch)), ("identity", identity.digest)):
+        if about.get(name) != wanted:
+            raise damaged(path, f"its {name} is {str(about.get(name))[:80]}, expected {wanted}")
 
 
 def write_columns(path: str | os.PathLike[str], epoch: int, columns: Columns, identity: StoreIdentity) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -18,6 +18,17 @@ from ..hub.files import write_whole
 FORMAT = 1
 _FINGERPRINT_IMAGES = 1024
 _FINGERPRINT_ROWS = 100_000  # labels read at a time
+
+_DESCRIPTION_BYTES = 1 << 24  # of store.json, at most: the names of labels are most of it
+# From and to, of what a store's numbers may be. Labels stand in memory beside codes, in 32 bits; a seed is any in 64.
+_RANGES = {
+    "seed": (-(1 << 63), (1 << 64) - 1),
+    "group_size": (1, (1 << 32) - 1),
+    "repeated_augmentation": (1, (1 << 32) - 1),
+    "views_per_epoch": (1, (1 << 32) - 1),
+    "num_labels": (1, 1 << 24),
+}
+_LONGEST = 200  # letters of a value in a message
 
 # What to do about a field that differs, beyond the obvious.
 _HINTS = {
@@ -83,18 +94,44 @@ class StoreIdentity:
         for field in fields(self):
             value = json.loads(json.dumps(getattr(self, field.name), allow_nan=False))
             object.__setattr__(self, field.name, value)
+        self._check_groups()
         if not self.teacher.get("revision"):
             raise InputError(
                 f"the revision of the teacher {self.teacher.get('name')!r} is not known, but labels depend on it: "
                 "give a commit of the Hub, or weights_digest of its folder"
             )
-        if not 1 <= self.views_per_epoch < 1 << 32:
-            raise InputError(f"views_per_epoch must be from 1 to 2**32 - 1, got {self.views_per_epoch}")
+        for name, (first, last) in {**_RANGES, "top_k": (0, self.num_labels)}.items():
+            value = getattr(self, name)
+            if type(value) is not int or not first <= value <= last:
+                raise InputError(f"{name} must be a whole number from {first} to {last}, got {brief(value)}")
         if not 0 <= self.top_k < self.num_labels:
             raise InputError(
                 f"top_k must be from 0 to {self.num_labels - 1} (num_labels - 1), got {self.top_k}: give another "
                 "--teacher_labels_top_k"
             )
+
+    def _check_groups(self) -> None:
+        """Refuses values of another kind than all that read them expect.
+
+        Raises:
+            InputError: there is one.
+        """
+        for name in ("teacher", "data", "augmentation", "versions"):
+            if not isinstance(getattr(self, name), dict):
+                raise InputError(f"{name} must be an object, got {brief(getattr(self, name))}")
+        preprocessing = self.teacher.get("preprocessing")
+        if not isinstance(preprocessing, dict | None):
+            raise InputError(f"teacher.preprocessing must be an object, got {brief(preprocessing)}")
+        for name, value, is_right in (
+            ("teacher.name", self.teacher.get("name"), _is_text),
+            ("teacher.revision", self.teacher.get("revision"), _is_text),
+            ("teacher.labels", self.teacher.get("labels"), _are_texts),
+            ("teacher.preprocessing.input_size", (preprocessing or {}).get("input_size"), _is_size),
+            ("augmentation.image_size", self.augmentation.get("image_size"), _is_size),
+            ("versions", [*self.versions.values()], _are_texts),
+        ):
+            if value is not None and not is_right(value):
+                raise InputError(f"{name} is of another kind than in a store, got {brief(value)}")
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -118,7 +155,7 @@ class StoreIdentity:
     def differences(self, other: "StoreIdentity") -> dict[str, str]:
         """Sentences on the decisive values that differ, by dotted name. "There" is this identity, "here" the other."""
         return {
-            name: f"{name} is {there!r} there, {here!r} here"
+            name: f"{brief(name, str if name.isprintable() else repr)} is {brief(there)} there, {brief(here)} here"
             for name, (there, here) in sorted(_differences(asdict(self), asdict(other)))
         }
 
@@ -167,19 +204,42 @@ class StoreIdentity:
         """
         path = os.fspath(path)
         try:
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise ValueError("it is no file")  # a pipe would be waited for
             with open(path, encoding="utf-8") as file:
-                described = json.load(file)
+                text = file.read(_DESCRIPTION_BYTES + 1)
+            if len(text) > _DESCRIPTION_BYTES:
+                raise ValueError("it is too long")
+            described = json.loads(text)
             if described["format"] == FORMAT:
                 identity = cls(**described["identity"])
                 if identity.digest == described["digest"]:
                     return identity
                 raise ValueError("its digest is not that of its identity")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise InputError(
-                f"{path!r} does not describe a label store ({first_line(error)}): give another store, or delete this "
-                "one and record it anew"
+                f"{path!r} does not describe a label store ({brief(first_line(error), str)}): give another folder or, "
+                "if this is of a store that was damaged, delete that store and record it anew"
             ) from error
-        raise InputError(f"{path!r} has the format {described['format']!r}, expected {FORMAT}: update hf_deit")
+        raise InputError(f"{path!r} has the format {brief(described['format'])}, expected {FORMAT}: update hf_deit")
+
+
+def brief(value: Any, words: Callable[[Any], str] = repr) -> str:
+    """A value in the words of a message, of which a line is enough."""
+    text = words(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError, counted, shortlist
 from .epoch import EpochLabels
-from .epoch_files import EpochFiles, epoch_file
+from .epoch_files import LAST_EPOCH, EpochFiles, epoch_file
 from .files import ABSENT, STORE_FILE, TRUE_LABEL, check_new_folder, has_labels, is_store, lock_store, merge, wants_crc
 from .identity import StoreIdentity
 from .on_hub import HubFolder, hub_id, push
@@ -76,7 +76,7 @@ class TeacherLabelStore:
         token: str | None = None,
         is_main_process: bool = True,
     ) -> "TeacherLabelStore":
-        """Opens a store, or creates it.
+        """Opens a store, or creates it. Who may write makes whole epochs of parts that a killed run has left.
 
         Args:
             source: a folder, or a data set on the Hub as "hf://datasets/user/name"; with `readonly` also "user/name",
@@ -119,14 +119,13 @@ class TeacherLabelStore:
     ) -> "TeacherLabelStore":
         path = os.path.join(folder, STORE_FILE)
         lock = None
-        if not is_store(folder):
-            if readonly or identity is None or not is_main_process:
-                raise InputError(
-                    f"there is no label store in {folder!r}, expected its {STORE_FILE}: give another folder, or let "
-                    "a run create it that may write, with its identity, before others open it"
-                )
-            check_new_folder(folder)
+        if not is_store(folder) and (readonly or identity is None or not is_main_process):
+            raise InputError(
+                f"there is no label store in {folder!r}, expected its {STORE_FILE}: give another folder, or let "
+                "a run create it that may write, with its identity, before others open it"
+            )
         if not readonly and is_main_process:
+            check_new_folder(folder)  # before anything is made there
             lock = lock_store(folder)
         try:
             if lock is not None and identity is not None and not has_labels(folder):
@@ -178,6 +177,24 @@ class TeacherLabelStore:
     def partial_epochs(self) -> list[int]:
         """Those of which some views are there, and not all, ascending."""
         return sorted({*self._files.with_parts} - {*self.complete_epochs})
+
+    @property
+    def views_in_parts(self) -> dict[int, int]:
+        """Of the `partial_epochs`, how many views are there.
+
+        Raises:
+            InputError: a part is broken, or parts contradict each other.
+        """
+        return {epoch: len(self.epoch(epoch).columns["slot"]) for epoch in self.partial_epochs}
+
+    def parts_in_words(self) -> str:
+        """ "epoch 3 (40 of 64 views), …" for the `partial_epochs`; empty if there are none.
+
+        Raises:
+            InputError: see `views_in_parts`.
+        """
+        views = counted(self.identity.views_per_epoch, "view")
+        return shortlist((f"epoch {epoch} ({count:,} of {views})" for epoch, count in self.views_in_parts.items()), 20)
 
     def has(self, epoch: int) -> bool:
         """Whether all views of an epoch are there."""
@@ -338,6 +355,8 @@ class TeacherLabelStore:
             raise InputError(f"the label store {self._name} is only read, so it takes no labels: give a folder")
         if (top is not None) != bool(self.identity.top_k):
             raise InputError(f"got {'' if top else 'no '}logits for a store whose top_k is {self.identity.top_k}")
+        if not 0 <= epoch <= LAST_EPOCH:
+            raise InputError(f"epochs are from 0 to {LAST_EPOCH}, got {epoch}")
         self._pending.add(epoch, (slots, labels, true_labels, crcs, *(top or ())))
 
     def flush(self, rank: int = 0) -> None:
@@ -370,10 +389,30 @@ class TeacherLabelStore:
             self._cache.pop(epoch, None)
         return is_complete
 
+    def finish_covered(self) -> str | None:
+        """Makes whole epochs of parts that hold all their views, as `open` does for whoever may write.
+
+        A run that was killed between its last views and the end of their epoch leaves such parts.
+
+        Returns:
+            None, or in words why that cannot be done now: another process writes to the store, or a part is broken.
+        """
+        try:
+            if any(self.has(epoch) or self.epoch(epoch).is_complete for epoch in self._files.with_parts):
+                if self._lock is not None:
+                    self._files.recover()
+                else:
+                    type(self).open(self.folder).close()
+        except (InputError, CheckpointError) as error:
+            return str(error)
+        return None
+
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, seconds: float = 60.0
     ) -> str:
         """Pushes the complete epochs to the Hub as a data set, in one commit. A card that is there stays.
+
+        Of other epochs nothing is pushed: `views_in_parts` says what is there of them.
 
         Nothing is made there before it is known that the token may push to it.
 
@@ -390,9 +429,16 @@ class TeacherLabelStore:
             InputError: no epoch is complete, or one is broken; the data set cannot be written to, or has other labels.
             PublishError: the Hub refuses, fails or is not there. The labels in the folder stay.
         """
+        if self._hub is not None:
+            raise InputError(f"{self._name} has no complete epoch in a folder to push: it is on the Hub")
+        if obstacle := self.finish_covered():
+            logger.warning("epochs that are in parts are left out: %s", obstacle)
         epochs = self.complete_epochs
-        if not epochs or self._hub is not None:
-            raise InputError(f"{self._name} has no complete epoch in a folder to push: record one first")
+        if not epochs:
+            parts = self.parts_in_words()
+            raise InputError(
+                f"{self._name} has no complete epoch to push{parts and f', only parts of {parts}'}: record one first"
+            )
         for epoch in epochs:
             self._files.read_whole(epoch)
         names = [epoch_file(epoch) for epoch in epochs]

@@ -3,7 +3,9 @@
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +13,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import DataLoader
 
 from ..data.view_dataset import collate
@@ -28,6 +33,14 @@ _VIEWS_CHECKED_AT_START = 16
 _SETTLE_AFTER = 256  # batches, whose CRCs until then stay on their device, so that nothing waits for it
 
 Batch = dict[str, torch.Tensor]
+
+
+def _is_on_hub(name: str, commit: str) -> bool:
+    """Whether a store names a model on the Hub. It may be anybody's: no path of this machine is looked up by it."""
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        return constants.REGEX_COMMIT_OID.match(commit) is not None and not os.path.exists(name)
+    return False
 
 
 @dataclass
@@ -85,7 +98,7 @@ class KeptLabels:
         try:
             on_main_process(self._check_files)
             on_main_process(self._check_pixels)
-            is_missing = on_main_process(lambda: bool(self.store.missing(self._needed)))
+            is_missing = on_main_process(lambda: bool(self.store.missing(self._wanted())))
         except BaseException:
             self.store.close()
             raise
@@ -106,6 +119,9 @@ class KeptLabels:
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._crcs: list[tuple[int, int]] = []
 
+    def _wanted(self) -> dict[int, int]:
+        return self._needed if self.store.readonly else self._labels.with_rest(self._needed, self.store)
+
     def close(self) -> None:
         """Lets others write. What is not flushed is gone."""
         self.store.close()
@@ -115,7 +131,7 @@ class KeptLabels:
         """What a run is made from, with what the store knows of its teacher and, on the Hub, the store."""
         if sources.teacher is None:
             teacher = self.store.identity.teacher
-            is_local = str(teacher["revision"]).startswith("sha256:")
+            is_local = not _is_on_hub(teacher.get("name") or "", teacher["revision"])
             named = LOCAL_TEACHER if is_local else Source(teacher["name"], teacher["revision"], on_hub=True)
             stated = None if is_local else on_main_process(lambda: declared_datasets(named.name, named.commit))
             sources = replace(sources, teacher=named, teacher_datasets=stated)
@@ -278,12 +294,25 @@ class KeptLabels:
         """
         self._settle_crcs()
         on_every_process(self._compare_crcs)
+        self._finish(self._epoch, teacher, prepare)
+
+    def finish(self, teacher: Teacher | None, prepare: Callable[[Batch], Batch]) -> None:
+        """Ends the training: finishes the epochs, too, that were trained on before the run was stopped and resumed.
+
+        Args, Raises:
+            See `finish_epoch`.
+        """
+        self._finish(max(self._needed, default=-1), teacher, prepare)
+
+    def _finish(self, last: int, teacher: Teacher | None, prepare: Callable[[Batch], Batch]) -> None:
+        """Writes epochs up to the last one as a whole, of which the run has seen all views of its steps."""
         if self.store.readonly:
             return
         on_every_process(self.flush)
-        for epoch, slots in on_main_process(self._ended):
-            self.label(epoch, slots, teacher, prepare)
-            on_main_process(functools.partial(self.store.finish_epoch, epoch))
+        for epoch, slots in on_main_process(functools.partial(self._ended, last)):
+            if teacher is not None or not len(slots):
+                self.label(epoch, slots, teacher, prepare)
+                on_main_process(functools.partial(self.store.finish_epoch, epoch))
 
     def _compare_crcs(self) -> None:
         kept = {*self.store.crcs(self._epoch)[0].tolist()} if self._crcs else set()
@@ -291,12 +320,12 @@ class KeptLabels:
             self._pixels += self.store.check_pixels(crcs)
         self._crcs = []
 
-    def _ended(self) -> list[tuple[int, np.ndarray]]:
-        """Epochs that the run has been through, with the slots that it does not visit."""
+    def _ended(self, last: int) -> list[tuple[int, np.ndarray]]:
+        """Epochs up to the last one that the run has been through, with the slots that it does not visit."""
         ended = []
         for epoch in self.store.partial_epochs:
             slots = self.store.epoch(epoch).absent()
-            if epoch <= self._epoch and (not len(slots) or slots[0] >= len(self._sampler)):
+            if epoch <= last and (not len(slots) or slots[0] >= len(self._sampler)):
                 ended.append((epoch, slots))
         return ended
 

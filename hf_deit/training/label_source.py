@@ -12,7 +12,7 @@ from transformers.utils import logging
 from ..data.streams import StreamViewDataset
 from ..data.view_dataset import ViewDataset
 from ..data.views import ViewSampler
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..hub.facts import RunSources
 from ..labels.files import has_labels, probe_store
 from ..labels.identity import StoreIdentity, data_fingerprint
@@ -106,7 +106,7 @@ class LabelSource:
         if wanted == "own":
             return
         student = self.identity.augmentation["image_size"]
-        shown = self.identity.teacher["preprocessing"].get("input_size", student)
+        shown = (self.identity.teacher.get("preprocessing") or {}).get("input_size", student)
         if shown != (student if wanted == "student" else [int(wanted)] * 2):
             raise InputError(
                 f"the teacher of the labels in {self.name!r} was shown {size_in_words(shown)} pixels, got "
@@ -267,7 +267,7 @@ class RunLabels:
                 why = f"lacks views of {len(missing)} epochs that the run needs" if missing else "is to be verified"
                 raise InputError(
                     f"the label store {self.source.name!r} {why}, and has the labels of the teacher "
-                    f"{there.teacher['name']!r} ({there.teacher['revision']}): name that one with "
+                    f"{there.teacher.get('name')!r} ({there.teacher['revision']}): name that one with "
                     "--teacher_model_name_or_path"
                 )
         if not args.teacher_labels_readonly and self.source.is_folder:
@@ -324,7 +324,13 @@ class RunLabels:
         def decide() -> bool:
             """In the main process: whether it is only read."""
             if self.source.is_there() and self._is_to_be_read(identity, needed, has_teacher):
-                return True
+                if not self._has_rest(identity, needed, has_teacher):
+                    return True
+                try:
+                    opened.append(TeacherLabelStore.open(name, identity))
+                except (InputError, CheckpointError) as error:  # the run has all that it needs
+                    logger.warning("epochs in parts stay so: %s", error)
+                return not opened
             opened.append(TeacherLabelStore.open(name, identity))
             return False
 
@@ -339,6 +345,32 @@ class RunLabels:
             return TeacherLabelStore.open(name, identity, is_main_process=False)
 
         return on_every_process(follow)
+
+    def _has_rest(self, identity: StoreIdentity, needed: Mapping[int, int], has_teacher: bool) -> bool:
+        """Whether the run can finish epochs of a store that has all that it needs.
+
+        Parts that hold all views of their epoch become its file here already.
+        """
+        reader = self.source.reader
+        if not self.source.is_folder or self.args.teacher_labels_readonly:
+            return False
+        if obstacle := reader.finish_covered():
+            logger.warning("epochs in parts stay so: %s", obstacle)
+            return False
+        is_same_size = reader.identity.views_per_epoch == identity.views_per_epoch
+        return has_teacher and is_same_size and bool(reader.missing(self.with_rest(needed, reader)))
+
+    def with_rest(self, needed: Mapping[int, int], store: TeacherLabelStore) -> dict[int, int]:
+        """How many of an epoch's first views a run wants that can label: also those of no step of an epoch in parts.
+
+        A run that goes through an epoch labels these at its end, unless it was killed before.
+
+        Args:
+            needed: how many the run trains on, by epoch.
+            store: that it may write to.
+        """
+        begun = [epoch for epoch in store.partial_epochs if needed.get(epoch, 0) >= len(self.sampler)]
+        return {**needed, **dict.fromkeys(begun, store.identity.views_per_epoch)}
 
     def _is_to_be_read(self, identity: StoreIdentity, needed: Mapping[int, int], has_teacher: bool) -> bool:
         """Whether the store that is there is only read."""

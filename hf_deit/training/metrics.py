@@ -110,6 +110,18 @@ def head_accuracies(prediction: EvalPrediction) -> dict[str, float]:
     return metrics
 
 
+def mean_loss(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
+    """The mean loss of the labelled images of an evaluation, or None if there are none.
+
+    It is summed in the images' order and in float64: the same losses have the same mean, in whatever batches.
+
+    Args:
+        batches: losses, (B,), and which of them are of labelled images, (B,) bool; of all processes.
+    """
+    losses = [losses[is_labelled].cpu().double() for losses, is_labelled in batches]
+    return torch.cat(losses).mean().item() if sum(map(len, losses)) else None
+
+
 @torch.no_grad()
 def measure_teacher(
     teacher: Teacher,

@@ -120,5 +120,10 @@ def evaluation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels: (B,), negative where an image was skipped or has no label.
     """
     # A batch may be all of images that were skipped.
+    return image_losses(logits, labels).sum() / (labels >= 0).sum().clamp(min=1)
+
+
+def image_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each image of a batch, (B,) float32; 0 where it has no label. See `evaluation_loss`."""
     labels = labels.where(labels >= 0, IGNORED_LABEL)
-    return F.cross_entropy(logits.float(), labels, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+    return F.cross_entropy(logits.float(), labels, reduction="none")

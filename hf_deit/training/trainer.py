@@ -1,6 +1,7 @@
 """The Trainer that distils: transformers' loop, with parts of its own where that has hooks."""
 
 import copy
+import functools
 import inspect
 import os
 from collections.abc import Iterator
@@ -49,8 +50,8 @@ from .datasets import as_evaluation, as_views, check_arguments, check_teaching, 
 from .kept_labels import KeptLabels, LabelReport
 from .label_source import LabelSource, RunLabels
 from .log_table import LogTableCallback
-from .metrics import Hits, answers, answers_and_ranks, count_hits, head_accuracies, rank_labels
-from .objective import DistillationObjective, evaluation_loss
+from .metrics import Hits, answers, answers_and_ranks, count_hits, head_accuracies, mean_loss, rank_labels
+from .objective import DistillationObjective, evaluation_loss, image_losses
 from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
 from .pace import EvaluationPaceCallback, with_pace
 from .processes import on_every_process
@@ -161,6 +162,7 @@ class DistillationTrainer(Trainer):
         self.distillation_objective = DistillationObjective.of(args, has_labels=has_labels)
         self.step_record = StepRecord(self.accelerator)
         self.skipped_images = SkippedImages()
+        self._image_losses: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self._takes_view_seeds = "view_seeds" in inspect.signature(model.forward).parameters
         self.weight_average = self._make_average()
         self.kept_labels: KeptLabels | None = None
@@ -310,8 +312,10 @@ class DistillationTrainer(Trainer):
             outputs = model(pixel_values=inputs["pixel_values"])
             heads = {head.field: outputs[head.field] for head in HEADS if outputs.get(head.field) is not None}
             labels = inputs["labels"]
-            # So that the mean over all rows, times rows by labelled rows, is the mean over the labelled ones.
-            loss = evaluation_loss(heads["logits"], labels) * (labels >= 0).float().mean()
+            loss = evaluation_loss(heads["logits"], labels)
+            if self._image_losses is not None:
+                losses = image_losses(heads["logits"], labels).detach()
+                self._image_losses.append(self.accelerator.gather_for_metrics((losses, labels >= 0)))
             plain_fusion = getattr(self.model.config, "plain_fusion", None)
             if plain_fusion is not None and plain_fusion != self.model.config.fusion:
                 heads[PLAIN.field] = fuse_logits(heads[CLASS.field], heads[DISTILLATION.field], plain_fusion)
@@ -347,6 +351,7 @@ class DistillationTrainer(Trainer):
         self.kept_labels.restart()
         try:
             output = self._train(resume_from_checkpoint, **kwargs)
+            self.kept_labels.finish(self.teacher, self.prepare_batch)
             self.label_report = self.kept_labels.report()
             self.record.num_replayed = self.label_report.replayed
         finally:
@@ -428,30 +433,53 @@ class DistillationTrainer(Trainer):
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """transformers' loop over the weights and their average; `…_images` is how many images were counted."""
-        with self._keeping(logits=description == "Prediction"):
-            output = super().evaluation_loop(
-                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
-            )
+        """transformers' loop over the weights and their average.
+
+        `…_loss` is the mean over the labelled images, and is left out where there are none; `…_images` is how many
+        they are.
+        """
+        loop = functools.partial(self._exact_loop, dataloader, description, *args, **kwargs)
+        output = loop(prefix=metric_key_prefix, logits=description == "Prediction")
         if self.compute_metrics is head_accuracies and isinstance(output.predictions, tuple):  # `answers_and_ranks`
             output = output._replace(predictions=output.predictions[0])
         published = output
         counted = int((output.label_ids >= 0).sum()) if isinstance(output.label_ids, np.ndarray) else None
         is_unlabelled = description == "Prediction" and counted == 0
         if self.weight_average is not None and not is_unlabelled:
-            with self.weight_average.in_place(), self._keeping(logits=False):
-                prefix = f"{metric_key_prefix}_ema"
-                average = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=prefix, **kwargs)
+            with self.weight_average.in_place():
+                average = loop(prefix=f"{metric_key_prefix}_ema", logits=False)
             output.metrics.update(average.metrics)  # here, so that callbacks hear of both at once
             published = average if self.args.publish_weights == "ema" else output
         self._tell_skipped()
         if counted is not None:
-            for name in (f"{metric_key_prefix}_loss", f"{metric_key_prefix}_ema_loss"):
-                if name in output.metrics and counted:
-                    output.metrics[name] *= len(output.label_ids) / counted
             output.metrics[f"{metric_key_prefix}_images"] = counted
         if description == "Evaluation" and metric_key_prefix == "eval" and self.compute_metrics is head_accuracies:
             self.record.note_classes(published, self.state, num_labels=self.model.config.num_labels)
+        return output
+
+    def _exact_loop(
+        self, dataloader: DataLoader, description: str, *args: Any, prefix: str, logits: bool, **kwargs: Any
+    ) -> EvalLoopOutput:
+        """transformers' loop with the mean loss of the images in place of its own.
+
+        That is of the batches' means, and several processes fill their last batches up with images that were there
+        before: it depends on how many processes there are.
+
+        Args:
+            prefix: of the metrics' names.
+            logits: see `_keeping`.
+        """
+        self._image_losses = []
+        try:
+            with self._keeping(logits=logits):
+                output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=prefix, **kwargs)
+            mean = mean_loss(self._image_losses)
+        finally:
+            self._image_losses = None
+        if f"{prefix}_loss" in output.metrics:
+            output.metrics[f"{prefix}_loss"] = mean
+        if mean is None:
+            output.metrics.pop(f"{prefix}_loss", None)
         return output
 
     def _tell_skipped(self) -> None:

@@ -191,6 +191,14 @@ def test_labels_without_a_student_serve_a_run(tmp_path, images, folder_of_teache
     assert label([*command, *teacher, "--epochs", "0:3", "--dataloader_num_workers", "1"]) == 0
     assert "64 views labelled" in capsys.readouterr().out
     assert TeacherLabelStore.open(store, readonly=True).complete_epochs == [0, 1, 2]
+    # As a run leaves them that is killed at the end of an epoch: nothing is missing.
+    for epoch in (0, 2):
+        part = store / f"parts/epoch-{epoch:05d}.rank-00000.0a1b2c3d.parquet"
+        (store / f"data/epoch-{epoch:05d}.parquet").rename(part)
+    assert label([*command, *teacher]) == 0
+    printed = capsys.readouterr().out
+    assert "\n0 views labelled" in printed and f"{store} holds 3 epochs of 64 views, " in printed
+    assert list((store / "parts").iterdir()) == []
 
     live, replay, train = tmp_path / "live", tmp_path / "replay", main_of("train")
     assert train([*images, *teacher, "--output_dir", str(live)]) == 0
@@ -316,6 +324,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path, images, monkeypatch, capsys
         (["--teacher_labels", "x", "--teacher_labels_readonly", "true"], "no --teacher_labels_readonly"),
         (["--teacher_labels", "x"], "there is no teacher"),
         (["--teacher_labels", "x", "--epochs", "3", "TEACHER"], "epochs must be FIRST:LAST"),
+        (["--teacher_labels", "x", "--epochs", "0:9999999999999", "TEACHER"], "LAST of at most 1,000,000, got"),
         (["--teacher_labels", "x", "--no_such_field", "3"], "no argument 'no_such_field'"),
     ],
 )

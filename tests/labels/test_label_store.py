@@ -3,12 +3,16 @@
 Nothing that is killed, torn, full or written twice ever yields another label.
 """
 
+import builtins
 import io
 import json
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,7 +27,7 @@ from support.stores import VIEWS, assert_holds, files, fill, identity, record, v
 from hf_deit import InputError, TeacherLabelStore
 from hf_deit.data.view_dataset import pixel_crc
 from hf_deit.errors import CheckpointError
-from hf_deit.labels.files import discard_unused, probe_store, wants_crc
+from hf_deit.labels.files import discard_unused, has_labels, probe_store, wants_crc
 from hf_deit.labels.identity import StoreIdentity, data_fingerprint
 from hf_deit.labels.top_k import TopLogits, top_logits
 from hf_deit.models.pretrained import weights_digest
@@ -573,6 +577,110 @@ def test_a_run_killed_while_it_writes_loses_nothing_that_was_flushed(tmp_path, k
         assert_holds(store, 0)
         assert_holds(store, 1)
     assert files(tmp_path) == ["data/epoch-00000.parquet", "data/epoch-00001.parquet", "store.json"]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL."""
+
+
+@contextmanager
+def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """From the call of that number on, nothing that changes files is done any more. Gives the calls until then."""
+    calls: list[str] = []
+
+    def dying(name: str, call: Any) -> Any:
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            if len(calls) >= number:
+                raise Killed
+            return call(*args, **kwargs)
+
+        return instead
+
+    with monkeypatch.context() as patched:
+        for module, names in ((os, ("mkdir", "open", "fsync", "replace", "remove")), (builtins, ("open",))):
+            for name in names:
+                patched.setattr(module, name, dying(name, getattr(module, name)))
+        with suppress(Killed):
+            yield calls
+
+
+def test_wherever_a_run_is_killed_nothing_that_was_flushed_is_lost_and_what_is_covered_is_finished(
+    tmp_path, monkeypatch
+):
+    def go_on(folder: Path, flushed: list[tuple[int, range]]) -> None:
+        store = TeacherLabelStore.open(folder, identity())
+        try:
+            for epoch, slots in ((0, range(40)), (0, range(40, VIEWS)), (1, range(9))):
+                absent = {*store.epoch(epoch).absent().tolist()} & {*slots}
+                if absent:
+                    record(store, epoch, sorted(absent))
+                    store.flush()
+                flushed.append((epoch, slots))
+                store.finish_epoch(epoch)
+        finally:
+            store.close()  # the lock goes with the process
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which takes its time, and is walked over all the same
+    calls, number = [""], 0
+    while len(calls) > number - 1:
+        number += 1
+        folder, flushed = tmp_path / str(number), []
+        with killed_at(number, monkeypatch) as calls:
+            go_on(folder, flushed)
+        if has_labels(folder):
+            reader = TeacherLabelStore.open(folder, readonly=True)
+            for epoch in (0, 1):
+                labels, true_labels = verdicts(epoch)
+                found = reader.labels(epoch, true_labels)
+                assert ((found == labels) | (found == -1)).all(), number
+                kept = [slot for there, slots in flushed if there == epoch for slot in slots]
+                assert (found[kept] >= 0).all(), number
+        with TeacherLabelStore.open(folder, identity()) as store:
+            assert store.has(0) or len(flushed) < 2, number
+        go_on(folder, [])
+        assert_holds(TeacherLabelStore.open(folder, readonly=True))
+        there = files(folder)
+        assert there[0] == "data/epoch-00000.parquet" and there[-1] == "store.json" and len(there) in (3, 4), number
+    assert {*calls} == {"mkdir", "open", "fsync", "replace", "remove"} and number > 25
+
+
+@pytest.mark.parametrize("left", ["parts alone", "parts that their file has"])
+def test_parts_that_hold_an_epoch_are_finished_by_whoever_may_write(tmp_path, left):
+    fill(tmp_path, epochs=2)
+    whole = tmp_path / "data/epoch-00001.parquet"
+    content = whole.read_bytes()
+
+    def leave() -> TeacherLabelStore:
+        (tmp_path / "parts/epoch-00001.rank-00000.0a1b2c3d.parquet").write_bytes(content)
+        if left == "parts alone":
+            whole.unlink()
+        reader = TeacherLabelStore.open(tmp_path, readonly=True)
+        assert reader.complete_epochs == ([0] if left == "parts alone" else [0, 1])
+        assert_holds(reader, 1)  # whoever only reads finds them all the same
+        assert reader.missing({1: VIEWS}) == []
+        return reader
+
+    reader = leave()
+    assert reader.views_in_parts == ({1: VIEWS} if left == "parts alone" else {})
+    with TeacherLabelStore.open(tmp_path):  # without an identity, too
+        assert_holds(reader, 1)
+    assert files(tmp_path) == ["data/epoch-00000.parquet", "data/epoch-00001.parquet", "store.json"]
+    with TeacherLabelStore.open(tmp_path, identity(), is_main_process=False) as other:
+        reader = leave()
+        assert other.finish_covered() is None and reader.finish_covered() is None
+    assert reader.complete_epochs == [0, 1] and not list((tmp_path / "parts").iterdir())
+    with TeacherLabelStore.open(tmp_path, identity()) as store:
+        reader = leave()
+        words = reader.finish_covered()
+        assert "another run writes to the label store" in words and reader.has(1) == (left != "parts alone")
+        assert store.finish_covered() is None and reader.has(1)
+        record(store, 2, range(40))
+        store.flush()
+        assert reader.finish_covered() is None  # there is nothing that could be finished
+        assert reader.parts_in_words() == "epoch 2 (40 of 64 views)"
+    (tmp_path / "parts/epoch-00003.rank-00000.0a1b2c3d.parquet").write_bytes(b"broken")
+    assert "holds no labels of this store" in TeacherLabelStore.open(tmp_path, readonly=True).finish_covered()
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):

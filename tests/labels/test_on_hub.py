@@ -3,17 +3,21 @@
 What cannot be pushed is refused before anything is made there, and whoever commits at the same time loses nothing.
 """
 
+from pathlib import Path
+
 import pytest
 from huggingface_hub import constants
 from support.hub_client import connect
 from support.hub_server import HubServer
-from support.stores import assert_holds, files, fill, identity
+from support.stores import VIEWS, assert_holds, files, fill, identity, record
 
 from hf_deit import InputError, TeacherLabelStore
+from hf_deit.commands.publish import main as publish
 from hf_deit.errors import PublishError
 from hf_deit.hub import client
 from hf_deit.hub.repository import HubRepository
 from hf_deit.labels import on_hub
+from hf_deit.labels.files import lock_store, read_columns, write_columns
 
 LABELS = "ada/labels"
 
@@ -36,6 +40,7 @@ def hub(server, tmp_path, monkeypatch):
     connect(server, tmp_path / "home", "hf_write", monkeypatch)
     monkeypatch.setattr(client, "_LONGEST_WAIT", 0.01)
     monkeypatch.setattr(client, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr("hf_deit.labels.files.LOCK_SECONDS", 0.1)
     server.requests.clear()
     yield server
     server.clear_faults()
@@ -78,6 +83,86 @@ def test_a_store_is_pushed_replayed_and_read_offline(hub, tmp_path, monkeypatch)
                 assert_holds(replayed, epoch)
             if replayed._hub._prefetch is not None:
                 replayed._hub._prefetch.join()
+
+
+def test_what_is_published_is_told_with_what_is_left_out(hub, tmp_path, capsys):
+    folder = fill(tmp_path / "store", epochs=2)
+    command = [str(folder), "--hub_model_id", LABELS]
+    # All views of the second epoch are there, and some of two more.
+    (folder / "data/epoch-00001.parquet").rename(folder / "parts/epoch-00001.rank-00000.0a1b2c3d.parquet")
+    with TeacherLabelStore.open(folder, identity(), is_main_process=False) as store:
+        for epoch, slots in ((2, range(40)), (7, range(1))):
+            record(store, epoch, slots)
+            store.flush()
+    with lock_store(folder):  # another run writes
+        assert publish(command) == 0
+    printed = capsys.readouterr().out
+    assert "left out, as they are not whole: epoch 1 (64 of 64 views), epoch 2 (40 of 64 views), epoch 7 (1" in printed
+    assert [name for name in hub.files(LABELS, type="dataset") if "epoch" in name] == ["data/epoch-00000.parquet"]
+    assert publish(command) == 0
+    printed = capsys.readouterr().out
+    assert "not whole: epoch 2 (40 of 64 views), epoch 7 (1 of 64 views). " in printed and "hf-deit label" in printed
+    assert sorted(name for name in hub.files(LABELS, type="dataset") if "epoch" in name) == [
+        f"data/epoch-0000{epoch}.parquet" for epoch in (0, 1)
+    ]
+    for epoch in (2, 7):
+        with TeacherLabelStore.open(folder, identity()) as store:
+            record(store, epoch)
+            store.flush()
+            store.finish_epoch(epoch)
+    assert publish(command) == 0
+    assert "left out" not in capsys.readouterr().out
+    (folder / "parts/epoch-00008.rank-00000.0a1b2c3d.parquet").write_bytes(b"broken")
+    assert publish(command) == 2
+    assert "epoch-00008.rank-00000.0a1b2c3d.parquet' holds no labels" in capsys.readouterr().err
+
+
+def test_parts_alone_are_told_where_nothing_can_be_published(hub, tmp_path):
+    with TeacherLabelStore.open(tmp_path / "store", identity()) as store:
+        record(store, 0, range(40))
+        store.flush()
+        with pytest.raises(InputError, match=r"no complete epoch to push, only parts of epoch 0 \(40 of 64 views\)"):
+            store.push_to_hub(LABELS)
+        record(store, 0)
+        store.flush()
+        store.push_to_hub(LABELS)  # which finishes it
+    assert "data/epoch-00000.parquet" in hub.files(LABELS, type="dataset")
+
+
+def test_files_of_others_in_a_data_set_are_passed_over(hub, tmp_path):
+    folder = fill(tmp_path / "store")
+    content = (folder / "data/epoch-00000.parquet").read_bytes()
+    names = ["data/../../epoch-00001.parquet", "/data/epoch-00002.parquet", "data/epoch-000003.parquet"]
+    names += [f"data/epoch-{'9' * 30}.parquet", "parts/epoch-00004.rank-00000.0a1b2c3d.parquet", "data/x\n.parquet"]
+    TeacherLabelStore.open(folder, readonly=True).push_to_hub(LABELS)
+    store = TeacherLabelStore.open(f"hf://datasets/{LABELS}", identity())
+    store._hub.files |= {*names}
+    parts = Path(store.folder) / "parts"
+    parts.mkdir()
+    (parts / "epoch-00004.rank-00000.0a1b2c3d.parquet").write_bytes(content)
+    assert (store.complete_epochs, store.partial_epochs, store.missing({0: VIEWS, 4: 1})) == ([0], [], [4])
+    assert_holds(store)
+
+
+def test_a_data_set_of_somebody_elses_labels_is_refused_by_the_file(hub, tmp_path):
+    folder = fill(tmp_path / "store", epochs=2)
+    TeacherLabelStore.open(folder, readonly=True).push_to_hub(LABELS)
+    columns = read_columns(folder / "data/epoch-00001.parquet", 1, identity())
+    columns["label"][3] = 10
+    write_columns(folder / "data/epoch-00001.parquet", 1, columns, identity())
+    hub.commit(
+        LABELS,
+        {"data/epoch-00001.parquet": (folder / "data/epoch-00001.parquet").read_bytes()},
+        "forged",
+        type="dataset",
+    )
+    store = TeacherLabelStore.open(f"hf://datasets/{LABELS}", identity())
+    assert_holds(store, 0)
+    with pytest.raises(InputError, match=r"epoch-00001\.parquet' .*its column label has 10, expected at most 9"):
+        store.epoch(1)
+    hub.commit(LABELS, {"store.json": b'{"format": 1, "identity": {}}'}, "torn", type="dataset")
+    with pytest.raises(InputError, match=r"store\.json' does not describe a label store"):
+        TeacherLabelStore.open(f"hf://datasets/{LABELS}", identity())
 
 
 def test_the_card_names_logits_where_there_are_some(hub, tmp_path):

@@ -180,6 +180,8 @@ for optim, learning_rate in (("adamw_torch_fused", 1e-3), ("sgd", 0.05)):
     trainer = tiny.trainer(model, args, teacher)
     trainer.train()
     metrics = trainer.evaluate()
+    few = tiny.digits(8, 3)[1]  # with two processes, filled up to two batches of 16
+    metrics |= trainer.evaluate(few, metric_key_prefix="few") | trainer.predict(few, metric_key_prefix="said").metrics
     weights = {"model": dict(model.named_parameters()), "ema": dict(trainer.weight_average.module.named_parameters())}
     if args.should_save:
         torch.save((weights, metrics), f"{sys.argv[2]}/{optim}.pt")
@@ -207,6 +209,9 @@ def test_two_processes_learn_what_one_does_with_the_full_recipe(tmp_path):
             assert max((parameter - initial[name]).abs().max() for name, parameter in one[part].items()) > 1e-3
         for name in ("eval_top1", "eval_ema_top1", "eval_ema_class_top5"):
             assert one_metrics[name] == two_metrics[name]
+        for name in ("eval_loss", "eval_ema_loss", "few_loss", "few_ema_loss", "said_loss", "said_ema_loss"):
+            assert two_metrics[name] == pytest.approx(one_metrics[name], rel=1e-5), name
+        assert one_metrics["few_loss"] == one_metrics["said_loss"] != one_metrics["few_ema_loss"]
 
 
 # Memory

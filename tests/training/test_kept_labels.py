@@ -4,6 +4,7 @@ It takes the labels of exactly its own views or is refused, records what is miss
 """
 
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,8 @@ from hf_deit.data.batch_augment import Mixing, RandomErasing
 from hf_deit.data.streams import ImageStream
 from hf_deit.data.view_dataset import ViewDataset
 from hf_deit.data.views import ViewKey
-from hf_deit.hub.facts import RunSources, Source
+from hf_deit.hub.facts import LOCAL_TEACHER, RunSources, Source
+from hf_deit.labels.files import lock_store
 from hf_deit.labels.identity import StoreIdentity
 from hf_deit.models.teacher import TeacherDescription, describe_teacher
 from hf_deit.training.kept_labels import KeptLabels, LabelReport
@@ -340,6 +342,65 @@ def test_a_run_that_is_killed_while_it_records_goes_on_and_loses_nothing(tmp_pat
     assert TeacherLabelStore.open(store, readonly=True).complete_epochs == [0, 1]
     _, report = train(tmp_path / "replay", None, teacher_labels=str(store))
     assert report.replayed == 2 * VIEWS
+
+
+KILLED_AT_THE_END = {
+    "while the last checkpoint is written": "transformers.Trainer._save_checkpoint",
+    "after the last checkpoint": "hf_deit.training.kept_labels.KeptLabels.finish_epoch",
+}
+
+
+@pytest.mark.parametrize("batch_size", [8, 40])
+@pytest.mark.parametrize("when", KILLED_AT_THE_END)
+def test_a_run_killed_at_its_end_and_resumed_finishes_its_last_epoch(
+    tmp_path, folder_of_teacher, recorded, when, batch_size, monkeypatch
+):
+    """With steps of 40 views, 16 of an epoch are of no step, and are labelled at its end."""
+    teacher, store, last_step = describe(folder_of_teacher), tmp_path / "store", 2 * (VIEWS // batch_size)
+    settings = {"teacher_labels": str(store), "batch_size": batch_size, "save_strategy": "steps"}
+    settings["save_steps"] = VIEWS // batch_size
+    module, method = KILLED_AT_THE_END[when].rsplit(".", 1)
+    original = getattr(pkgutil.resolve_name(module), method)
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.state.global_step == last_step:
+            raise KeyboardInterrupt
+        original(self, *args, **kwargs)
+
+    trainer = make(tmp_path / "run", teacher, **settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(KILLED_AT_THE_END[when], dying)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    opened = TeacherLabelStore.open(store, readonly=True)
+    visited = VIEWS // batch_size * batch_size
+    assert (opened.complete_epochs, opened.views_in_parts) == ([0], {1: visited})
+
+    trainer = make(tmp_path / "run", teacher, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    steps_again = last_step // 2 if when == "while the last checkpoint is written" else 0
+    report = trainer.label_report
+    assert (report.replayed, report.asked) == (steps_again * batch_size, VIEWS - visited)
+    assert (opened.complete_epochs, os.listdir(store / "parts")) == ([0, 1], [])
+    for epoch in (0, 1):
+        np.testing.assert_array_equal(labels_in(store, epoch), labels_in(recorded, epoch))
+
+
+def test_what_cannot_be_finished_holds_no_run_up_that_has_all_it_needs(
+    tmp_path, recorded, folder_of_teacher, caplog, monkeypatch
+):
+    teacher, store = describe(folder_of_teacher), tmp_path / "store"
+    shutil.copytree(recorded, store)
+    os.rename(store / "data/epoch-00001.parquet", store / "parts/epoch-00001.rank-00000.0a1b2c3d.parquet")
+    monkeypatch.delattr(TeacherDescription, "load")
+    with lock_store(store):
+        _, report = train(tmp_path / "a", teacher, teacher_labels=str(store))
+    assert report.replayed == 2 * VIEWS and "another run writes to the label store" in caplog.text
+    _, report = train(tmp_path / "b", teacher, teacher_labels=str(store), teacher_labels_readonly=True)
+    assert report.replayed == 2 * VIEWS and len(os.listdir(store / "parts")) == 1  # it was to be read alone
+    trainer = make(tmp_path / "c", teacher, teacher_labels=str(store))
+    assert trainer.kept_labels.store.complete_epochs == [0, 1] and os.listdir(store / "parts") == []
+    make(tmp_path / "d", teacher, teacher_labels=str(store))  # nobody has the lock
 
 
 def test_an_epoch_whose_last_views_were_not_labelled_is_completed_later(tmp_path, folder_of_teacher, monkeypatch):
@@ -725,5 +786,9 @@ def test_a_teacher_that_only_the_store_names_is_named_with_what_its_card_says(mo
     assert (sources.teacher.name, sources.teacher.commit, sources.teacher.on_hub) == ("big/teacher", "c" * 40, True)
     assert sources.teacher_datasets == ["data of big/teacher"]
     assert sources.teacher_labels == Source("ada/labels", "d" * 40, on_hub=True, is_dataset=True)
-    identity.teacher["revision"] = "sha256:00"
-    assert KeptLabels.named_in(kept, RunSources(student=Source("deit"), teacher=None)).teacher_datasets is None
+    # A folder's, or what somebody else's store says of a folder here: nothing is looked up by it.
+    here = str(Path(__file__).parent)
+    for name, revision in (("big/teacher", "sha256:00"), (here, "c" * 40), ("../x", "c" * 40), ("a/b", "../../x")):
+        identity.teacher.update(name=name, revision=revision)
+        named = KeptLabels.named_in(kept, RunSources(student=Source("deit"), teacher=None))
+        assert (named.teacher, named.teacher_datasets) == (LOCAL_TEACHER, None)

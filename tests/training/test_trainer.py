@@ -654,6 +654,28 @@ def test_every_number_of_images_is_the_one_that_was_counted(tmp_path, folder_wit
     assert trainer.args.dataloader_drop_last  # of the training, as it was given
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+def test_the_evaluations_loss_is_the_mean_over_the_labelled_images_in_any_batches(tmp_path, batch_size):
+    validation = tiny.digits(8, 17)[1]
+    some = EvaluationDataset(validation, tiny.processor())
+    some.labels[[3, 16]] = -100
+    settings = {"distillation_type": "none", "ema_decay": 0.5, "max_steps": 2, "learning_rate": 0.05}
+    args = tiny.arguments(tmp_path, per_device_eval_batch_size=batch_size, **settings)
+    trainer = tiny.trainer(tiny.student(), args, eval_dataset=some)
+    trainer.train()
+    pixels = tiny.processor()(list(validation["image"]), return_tensors="pt")["pixel_values"]
+    told = torch.from_numpy(some.labels)[some.labels >= 0]
+    wanted = {}
+    for name, model in (("loss", trainer.model), ("ema_loss", trainer.weight_average.module)):
+        with torch.no_grad():
+            logits = model.eval()(pixel_values=pixels).logits[some.labels >= 0]
+        wanted[name] = torch.nn.functional.cross_entropy(logits, told).item()
+    assert wanted["loss"] != pytest.approx(wanted["ema_loss"], rel=1e-3)
+    for prefix, metrics in (("eval", trainer.evaluate()), ("test", trainer.predict(some).metrics)):
+        assert {name: metrics[f"{prefix}_{name}"] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+        assert metrics[f"{prefix}_images"] == 15
+
+
 def whole(trainer) -> list[dict[str, torch.Tensor]]:
     return [trainer.prepare_batch(batch) for batch in trainer.get_eval_dataloader()]
 
@@ -896,7 +918,8 @@ def test_images_without_labels_are_predicted(tmp_path, ema_decay):
     trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, distillation_type="none", ema_decay=ema_decay))
     output = trainer.predict(images.remove_columns("label"))
     assert output.predictions.shape == (40, 10) and (output.label_ids < 0).all()
-    assert output.metrics["test_images"] == 0 and not [name for name in output.metrics if "top" in name]
+    assert output.metrics["test_images"] == 0
+    assert not [name for name in output.metrics if "top" in name or "loss" in name]
     assert np.array_equal(output.predictions, trainer.predict(images).predictions)
     with pytest.raises(InputError, match="no columns of type ClassLabel"):
         trainer.predict(images.cast_column("label", datasets.Value("int64")))
