@@ -1,10 +1,11 @@
 """`hf-deit train`: distils a model, from arguments to a checked folder, or a repository on the Hub."""
 
+import functools
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from accelerate import PartialState
@@ -15,6 +16,7 @@ from ..data.image_data import ImageData
 from ..errors import InputError, PublishError, counted, rate
 from ..hub.facts import RunSources
 from ..hub.run_folder import RECIPE_FILE
+from ..hub.run_lock import is_lock_file, not_writable
 from ..hub.usage import note_on_fusion, usage
 from ..models.heads import CLASS, DISTILLATION, FUSED, PLAIN, words_of_answer
 from ..models.teacher import TeacherDescription
@@ -23,7 +25,7 @@ from ..training.checkpoints import check_same_labels, resume_wish
 from ..training.kept_labels import LabelReport
 from ..training.label_source import LabelSource, RunLabels
 from ..training.log_table import LogTableCallback
-from ..training.processes import on_main_process
+from ..training.processes import holding, on_main_process
 from ..training.pushes import repository_of
 from ..training.trainer import DistillationTrainer
 from .command_line import STATUS_OF_PUBLISHING, run_command
@@ -106,7 +108,19 @@ class RunResult:
         return usage(self.output_dir, needs_code=self.needs_code)
 
 
+def _holds_its_folder(function: Callable[[Arguments], RunResult]) -> Callable[[Arguments], RunResult]:
+    """Of a function that runs a training: it has the output folder for itself, to the end of pushing."""
+
+    @functools.wraps(function)
+    def wrapped(arguments: Arguments) -> RunResult:
+        with holding(arguments.training.output_dir):
+            return function(arguments)
+
+    return wrapped
+
+
 @leaves_no_empty_folders
+@_holds_its_folder
 def run(arguments: Arguments) -> RunResult:
     """Loads data, teacher (training one first if the recipe says so) and student; distils, evaluates and saves.
 
@@ -338,15 +352,14 @@ def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = No
     try:
         os.makedirs(output_dir, exist_ok=True)
         occupied = set(os.listdir(output_dir)) - {UNFINISHED_TEACHER, UNFINISHED_CHECKPOINT}
+        occupied = {name for name in occupied if not is_lock_file(name)}
         if labels is not None:
             occupied.discard(os.path.relpath(labels, output_dir))
         state.wait_for_everyone()  # another process's probe is no run
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
-        raise InputError(
-            f"cannot write to the output folder {output_dir!r} ({error}): give another --output_dir"
-        ) from error
+        raise not_writable(output_dir, error) from error
     # A run that was killed while its teacher was trained has nothing that is worth keeping.
     if not resuming and occupied:
         raise InputError(

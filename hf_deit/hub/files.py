@@ -105,6 +105,12 @@ def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
         shutil.copyfile(source, target)
 
 
+def files_below(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """The paths of the files in a folder, at any depth, by their names from there, with slashes."""
+    paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
+    return {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in paths}
+
+
 def share_weights(folder: str | os.PathLike[str]) -> None:
     """Gives a folder's weights the rights that new files get there: safetensors writes them for their owner alone.
 

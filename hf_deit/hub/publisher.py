@@ -3,25 +3,53 @@
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from transformers.utils import logging
 
 from ..errors import PublishError, command
 from .card import merge_cards, update_card
 from .client import Attempt, keep_trying, why
-from .files import link, read_text, write_whole
-from .record import read_facts
+from .files import files_below, link, read_text, write_whole
+from .record import LAST_CHECKPOINT, is_checkpoint, is_weights, read_facts, read_history
 from .repository import HubRepository
-from .run_folder import CARD_FILE
+from .run_folder import CARD_FILE, STATE_FILE
+from .run_lock import hold
 
 logger = logging.get_logger(__name__)
 
-_TREE = "_publishing"
+_TREES = "_publishing"
+History = Sequence[Mapping[str, Any]]  # see `Publisher`
 
 
-def publish_tree(repository: HubRepository, tree: str | os.PathLike[str], message: str) -> None:
-    """Pushes a folder that `stage` has filled. Its card is written into the one that is on the Hub.
+@dataclass(frozen=True)
+class Pushed:
+    """What a push has left on the Hub.
+
+    Attributes:
+        commit: that it made, or that has all of it already.
+        checkpoints: names of the folders of checkpoints that are there.
+    """
+
+    commit: str
+    checkpoints: frozenset[str]
+
+
+def publish_tree(
+    repository: HubRepository, tree: str | os.PathLike[str], message: str, history: History = ()
+) -> Pushed:
+    """Pushes a folder that `stage` has filled, as one commit on the one that is the last by then.
+
+    Its card is written into the one that is there. What is there of another model goes with the same commit: weights
+    in other files, what a checkpoint of the same name had beside these files, and the checkpoints of other runs. Those
+    are known by their losses, and stay in the commits before.
+
+    Args:
+        history: of the run; see `Publisher`.
 
     Raises:
         InputError: the Hub does not accept the card.
@@ -31,115 +59,277 @@ def publish_tree(repository: HubRepository, tree: str | os.PathLike[str], messag
     if facts is not None:
         existing = merge_cards(repository.read_card(head), read_text(card))
         write_whole(update_card(existing, facts, repository.repo_id, repository.revision), card)
-    repository.upload(tree, message, parent=head)
+    ours = set(files_below(tree))
+    there = repository.files(head)
+    outdated = _outdated(repository, head, there, ours, history)
+    commit = repository.upload(tree, message, parent=head, remove=outdated)
+    return Pushed(commit.oid, frozenset(_checkpoints((there - outdated) | ours)))
+
+
+def _checkpoints(names: Iterable[str]) -> set[str]:
+    """The folders of checkpoints among the files of a repository."""
+    return {name.partition("/")[0] for name in names if "/" in name and is_checkpoint(name.partition("/")[0])}
+
+
+def _outdated(
+    repository: HubRepository, head: str, there: AbstractSet[str], ours: AbstractSet[str], history: History
+) -> set[str]:
+    """The files of a commit that must not stay beside ours."""
+    replaced = _checkpoints(ours)
+    foreign = {
+        name
+        for name in _checkpoints(there) - replaced
+        if f"{name}/{STATE_FILE}" in there
+        and contradict(history, read_history(repository.download(f"{name}/{STATE_FILE}", head)))
+    }
+    if foreign:
+        logger.warning(
+            "another run has pushed to %s: its checkpoints (%s) give way to this run's, and stay in commit %s",
+            repository.repo_id,
+            ", ".join(sorted(foreign)),
+            head,
+        )
+    has_weights = any(map(is_weights, ours))
+    return {
+        name
+        for name in there - ours
+        if name.partition("/")[0] in replaced | foreign or (has_weights and is_weights(name))
+    }
+
+
+def contradict(one: History, other: History) -> bool:
+    """Whether two logs are those of two runs: a step that is in both has another loss."""
+    losses = {line["step"]: line["loss"] for line in one if "loss" in line}
+    return any("loss" in line and losses.get(line["step"], line["loss"]) != line["loss"] for line in other)
 
 
 class Publisher:
     """Pushes in the background, one push at a time. What fails is logged, and its files are pushed with the next push.
 
+    What is to be pushed is collected in a folder in the output folder, as hard links where the file system can: until
+    it is on the Hub it is not lost, also where the run removes its checkpoints, or is killed.
+
     Args:
         repository: one that exists.
-        output_dir: of the run. What is pushed is collected in a folder in it.
+        output_dir: of the run.
         seconds: after which a push is given up.
+        history: gives the run's log, as in `TrainerState.log_history`. It tells its checkpoints on the Hub from those
+            of other runs.
+        keeps_checkpoints: whether those that an earlier start of the run has not pushed any more are pushed now.
 
-    Attributes:
-        failures: a line for each push that has failed.
+    Raises:
+        InputError: another run is at work in the output folder.
+        OSError: nothing can be written there.
     """
 
-    def __init__(self, repository: HubRepository, output_dir: str | os.PathLike[str], *, seconds: float) -> None:
+    def __init__(
+        self,
+        repository: HubRepository,
+        output_dir: str | os.PathLike[str],
+        *,
+        seconds: float,
+        history: Callable[[], History] = list,
+        keeps_checkpoints: bool = True,
+    ) -> None:
         output_dir = os.fspath(output_dir)
         self.repository = repository
-        self.failures: list[str] = []
+        self._failures: list[str] = []
         self._output_dir = output_dir
         self._seconds = seconds
-        self._tree = os.path.join(output_dir, _TREE)
+        self._history = history
+        # By the repository: what was meant for one does not get into another.
+        name = f"{repository.repo_id}@{repository.revision or ''}".replace("/", "--")
+        self._tree = os.path.join(output_dir, _TREES, name)
+        self._count = 0
         self._attempt: Attempt | None = None
-        self._message = ""
+        self._flying = ""  # folder of the attempt
+        self._message = ""  # likewise
+        self._waiting: str | None = None  # message of the model that is collected, if there is one
         self._abandoned: list[tuple[Attempt, str]] = []
-        os.makedirs(output_dir, exist_ok=True)
-        for name in os.listdir(output_dir):
-            if re.fullmatch(f"{_TREE}_*", name):  # of a run that was killed
-                shutil.rmtree(os.path.join(output_dir, name), ignore_errors=True)
+        self._pushed: dict[str, str] = {}  # names of checkpoints, and the commit that has each
+        self._missing: set[str] = set()
+        with hold(output_dir):
+            self._take_up(keeps_checkpoints)
+
+    def _take_up(self, keeps_checkpoints: bool) -> None:
+        """Takes the whole checkpoints that an earlier start left, if they are kept, and removes what else it has."""
+        trees, name = os.path.split(self._tree)
+        taken = f"{self._tree}.taken"
+        left = [*os.scandir(trees)] if os.path.isdir(trees) else []
+        own = {entry.path for entry in left if entry.name == name or entry.name.startswith(f"{name}.")}
+        outdated = own | {entry.path for entry in left if "@" not in entry.name}  # an earlier version had one tree
+        outdated |= {entry.path for entry in os.scandir(self._output_dir) if re.fullmatch(f"{_TREES}_+", entry.name)}
+        if keeps_checkpoints:
+            for tree in sorted(own):
+                _move_checkpoints(tree, taken)
+            outdated.discard(taken)
+        for path in outdated:
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError, IsADirectoryError):
+                os.remove(path)
+        if os.path.isdir(taken):
+            os.rename(taken, self._tree)
 
     @property
     def is_busy(self) -> bool:
         """Whether a push is under way."""
         return self._attempt is not None and self._attempt.is_alive()
 
+    @property
+    def missing(self) -> set[str]:
+        """Names of checkpoints that were pushed, and that another run's have replaced on the Hub."""
+        return {*self._missing}
+
+    @property
+    def failures(self) -> list[str]:
+        """A line for each push that has failed, and for each checkpoint that is missing."""
+        lost = (
+            f"{name}: another run has taken its place; it is in commit {self._pushed[name]}" for name in self._missing
+        )
+        return [*self._failures, *sorted(lost)]
+
     def wait(self) -> None:
         """Waits until the push that is under way has ended, or its time is up. Logs it if it has failed."""
         if self._attempt is None:
             return
+        attempt, self._attempt = self._attempt, None
         # A call may have begun just before the time was up.
-        self._attempt.join(self._seconds + min(self._seconds, 10))
-        if self._attempt.is_alive():
-            self._note(f"no answer within {self._seconds:g} s")
-            self._leave_tree()
-        elif self._attempt.error is not None:
-            self._note(why(self._attempt.error))
+        attempt.join(self._seconds + min(self._seconds, 10))
+        if attempt.is_alive():
+            self._note(self._message, f"no answer within {self._seconds:g} s")
+            self._take_back(attempt)
+        elif attempt.error is not None:
+            self._note(self._message, why(attempt.error))
+            self._take_back(attempt)
         else:
-            shutil.rmtree(self._tree, ignore_errors=True)
-        self._attempt = None
+            self._pushed |= dict.fromkeys(_checkpoints(files_below(self._flying)), attempt.result.commit)
+            self._missing = self._pushed.keys() - attempt.result.checkpoints
+            shutil.rmtree(self._flying, ignore_errors=True)
+            with suppress(OSError):  # more waits there
+                os.rmdir(os.path.dirname(self._tree))
 
-    def _leave_tree(self) -> None:
-        """Goes on in another folder, with links to the checkpoints of this one, which the thread may still read."""
-        left, self._tree = self._tree, f"{self._tree}_"
-        self._abandoned.append((self._attempt, left))
-        for entry in os.scandir(left):
-            if entry.is_dir():
-                shutil.copytree(entry.path, os.path.join(self._tree, entry.name), copy_function=link)
-        for attempt, tree in self._abandoned:
-            if not attempt.is_alive():
+    def _take_back(self, attempt: Attempt) -> None:
+        """Collects the checkpoints again that were not pushed. A thread that has not ended may still read them."""
+        taken = True
+        for name in os.listdir(self._flying):
+            source, target = os.path.join(self._flying, name), os.path.join(self._tree, name)
+            if not os.path.isdir(source) or os.path.exists(target):
+                continue
+            try:
+                shutil.copytree(source, target, copy_function=link)
+            except OSError as error:  # it lies where it is, for another start of the run
+                shutil.rmtree(target, ignore_errors=True)
+                self._note(name, why(error))
+                taken = False
+        if taken:
+            self._abandoned.append((attempt, self._flying))
+        for earlier, tree in self._abandoned:
+            if not earlier.is_alive():
                 shutil.rmtree(tree, ignore_errors=True)
 
-    def _note(self, reason: str) -> None:
-        self.failures.append(f"{self._message}: {reason}")
-        logger.warning("could not push to %s: %s (%s)", self.repository.repo_id, self._message, reason)
+    def _note(self, what: str, reason: str) -> None:
+        self._failures.append(f"{what}: {reason}")
+        logger.warning("could not push to %s: %s (%s)", self.repository.repo_id, what, reason)
 
-    def push(self, fill: Callable[[str], None], message: str) -> None:
-        """Begins a push, when the one before has ended. If that has failed, its files are pushed with this one.
+    def keep(self, fill: Callable[[str], None], what: str) -> None:
+        """Collects what is pushed with the next model.
+
+        Args:
+            fill: a function that writes it into the folder that it is given.
+            what: it is, for the message where that fails.
+        """
+        try:
+            os.makedirs(self._tree, exist_ok=True)
+            fill(self._tree)
+        except Exception as error:  # whatever it is, it must not end the training
+            self._note(what, why(error))
+
+    def push(self, fill: Callable[[str], None], message: str, *, is_urgent: bool = True) -> None:
+        """Begins a push with all that waits for one, as where the one before has failed.
 
         Args:
             fill: a function that writes what is to be pushed into the folder that it is given.
             message: of the commit.
+            is_urgent: whether one that is under way is waited for. Otherwise what is to be pushed waits for the next
+                one, or for `catch_up`; newer files of the model take the place of those that wait.
         """
-        self.wait()
-        self._message = message
+        begins = is_urgent or not self.is_busy
+        if begins:
+            self.wait()
         try:
+            self._remove_model()
             os.makedirs(self._tree, exist_ok=True)
-            for entry in os.scandir(self._tree):  # a model that could not be pushed is out of date now
-                if entry.is_file():
-                    os.remove(entry.path)
             fill(self._tree)
+            self._waiting = message
+            if begins:
+                self._begin()
+            else:
+                logger.info("%s waits for the push that is under way", message)
         except Exception as error:  # whatever it is, it must not end the training
-            self._note(why(error))
-            return
-        tree = self._tree
+            self._note(message, why(error))
+            self._remove_model()
+
+    def _remove_model(self) -> None:
+        """Removes the files of a model that is out of date, or not whole; checkpoints stay."""
+        self._waiting = None
+        for entry in os.scandir(self._tree) if os.path.isdir(self._tree) else ():
+            if entry.is_file():
+                with suppress(OSError):  # the next model's will take its place
+                    os.remove(entry.path)
+
+    def _begin(self) -> None:
+        message, history = self._waiting, list(self._history())
+        self._count += 1
+        tree = f"{self._tree}.{self._count}"
+        os.rename(self._tree, tree)
+        self._flying, self._message, self._waiting = tree, message, None
         self._attempt = Attempt(
             lambda: keep_trying(
-                lambda: publish_tree(self.repository, tree, message),
+                lambda: publish_tree(self.repository, tree, message, history),
                 what=f"pushing ({message})",
                 seconds=self._seconds,
             )
         )
 
+    def catch_up(self) -> None:
+        """Waits as `wait`, and, unless that has failed, pushes what waits and waits for that."""
+        count = len(self._failures)
+        self.wait()
+        if self._waiting is not None and len(self._failures) == count:
+            try:
+                self._begin()
+            except OSError as error:
+                self._note(self._waiting, why(error))
+            self.wait()
+
     def finish(self, fill: Callable[[str], None], message: str) -> None:
-        """Pushes and waits until it is done.
+        """Pushes, with all that waits for it, and waits until it is done.
 
         Raises:
             PublishError: the push has failed. Nothing in the output folder is lost.
         """
         self.wait()
-        count = len(self.failures)
+        count = len(self._failures)
         self.push(fill, message)
         self.wait()
-        if len(self.failures) > count:
-            reason = self.failures[-1].removeprefix(f"{message}: ")
+        if len(self._failures) > count:
+            reason = self._failures[count].removeprefix(f"{message}: ")
+            names = sorted(_checkpoints(files_below(self._tree)))
+            nor = f", and neither could {', '.join(names)}" if names else ""
             options = ["--hub_model_id", self.repository.repo_id]
             options += ["--hub_private_repo"] if self.repository.private else []
             options += ["--hub_revision", self.repository.revision] if self.repository.revision else []
             later = command("publish", self._output_dir, *options)
             raise PublishError(
                 f"the model lies whole in {self._output_dir!r}, but could not be pushed to {self.repository.url} "
-                f"({reason}). Publish it later with:\n\n    {later}\n"
+                f"({reason}){nor}. Publish it later with:\n\n    {later}\n"
             )
+
+
+def _move_checkpoints(tree: str, target: str) -> None:
+    """Moves the whole checkpoints of a folder, under their own names, into another one that has none of these."""
+    for name in os.listdir(tree) if tree != target else ():
+        is_whole = os.path.isfile(os.path.join(tree, name, STATE_FILE))  # which `stage_checkpoint` writes last
+        if is_whole and name != LAST_CHECKPOINT and not os.path.exists(os.path.join(target, name)):
+            os.makedirs(target, exist_ok=True)
+            os.rename(os.path.join(tree, name), os.path.join(target, name))

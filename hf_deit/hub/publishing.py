@@ -1,6 +1,7 @@
 """Publishing the folder of a model: it is checked as its users will load it, and pushed."""
 
 import os
+from contextlib import ExitStack, suppress
 
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
@@ -10,9 +11,10 @@ from ..models.pretrained import LOADING_ERRORS, absent_weights, load_image_proce
 from .card import card_faults
 from .files import read_text
 from .publisher import Publisher
-from .record import model_files, read_facts, stage
+from .record import model_files, read_facts, read_history, stage
 from .repository import LATER, HubRepository, check_repository
-from .run_folder import CARD_FILE, last_whole_checkpoint
+from .run_folder import CARD_FILE, STATE_FILE, last_whole_checkpoint
+from .run_lock import hold
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
@@ -102,13 +104,17 @@ def publish_folder(
         seconds: after which the push is given up.
 
     Raises:
-        InputError: the folder or the repository cannot be used.
+        InputError: the folder or the repository cannot be used, or a run is at work in the folder.
         PublishError: the Hub refuses, fails or is not there.
     """
-    check_folder(folder)
-    repository = check_repository(repo_id, token=token, private=private, revision=revision, instead=LATER)
-    repository.create()
-    Publisher(repository, folder, seconds=seconds).finish(
-        lambda tree: stage(folder, tree), "Upload of a trained model"
-    )
+    with ExitStack() as stack:
+        if os.path.isdir(folder):
+            with suppress(OSError):  # where nothing can be written no run is at work, and the push says why
+                stack.enter_context(hold(folder))
+        check_folder(folder)
+        repository = check_repository(repo_id, token=token, private=private, revision=revision, instead=LATER)
+        repository.create()
+        history = read_history(os.path.join(folder, STATE_FILE))
+        publisher = Publisher(repository, folder, seconds=seconds, history=lambda: history)
+        publisher.finish(lambda tree: stage(folder, tree), "Upload of a trained model")
     return repository

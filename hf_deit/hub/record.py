@@ -16,10 +16,22 @@ from .files import link, read_json, read_text, write_json, write_whole
 from .recipe_file import dump_recipe
 from .run_folder import CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
 
-_MODEL_FILES = re.compile(r"config\.json|preprocessor_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+LAST_CHECKPOINT = "last-checkpoint"  # the newest one's name on the Hub, where only that is pushed
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+_MODEL_FILES = re.compile(rf"config\.json|preprocessor_config\.json|{_WEIGHTS.pattern}")
 _RECORD_FILES = {CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RUN_FILE}
 # Pickled arguments: they name folders of this machine, and hold the token if it was given as an argument.
 _NEVER_PUBLISHED = {"training_args.bin"}
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds a model's weights, or says which files do."""
+    return _WEIGHTS.fullmatch(name) is not None
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a folder of this name in a repository is a run's checkpoint."""
+    return name == LAST_CHECKPOINT or re.fullmatch(r"checkpoint-\d+", name) is not None
 
 
 def model_files(folder: str | os.PathLike[str]) -> list[str]:
@@ -80,6 +92,15 @@ def read_facts(folder: str | os.PathLike[str]) -> RunFacts | None:
         raise InputError(
             f"{path!r} is not what a run of hf_deit writes ({first_line(error)}): run it again"
         ) from error
+
+
+def read_history(path: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
+    """The log of a run from the state in a checkpoint; none where the file does not say it, or there is none."""
+    try:
+        lines = [] if path is None else read_json(path)["log_history"]
+        return [line for line in lines if "step" in line]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:

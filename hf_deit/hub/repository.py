@@ -1,11 +1,19 @@
 """A repository that this token may write to: checked before training, pushed to as one commit."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    constants,
+    get_token,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -17,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InputError, first_line
 from .client import HUB_ERRORS, ask, status_of, why
-from .files import read_text
+from .files import files_below, read_text
 
 # What to do instead of pushing now, for messages: of whoever trains, and of whoever publishes what was trained.
 AFTER_TRAINING = "or train without --push_to_hub and publish later, with hf-deit publish"
@@ -81,7 +89,17 @@ class HubRepository:
         """
         return self.api.repo_info(self.repo_id, revision=self.revision, repo_type=self.repo_type).sha
 
-    def commit(self, files: Mapping[str, str | bytes], message: str, *, parent: str) -> str:
+    def files(self, commit: str) -> set[str]:
+        """The paths of the files of a commit.
+
+        Raises:
+            HUB_ERRORS: the Hub fails or is not there.
+        """
+        return {*self.api.list_repo_files(self.repo_id, revision=commit, repo_type=self.repo_type)}
+
+    def commit(
+        self, files: Mapping[str, str | bytes], message: str, *, parent: str, remove: Iterable[str] = ()
+    ) -> CommitInfo:
         """Pushes files as one commit; none if all of them are there already.
 
         Args:
@@ -89,29 +107,31 @@ class HubRepository:
             message: of the commit.
             parent: from `head`. Refused if there is a newer one by then, so that a call that comes late, after another
                 has taken its place, changes nothing.
+            remove: paths of files that are there and go with this commit.
 
         Returns:
-            The commit's address, or that of the one that has the files already.
+            The commit, with its address `commit_url` and its hash `oid`, or the one that has the files already.
 
         Raises:
             HUB_ERRORS: the Hub refuses, fails or is not there.
         """
         # Not upload_folder, which may make several commits of one push.
-        commit = self.api.create_commit(
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        removed = [CommitOperationDelete(name, is_folder=False) for name in sorted(remove)]
+        return self.api.create_commit(
             self.repo_id,
-            [CommitOperationAdd(name, content) for name, content in files.items()],
+            [*added, *removed],
             commit_message=message,
             repo_type=self.repo_type,
             revision=self.revision,
             parent_commit=parent,
         )
-        return str(commit.commit_url)
 
-    def upload(self, folder: str | os.PathLike[str], message: str, *, parent: str) -> str:
+    def upload(
+        self, folder: str | os.PathLike[str], message: str, *, parent: str, remove: Iterable[str] = ()
+    ) -> CommitInfo:
         """`commit` of a folder's files, at any depth."""
-        paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
-        files = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in paths}
-        return self.commit(files, message, parent=parent)
+        return self.commit(files_below(folder), message, parent=parent, remove=remove)
 
     def download(self, name: str, commit: str) -> str | None:
         """Where a file of a commit lies in the cache, or None if the commit has none of that name.

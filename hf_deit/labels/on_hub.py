@@ -183,7 +183,8 @@ def push(
         _check_same_labels(repository, head, identity)
         has_card = repository.read_card(head) is not None
         card = {} if has_card else {"README.md": _card(repository.repo_id, identity).encode()}
-        return repository.commit({**files, **card}, f"Teacher labels of {len(names)} epochs", parent=head)
+        message = f"Teacher labels of {len(names)} epochs"
+        return str(repository.commit({**files, **card}, message, parent=head).commit_url)
 
     try:
         return keep_trying(commit, what=f"pushing labels to {repository.repo_id}", seconds=seconds)

@@ -1,10 +1,14 @@
 """The processes of a run act as one: what one of them finds out, or cannot do, all of them know."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+
+from ..hub.run_lock import hold, not_writable
 
 T = TypeVar("T")
 
@@ -40,3 +44,24 @@ def on_every_process(function: Callable[[], T]) -> T:
         if found is not None:
             raise found
     return result
+
+
+@contextmanager
+def holding(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the folder of a run, for all its processes, until what stands in it has ended; see `hold`.
+
+    All processes must enter it.
+
+    Raises:
+        InputError: another run holds it, or nothing can be written there.
+    """
+    with ExitStack() as stack:
+
+        def take() -> None:
+            try:
+                stack.enter_context(hold(folder))
+            except OSError as error:
+                raise not_writable(folder, error) from error
+
+        on_main_process(take)
+        yield

@@ -1,6 +1,7 @@
 """What a run pushes to the Hub, and when: pushes that lose nothing and claim nothing."""
 
 import os
+import shutil
 from collections.abc import Callable
 
 from transformers.trainer_utils import HubStrategy
@@ -10,9 +11,10 @@ from ..errors import InputError
 from ..hub.card import make_card
 from ..hub.client import HUB_ERRORS, ask, why
 from ..hub.facts import RunFacts
-from ..hub.publisher import Publisher
-from ..hub.record import model_files, stage, stage_checkpoint
+from ..hub.publisher import History, Publisher
+from ..hub.record import LAST_CHECKPOINT, model_files, stage, stage_checkpoint
 from ..hub.repository import HubRepository, check_card, check_repository
+from ..hub.run_folder import last_whole_checkpoint, list_checkpoints
 from .arguments import DistillationTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -21,44 +23,47 @@ logger = logging.get_logger(__name__)
 class RunPushes:
     """Pushes a run's model as `hub_strategy` says: while it trains in the background, and at its end.
 
-    A push in the background that fails is logged with its cause when the next checkpoint is saved, pushed again with
-    it, and listed in `failures`. Only what belongs to the published model is pushed: no pickled arguments, which hold
-    folders and tokens, and the optimizer only as part of a checkpoint that `hub_strategy` asks for.
+    What is due while a push is under way waits for the next one, or for the end of the training: of models, and of
+    checkpoints under the strategy "checkpoint", the newest; under "all_checkpoints" every checkpoint. With
+    `hub_always_push` the training waits for the push instead. A push that fails is logged with its cause when the next
+    checkpoint is saved, pushed again with it, and listed in `failures`. Only what belongs to the published model is
+    pushed: no pickled arguments, which hold folders and tokens, and the optimizer only as part of a checkpoint that
+    `hub_strategy` asks for.
 
     Args:
         repository: to push to, which was checked; it is created unless it is there.
         args: of the run.
+        history: gives the run's log; see `Publisher`.
 
     Raises:
-        InputError: the repository cannot be created.
+        InputError: the repository cannot be created, or another run is at work in the output folder.
     """
 
-    def __init__(self, repository: HubRepository, args: DistillationTrainingArguments) -> None:
+    def __init__(
+        self, repository: HubRepository, args: DistillationTrainingArguments, *, history: Callable[[], History]
+    ) -> None:
         repository.create()
         self._args = args
-        self._publisher = Publisher(repository, args.output_dir, seconds=args.hub_push_timeout)
+        self._publisher = Publisher(
+            repository,
+            args.output_dir,
+            seconds=args.hub_push_timeout,
+            history=history,
+            keeps_checkpoints=args.hub_strategy == HubStrategy.ALL_CHECKPOINTS,
+        )
 
     @property
     def failures(self) -> list[str]:
         """Of pushes: a line each, with the cause."""
-        return list(self._publisher.failures)
+        return self._publisher.failures
 
-    def is_due(self, weights: str) -> bool:
-        """Whether a checkpoint that is saved now is pushed.
-
-        Args:
-            weights: folder of its weights to publish.
-        """
-        is_busy = self._publisher.is_busy and not self._args.hub_always_push
-        if self._args.hub_strategy == HubStrategy.END or is_busy:
-            return False
-        is_whole = any(name.endswith(".safetensors") for name in model_files(weights))
-        if not is_whole:
-            logger.warning("%s holds no whole weights to publish: they are pushed at the end", weights)
-        return is_whole
+    @property
+    def is_due(self) -> bool:
+        """Whether checkpoints are pushed, or models while the run trains."""
+        return self._args.hub_strategy != HubStrategy.END
 
     def push_checkpoint(self, checkpoint: str, weights: str, *, record: Callable[[str], None], when: str) -> None:
-        """Begins to push the model of a checkpoint and, if the strategy says so, the checkpoint.
+        """Begins to push the model of a checkpoint and, if the strategy says so, the checkpoint; or lets it wait.
 
         Args:
             checkpoint: its folder.
@@ -66,20 +71,45 @@ class RunPushes:
             record: writes the image processor, the card and what else is known of the run into a folder.
             when: in the training, for the message of the commit.
         """
-        strategy = self._args.hub_strategy
+        message = f"Training in progress, {when}"
+        if not any(name.endswith(".safetensors") for name in model_files(weights)):
+            logger.warning("%s holds no whole weights to publish: they are pushed at the end", weights)
+            if self._args.hub_strategy != HubStrategy.EVERY_SAVE:
+                self._publisher.keep(lambda tree: self._stage(checkpoint, tree), message)
+            return
 
         def fill(tree: str) -> None:
+            self._stage(checkpoint, tree)
             record(tree)
             stage(weights, tree)
-            if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-                last = strategy == HubStrategy.CHECKPOINT
-                name = "last-checkpoint" if last else os.path.basename(checkpoint)
-                stage_checkpoint(checkpoint, os.path.join(tree, name))
 
-        self._publisher.push(fill, f"Training in progress, {when}")
+        self._publisher.push(fill, message, is_urgent=self._args.hub_always_push)
+
+    def resume(self, checkpoint: str) -> None:
+        """Takes care of a checkpoint that a run goes on from: it may have been stopped before that could be pushed."""
+        is_own = os.path.abspath(checkpoint) in map(os.path.abspath, list_checkpoints(self._args.output_dir))
+        if is_own and self._args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            self._publisher.keep(lambda tree: self._stage(checkpoint, tree), os.path.basename(checkpoint))
+
+    def _stage(self, checkpoint: str | None, tree: str) -> None:
+        """Collects what the strategy says of a checkpoint, and of those that are not on the Hub any more."""
+        wanted = {}
+        if self._args.hub_strategy == HubStrategy.CHECKPOINT and checkpoint is not None:
+            wanted[LAST_CHECKPOINT] = checkpoint
+        elif self._args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            here = {os.path.basename(path): path for path in list_checkpoints(self._args.output_dir)}
+            wanted = {name: here[name] for name in self._publisher.missing & here.keys()}
+            wanted |= {} if checkpoint is None else {os.path.basename(checkpoint): checkpoint}
+        for name, source in wanted.items():
+            target = os.path.join(tree, name)
+            try:
+                stage_checkpoint(source, target)
+            except BaseException:  # a torn one must not be pushed
+                shutil.rmtree(target, ignore_errors=True)
+                raise
 
     def push_result(self, message: str, *, record: Callable[[], None]) -> None:
-        """Pushes the model in the output folder, and waits until it is there.
+        """Pushes the model in the output folder with all that waits, and waits until it is there.
 
         Args:
             message: of the commit.
@@ -88,16 +118,25 @@ class RunPushes:
         Raises:
             PublishError: the Hub refuses, fails or is not there. Nothing in the output folder is lost.
         """
+        is_last = self._args.hub_strategy == HubStrategy.CHECKPOINT
 
         def fill(tree: str) -> None:
             record()
+            self._stage(last_whole_checkpoint(self._args.output_dir) if is_last else None, tree)
             stage(self._args.output_dir, tree)
 
         self._publisher.finish(fill, message)
+        names = map(os.path.basename, list_checkpoints(self._args.output_dir))
+        if self._publisher.missing.intersection(names):  # another run's push came in between
+            self._publisher.finish(fill, message)
 
     def wait(self) -> None:
         """Until the push that is under way has ended, or its time is up."""
         self._publisher.wait()
+
+    def catch_up(self) -> None:
+        """Pushes what waits, and waits for it."""
+        self._publisher.catch_up()
 
 
 def repository_name(args: DistillationTrainingArguments) -> str:

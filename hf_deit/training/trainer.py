@@ -5,7 +5,7 @@ import functools
 import inspect
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..hub.facts import RunFacts, RunSources
 from ..hub.files import share_weights
 from ..hub.record import read_facts, write_record
 from ..hub.repository import HubRepository
+from ..hub.run_lock import check_held, hold
 from ..models.heads import CLASS, DISTILLATION, HEADS, PLAIN
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.modeling_common import ImageClassifierBase, fuse_logits
@@ -54,7 +55,7 @@ from .metrics import Hits, answers, answers_and_ranks, count_hits, head_accuraci
 from .objective import DistillationObjective, evaluation_loss, image_losses
 from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
 from .pace import EvaluationPaceCallback, with_pace
-from .processes import on_every_process
+from .processes import holding, on_every_process
 from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
 from .skipped_images import SkippedImages
@@ -342,10 +343,14 @@ class DistillationTrainer(Trainer):
         Afterwards `label_report` says what became of kept labels.
 
         Raises:
-            InputError: there is no checkpoint to resume from.
+            InputError: there is no checkpoint to resume from, or another run is at work in the output folder.
             TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
             CheckpointError: a checkpoint could not be written; those from before are whole.
         """
+        with holding(self.args.output_dir):
+            return self._train_with_labels(resume_from_checkpoint, **kwargs)
+
+    def _train_with_labels(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         if self.kept_labels is None:
             return self._train(resume_from_checkpoint, **kwargs)
         self.kept_labels.restart()
@@ -367,6 +372,8 @@ class DistillationTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # all have looked
         if checkpoint is not None and self.args.should_save:
             remove_torn_checkpoints(self.args.output_dir)
+            if self.pushes is not None:
+                self.pushes.resume(checkpoint)
         self.step_record.reset()
         self.record.restart()
         if self.weight_average is not None:
@@ -548,8 +555,14 @@ class DistillationTrainer(Trainer):
             return
         publishes_average = self.weight_average is not None and self.args.publish_weights == "ema"
         in_place = self.weight_average.in_place() if publishes_average else nullcontext()
-        with self.run_folder.writing("model", self.state.global_step), in_place:
+        folder = output_dir or self.args.output_dir
+        check_held(folder)
+        with self.run_folder.writing("model", self.state.global_step), self._holding(folder), in_place:
             super().save_model(output_dir, _internal_call)
+
+    def _holding(self, folder: str) -> AbstractContextManager[None]:
+        """Holds a folder in the process that writes there; what comes here need not be called in the others."""
+        return hold(folder) if self.is_world_process_zero() else nullcontext()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -559,6 +572,7 @@ class DistillationTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.kept_labels is not None:  # a run that goes on from here finds the labels of all that was before
             self.step_record.elsewhere(on_every_process, self.kept_labels.flush)
+        check_held(self.args.output_dir)
         with self.run_folder.writing("checkpoint", self.state.global_step):
             self.step_record.elsewhere(self._write_checkpoint, *args, **kwargs)
 
@@ -648,7 +662,7 @@ class DistillationTrainer(Trainer):
         """
         if self.is_world_process_zero():
             self.repository = self.repository or repository_of(self.args, token=token, private=private)
-            self.pushes = RunPushes(self.repository, self.args)
+            self.pushes = RunPushes(self.repository, self.args, history=lambda: self.state.log_history)
             self.hub_model_id, self.push_in_progress = self.repository.repo_id, None
 
     def check_card(self) -> None:
@@ -688,11 +702,12 @@ class DistillationTrainer(Trainer):
         self.save_model(_internal_call=True)
         if self.pushes is not None:
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            self.pushes.push_result(commit_message or "End of training", record=self.create_model_card)
+            with self._holding(self.args.output_dir):
+                self.pushes.push_result(commit_message or "End of training", record=self.create_model_card)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         weights = os.path.join(checkpoint_folder, AVERAGE_FOLDER if self.args.publish_weights == "ema" else "")
-        if self.pushes is None or not self.pushes.is_due(weights):
+        if self.pushes is None or not self.pushes.is_due:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         by_step = self.args.save_strategy == SaveStrategy.STEPS
@@ -709,7 +724,7 @@ class DistillationTrainer(Trainer):
 
     def _finish_current_push(self) -> None:
         if self.pushes is not None:
-            self.pushes.wait()
+            self.pushes.catch_up()
 
     # Optimizer
 

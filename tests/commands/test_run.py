@@ -15,13 +15,15 @@ import yaml
 from PIL import Image
 from support import tiny
 from support.files import rights_in, umask
+from support.lock_holder import LockHolder
 from support.main_of import main_of
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
 
 from hf_deit import DistillationTrainer, DistilledDeiTForImageClassification, load_teacher
 from hf_deit.commands import resume
 from hf_deit.commands.resume import Beginning
-from hf_deit.errors import InputError
+from hf_deit.errors import CheckpointError, InputError
+from hf_deit.hub.publishing import publish_folder
 from hf_deit.recipes import load_recipe
 from hf_deit.recipes.resolve import resolve_arguments, resolved_recipe
 
@@ -494,3 +496,103 @@ def test_broken_image_in_a_worker_stops_with_its_path_only(main, tmp_path, capsy
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert str(broken) in error[0]
+
+
+# One run at a time in a folder
+
+
+@pytest.fixture(scope="module")
+def lock_holder():
+    holder = LockHolder()
+    yield holder
+    holder.end()
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    paths = (path for path in folder.rglob("*") if path.name != ".run.lock")
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def test_a_second_run_in_a_folder_changes_nothing_there(main, lock_holder, tmp_path, capsys, finished_run):
+    """Neither a new one, nor one that would go on, say after its torn checkpoints are removed, nor one from Python."""
+    run, new = tmp_path / "run", tmp_path / "new"
+    shutil.copytree(finished_run, run)
+    (run / "checkpoint-6" / "trainer_state.json").unlink()  # the first one is just writing it
+    (run / "_publishing").mkdir()
+    (run / "_publishing" / "model.safetensors").touch()
+    for folder in (run, new):
+        assert lock_holder.take(folder) == "holds"
+        before = contents(folder)
+        command = ["--recipe", "debug", "--output_dir", str(folder), "--use_cpu", "true"]
+        for wish in ([], ["--resume_from_checkpoint", "true"]):
+            assert main([*command, *wish]) == 2
+            message = capsys.readouterr().err
+            assert f"holds the folder '{folder}' (process {lock_holder.process.pid} on " in message
+            assert "give another folder (--output_dir)" in message
+        trainer = tiny.trainer(tiny.student(), tiny.arguments(folder, distillation_type="none"))
+        for call in (trainer.train, trainer.save_model, lambda folder=folder: publish_folder(folder, "ada/student")):
+            with pytest.raises(InputError, match="another run holds the folder"):
+                call()
+        assert contents(folder) == before
+        lock_holder.release()
+
+
+def test_a_run_holds_its_folder_to_the_end_and_its_teachers_with_it(main, tmp_path, monkeypatch):
+    run, held = tmp_path / "run", []
+    save = DistillationTrainer.save_model
+
+    def watch(trainer, *arguments, **settings):
+        save(trainer, *arguments, **settings)
+        held.append([path.relative_to(run) for path in tmp_path.rglob(".run.lock*")])
+
+    monkeypatch.setattr(DistillationTrainer, "save_model", watch)
+    (run / "teacher.unfinished").mkdir(parents=True)
+    gone = {"host": "here", "machine": "", "pid": 1, "began": None, "since": "", "command": "", "token": ""}
+    (run / ".run.lock").write_text(json.dumps(gone))  # of a run on another machine, which was killed
+    os.utime(run / ".run.lock", (0, 0))
+    command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true", "--max_steps", "1"]
+    assert main([*command, "--save_steps", "1"]) == 0
+    assert held == [[Path(".run.lock")]] * len(held) and len(held) >= 3  # also while the teacher is saved
+    assert not list(run.rglob(".run.lock*"))
+
+
+def test_a_refused_run_leaves_no_lock(main, tmp_path, capsys):
+    command = ["--recipe", "debug", "--use_cpu", "true", "--distillation_type", "none"]
+    (tmp_path / "there").mkdir()
+    for folder in ("there", "new"):
+        assert main([*command, "--output_dir", str(tmp_path / folder), "--dataset_name", str(tmp_path / "none")]) == 2
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_who_trains_from_python_holds_the_folder_as_long(tmp_path):
+    trainer = tiny.trainer(tiny.student(), tiny.arguments(tmp_path, distillation_type="none", max_steps=1))
+    held = []
+    trainer.add_callback(on_step_end(lambda: held.append((tmp_path / ".run.lock").exists())))
+    trainer.train()
+    trainer.save_model()
+    assert held == [True] and not (tmp_path / ".run.lock").exists()
+    trainer.add_callback(on_step_end(press_control_c))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not (tmp_path / ".run.lock").exists()
+
+
+def test_who_has_lost_the_folder_writes_no_checkpoint(lock_holder, tmp_path):
+    args = tiny.arguments(tmp_path, distillation_type="none", max_steps=2, save_strategy="steps", save_steps=1)
+    trainer = tiny.trainer(tiny.student(), args)
+
+    def lose() -> None:
+        (tmp_path / ".run.lock").unlink()
+        assert lock_holder.take(tmp_path) == "holds"
+
+    trainer.add_callback(on_step_end(lose))
+    with pytest.raises(CheckpointError, match=f"lost its folder: .*process {lock_holder.process.pid} on"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == [".run.lock"]
+    lock_holder.release()
+
+
+def on_step_end(function):
+    callback = TrainerCallback()
+    callback.on_step_end = lambda *_, **__: function()
+    return callback

@@ -314,6 +314,19 @@ def test_a_failed_push_in_the_background_is_told_and_made_good(hub, client, teac
     assert is_published(hub, tmp_path / "run")
 
 
+def test_of_slow_pushes_none_is_left_out(hub, client, teacher, tmp_path):
+    """Though the run has removed its checkpoints by then."""
+    hub.fail(*REQUESTS["commit"], delay=2, times=None)
+    arguments = ("--hub_strategy", "all_checkpoints", "--save_steps", 1, "--save_total_limit", 1)
+    outcome = train(client, teacher, tmp_path / "run", *arguments)
+    assert outcome.status == 0, outcome.output
+    assert {f"checkpoint-{step}/optimizer.pt" for step in (1, 2, 3, 4)} <= set(hub.files(REPO))
+    assert is_published(hub, tmp_path / "run")
+    assert "push failed" not in outcome.output
+    assert {path.name for path in (tmp_path / "run").glob("*-*")} == {"checkpoint-4"}
+    assert not list((tmp_path / "run").glob("_publishing*"))
+
+
 def test_a_server_that_goes_down_in_mid_run_stops_nothing(hub, client, teacher, tmp_path):
     hub.fail(".*", "", drop="before", times=None, after=25)
     arguments = ("--hub_strategy", "every_save", "--max_steps", 6, "--hub_push_timeout", GIVE_UP)
