@@ -40,10 +40,15 @@ class BadImageError(InputError):
 
     def note(self, place: str) -> str:
         """A line that names the image and the reason: a file by its path, another by its place in the data set."""
-        is_file = self.path is not None and os.path.lexists(self.path)
-        name = self.path if is_file else f"{place} ({self.path})" if self.path else place
+        name = image_name(self.path, place)
         reason = _OBJECTS.sub("", self.reason.replace(repr(self.path), "")).strip()
         return " ".join(f"{name}: {reason}".splitlines())
+
+
+def image_name(path: str | None, place: str) -> str:
+    """What to call an image: a file by its path, another by its place in the data set."""
+    is_file = path is not None and os.path.lexists(path)
+    return path if is_file else f"{place} ({path})" if path else place
 
 
 class TrainingDivergedError(RuntimeError):

@@ -37,6 +37,7 @@ class LabellingResult:
         epochs: the complete ones there.
         views_per_epoch: of each.
         labelled: views that the teacher labelled now, over all processes.
+        unanswered: those of them that it gave no answer to.
         seconds: that it took.
         size: of the epochs on disk, in bytes.
     """
@@ -47,12 +48,14 @@ class LabellingResult:
     labelled: int
     seconds: float
     size: int
+    unanswered: int = 0
 
     def __str__(self) -> str:
         count, size = len(self.epochs), self.size / max(len(self.epochs) * self.views_per_epoch, 1)
         speed = self.labelled / max(self.seconds, 1e-9)
+        unanswered = f", of which {self.unanswered:,} have no answer" if self.unanswered else ""
         return (
-            f"{self.labelled:,} views labelled in {self.seconds / 60:.1f} minutes ({speed:.0f} views/s). "
+            f"{self.labelled:,} views labelled in {self.seconds / 60:.1f} minutes ({speed:.0f} views/s){unanswered}. "
             f"{self.folder} holds {counted(count, 'epoch')} of {self.views_per_epoch:,} views, {size:.2f} bytes a "
             "view."
         )
@@ -69,7 +72,8 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
         epochs: "FIRST:LAST", LAST exclusive; by default those that a run with these arguments needs.
 
     Raises:
-        InputError: the input cannot be used, or the store holds labels of other views.
+        InputError: the input cannot be used, or the store holds labels of other views; or the teacher gives views no
+            answer, which are not to be passed over.
     """
     start = time.perf_counter()
     args = arguments.training
@@ -90,13 +94,15 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
         if kept.needs_teacher:
             _label(kept, teacher.load(args.device), wanted, args, run.processor)
         epochs_there = kept.store.complete_epochs
+        report = kept.report()
         return LabellingResult(
             folder=args.teacher_labels,
             epochs=epochs_there,
             views_per_epoch=kept.store.identity.views_per_epoch,
-            labelled=kept.report().asked,
+            labelled=report.asked,
             seconds=time.perf_counter() - start,
             size=sum(os.path.getsize(os.path.join(args.teacher_labels, epoch_file(epoch))) for epoch in epochs_there),
+            unanswered=report.unanswered,
         )
     finally:
         kept.close()

@@ -56,6 +56,7 @@ class RunResult:
         label_report: what became of kept labels, or None if there is no store.
         kept_in: the folder that the teacher's labels were written to, or None.
         skipped_images: how many different images could not be decoded, in training and evaluation.
+        unanswered_views: how many views the teacher gave no answer to, in training.
         minutes: the whole run, a teacher trained before included.
         weights: which were saved, "raw" or "ema" (their moving average).
         served_top1: top-1 of what `usage` answers, in [0, 1]; None if it was not measured.
@@ -73,6 +74,7 @@ class RunResult:
     skipped_images: int
     minutes: float
     weights: str
+    unanswered_views: int = 0
     served_top1: float | None = None
     needs_code: bool = False
     fusion_note: str | None = None
@@ -86,6 +88,8 @@ class RunResult:
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in self.accuracies.items()]
         if self.skipped_images:
             rows.append(("broken images skipped", str(self.skipped_images)))
+        if self.unanswered_views:
+            rows.append(("views without an answer", str(self.unanswered_views)))
         heading = (f"top-1 on {counted(self.num_validation_images, 'held-out image')}", "")
         if (report := self.label_report) is not None:
             rows += [("kept labels replayed", f"{report.replayed}"), ("labels by the teacher", f"{report.asked}")]
@@ -301,6 +305,7 @@ def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
         skipped_images=len(trainer.skipped_images),
         minutes=(time.perf_counter() - start) / 60,
         weights=args.publish_weights,
+        unanswered_views=facts.num_unanswered,
         served_top1=facts.served_top1,
         needs_code=facts.needs_code,
         fusion_note=note_on_fusion(facts.architecture, facts.fusion, args.output_dir),

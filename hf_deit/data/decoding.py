@@ -19,7 +19,7 @@ from datasets.utils.file_utils import is_local_path, xopen
 from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_transforms import convert_to_rgb
 
-from ..errors import BadImageError, InputError, first_line, shortlist
+from ..errors import BadImageError, InputError, first_line, image_name, shortlist
 from ..models.image_processing_deit import EIGHT_BIT_MODES
 
 # The largest image that is read, in pixels. Worker processes inherit it.
@@ -137,6 +137,14 @@ class ImageDecoder:
     def __call__(self, index: int) -> Image.Image:
         """The image of row `index`; see `decode_image`."""
         return decode_image(self._encoded[index][self.image_column], f"row {index}")
+
+    def name(self, index: int, where: str) -> str:
+        """What to call the image of row `index`; see `image_name`.
+
+        Args:
+            where: what the rows are, for an image that is no file: "the training images", say.
+        """
+        return image_name((self._encoded[index][self.image_column] or {}).get("path"), f"row {index} of {where}")
 
 
 def is_remote(path: str) -> bool:

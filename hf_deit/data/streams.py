@@ -4,7 +4,7 @@ Every process reads its own part of the stream. Slots, views and seeds mean what
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,11 +14,13 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import Sampler
 
-from ..errors import BadImageError, InputError
+from ..errors import BadImageError, InputError, image_name
 from ..models.keyed import fold
 from .columns import IGNORED_LABEL, without_format
 from .decoding import decode_image
 from .view_dataset import KeyedViews
+
+_REMEMBERED = 50_000  # keys, without their images, by which a view can still be named
 
 
 class StreamKey(NamedTuple):
@@ -142,6 +144,7 @@ class StreamSampler(Sampler[StreamKey | None]):
         self.rank, self.num_processes = rank, num_processes
         self.repeats = repeats
         self.epoch = 0
+        self._given: dict[tuple[int, int], StreamKey] = {}  # the last keys by epoch and slot, without their bytes
         self._length = max(stream.images_per_epoch // total_batch_size, 1) * total_batch_size
 
     def set_epoch(self, epoch: int) -> None:
@@ -181,7 +184,15 @@ class StreamSampler(Sampler[StreamKey | None]):
             if view == 0:
                 encoded, label = next(images)
             count += 1
-            yield StreamKey(epoch, slot, index, view, encoded, label)
+            key = StreamKey(epoch, slot, index, view, encoded, label)
+            self._given[epoch, slot] = key._replace(encoded={"path": (encoded or {}).get("path")})
+            if len(self._given) > _REMEMBERED:
+                del self._given[next(iter(self._given))]
+            yield key
+
+    def keys(self, epoch: int, slots: Iterable[int]) -> Iterator[StreamKey]:
+        """The keys of some slots, without the encoded images, as far as they were given of late."""
+        return (self._given[epoch, slot] for slot in slots if (epoch, slot) in self._given)
 
 
 class StreamViewDataset(KeyedViews):
@@ -211,3 +222,6 @@ class StreamViewDataset(KeyedViews):
             checksum = zlib.crc32((key.encoded or {}).get("bytes") or b"")
             note = error.note(f"an image of the stream with the CRC-32 {checksum:08x}")
             return Image.new("RGB", (64, 64)), IGNORED_LABEL, [note]
+
+    def name(self, key: StreamKey) -> str:
+        return image_name((key.encoded or {}).get("path"), f"position {key.index} of the stream")

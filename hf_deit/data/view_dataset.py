@@ -31,10 +31,11 @@ def pixel_crc(pixel_values: torch.Tensor | np.ndarray) -> int:
 class KeyedViews(Dataset):
     """Training views by their keys, `ViewKey` or `StreamKey`; a view is a pure function of (seed, epoch, slot).
 
-    A sample is a dictionary: `pixel_values` (3, H, W) uint8, `labels`, `view_seeds`, and `bad_images`, which is 1
-    where another image stands in for a broken one; where these are skipped `skipped`, text with a line for each that
-    was passed over; with erasing `erase_boxes`, with mixing `partner_offsets`, `label_weights`, `pixel_weights` and
-    `mix_boxes`. Samples that are to be mixed must be asked for as one list.
+    A sample is a dictionary: `pixel_values` (3, H, W) uint8, `labels`, `slots`, with the epoch above the lower 32
+    bits, `view_seeds`, and `bad_images`, which is 1 where another image stands in for a broken one; where these are
+    skipped `skipped`, text with a line for each that was passed over; with erasing `erase_boxes`, with mixing
+    `partner_offsets`, `label_weights`, `pixel_weights` and `mix_boxes`. Samples that are to be mixed must be asked for
+    as one list.
 
     Args:
         transform: from an RGB image to (3, H, W) uint8.
@@ -46,8 +47,7 @@ class KeyedViews(Dataset):
     Attributes:
         has_labels: whether any image has a label.
         wants_crc: a function of an epoch and slots, (B,), that says of which of these views the CRC of the pixels is
-            wanted, (B,) bool; None for none. With it samples have `slots`, with the epoch above the lower 32 bits,
-            and `pixel_crcs`, -1 where none is wanted.
+            wanted, (B,) bool; None for none. With it samples have `pixel_crcs`, -1 where none is wanted.
     """
 
     has_labels = True
@@ -72,6 +72,10 @@ class KeyedViews(Dataset):
         """A key's image in RGB, its label, and a line for each broken image that it stands in for."""
         raise NotImplementedError
 
+    def name(self, key: Any) -> str:
+        """What to call a key's image: its file, or its place in the data set; here only that of its view."""
+        return f"slot {key.slot} of epoch {key.epoch}"
+
     def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
         samples, last_index = [], None
         with preserve_global_random_state():
@@ -83,7 +87,7 @@ class KeyedViews(Dataset):
                 seed_global_random_state(seed)
                 pixel_values = self.transform(image)
                 sample = {"pixel_values": pixel_values, "labels": label, "view_seeds": seed}
-                sample["bad_images"] = int(bool(passed_over))
+                sample.update(slots=key.slot + (key.epoch << 32), bad_images=int(bool(passed_over)))
                 if self.on_bad_image == "skip":
                     sample["skipped"] = "\n".join(passed_over)
                 if self.erasing is not None:
@@ -101,7 +105,7 @@ class KeyedViews(Dataset):
         wanted = {epoch: self.wants_crc(epoch, slots) for epoch in {key.epoch for key in keys}}
         for position, (key, sample) in enumerate(zip(keys, samples, strict=True)):
             crc = pixel_crc(sample["pixel_values"]) if wanted[key.epoch][position] else -1
-            sample.update(slots=key.slot + (key.epoch << 32), pixel_crcs=crc)
+            sample["pixel_crcs"] = crc
 
     def _draw_mixing(self, mixing: Mixing, keys: Sequence[Any], samples: list[dict[str, Any]]) -> None:
         size = tuple(samples[0]["pixel_values"].shape[-2:])
@@ -163,6 +167,9 @@ class ViewDataset(KeyedViews):
                 passed_over.append(error.note(f"row {candidate} of the training images"))
         raise InputError(f"none of the {len(self)} images can be decoded")
 
+    def name(self, key: ViewKey) -> str:
+        return self._decode.name((key.index + len(self._read(key)[2])) % len(self), "the training images")
+
 
 class EvaluationDataset(Dataset):
     """The images of a data set, resized and cropped to one size: `pixel_values` (3, H, W) uint8, and `labels`.
@@ -196,6 +203,10 @@ class EvaluationDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        """What to call the image of a row: its file, or its place in the data set."""
+        return self._decode.name(index, "the validation images")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         label, note = int(self.labels[index]), ""

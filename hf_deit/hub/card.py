@@ -331,6 +331,10 @@ def _training_images(facts: RunFacts) -> str:
     return f"{labeled}{unlabeled:,} without{'' if labeled else ' labels'}"
 
 
+def _unanswered(facts: RunFacts) -> str:
+    return f"{facts.num_unanswered:,}, which the teacher's term passed over" if facts.num_unanswered else ""
+
+
 def _training(facts: RunFacts) -> str:
     environment = facts.environment
     versions = ", ".join(f"{name} {number}" for name, number in environment.get("libraries", {}).items())
@@ -339,6 +343,7 @@ def _training(facts: RunFacts) -> str:
         ("steps", f"{facts.step:,} of {counted(facts.batch_size, 'image')}, {_epochs(facts.num_epochs)}"),
         ("images", _training_images(facts)),
         ("broken images", f"{facts.num_skipped:,} could not be decoded and were skipped" if facts.num_skipped else ""),
+        ("views without an answer", _unanswered(facts)),
         ("weights", ("their moving average" if facts.weights == "ema" else "as trained") + best),
         ("device", f"{environment.get('num_processes', 1)} x {environment.get('device')}"),
         ("time", facts.minutes and f"{facts.minutes:.{1 if facts.minutes >= 1 else 2}f} minutes"),

@@ -116,6 +116,7 @@ class RunFacts:
         num_train, num_labeled: images to train on, and those of them with labels; None for a stream.
         num_validation: images that the metrics were measured on; None for none.
         num_skipped: images that could not be decoded, in training and evaluation.
+        num_unanswered: views that the teacher's term passed over, as the teacher gave them no answer.
         classes: for each label how many of its validation images the published weights classify correctly, and how
             many it has; None if that is not known.
         teacher_labels: the data set on the Hub that kept labels were taken from, or None.
@@ -166,6 +167,7 @@ class RunFacts:
     num_labeled: int | None = None
     num_validation: int | None = None
     num_skipped: int = 0
+    num_unanswered: int = 0
     classes: list[list[int]] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     images_per_second: float | None = None
@@ -229,6 +231,8 @@ class RunFacts:
             num_labeled=num_labeled,
             num_validation=num_validation,
             num_skipped=num_skipped,
+            # From the log, which a run that was stopped takes up again.
+            num_unanswered=sum(line.get("unanswered_views", 0) for line in state.log_history),
             classes=classes,
             num_replayed=num_replayed,
             metrics={name: value for name, value in metrics.items() if name.startswith("eval_")},
@@ -242,8 +246,9 @@ class RunFacts:
         """These facts, with what an earlier process measured, if that ended the run and this one trained nothing."""
         if earlier is None or self.images_per_second or not earlier.is_finished or earlier.step != self.step:
             return self
-        names = ("teacher_top1", "teacher_images", "num_replayed", "images_per_second", "minutes", "environment")
-        taken = {name: getattr(earlier, name) for name in names}
+        measured = ("teacher_top1", "teacher_images", "num_replayed", "num_unanswered")
+        of_the_run = ("images_per_second", "minutes", "environment")
+        taken = {name: getattr(earlier, name) for name in measured + of_the_run}
         return replace(self, **taken, teacher_size=self.teacher_size or earlier.teacher_size)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..models.answers import NO_ANSWER
 from .files import ABSENT, TRUE_LABEL, Columns
 from .identity import StoreIdentity
 from .top_k import TopLogits, rebuilt_logits
@@ -19,7 +20,7 @@ class EpochLabels:
 
     Attributes:
         columns: as given.
-        codes: by slot, (views_per_epoch,) int32: a label, or `TRUE_LABEL`, or `ABSENT`. On the host.
+        codes: by slot, (views_per_epoch,) int32: a label, or `TRUE_LABEL`, `NO_ANSWER` or `ABSENT`. On the host.
         is_complete: whether all views of the epoch are there.
         is_empty: whether none is.
     """
@@ -47,8 +48,12 @@ class EpochLabels:
         """The slots without a label, ascending, among the epoch's first views; among all of them by default."""
         return np.flatnonzero(self.codes[:num_views] == ABSENT)
 
+    def num_unanswered(self, num_views: int | None = None) -> int:
+        """How many of the epoch's first views, by default of all, the teacher gave no answer to."""
+        return int((self.codes[:num_views] == NO_ANSWER).sum())
+
     def has(self, slots: torch.Tensor) -> torch.Tensor:
-        """Whether views have a label: (B,) bool, for (B,) slots on the device."""
+        """Whether views are kept, with a label or without an answer: (B,) bool, for (B,) slots on the device."""
         return self._codes[slots] != ABSENT
 
     def labels(self, slots: torch.Tensor, true_labels: torch.Tensor) -> torch.Tensor:
@@ -59,13 +64,16 @@ class EpochLabels:
             true_labels: (B,) int64.
 
         Returns:
-            (B,) int64; negative where nothing is known, or where the label is the true one and `true_labels` has none.
+            (B,) int64; negative where nothing is known, or where the label is the true one and `true_labels` has none;
+            `NO_ANSWER` where the teacher gave none.
         """
         codes = self._codes[slots].long()
         return torch.where(codes == TRUE_LABEL, true_labels, codes)
 
     def logits(self, slots: torch.Tensor) -> torch.Tensor:
-        """The teacher's logits, (B, num_labels) float32: the top k as they were, the others all alike.
+        """The teacher's logits, (B, num_labels) float32: the top k as they were kept, the others all alike.
+
+        They are NaN where the teacher gave no answer.
 
         Args:
             slots: (B,) int64, on the device, whose labels are known.
@@ -76,4 +84,5 @@ class EpochLabels:
         if not self._identity.top_k:
             raise InputError("these are labels alone: record a store with top_k for soft targets")
         rows = self._rows[slots]
-        return rebuilt_logits(TopLogits(*(column[rows] for column in self._top)), self._identity.num_labels)
+        logits = rebuilt_logits(TopLogits(*(column[rows] for column in self._top)), self._identity.num_labels)
+        return torch.where((self._codes[slots] == NO_ANSWER).unsqueeze(1), torch.nan, logits)

@@ -12,14 +12,18 @@ import pyarrow.parquet as pq
 
 from ..errors import CheckpointError, InputError, first_line, shortlist
 from ..hub.files import name_of_temporary
+from ..models.answers import NO_ANSWER
 from ..models.keyed import fold_array
 from .checks import fault_in_nulls, fault_in_sizes, fault_in_values
 from .footer import read_footer
 from .identity import FORMAT, StoreIdentity, write_labels
 
 STORE_FILE, DATA, PARTS, LOCK_FILE = "store.json", "data", "parts", ".lock"
-# In memory: what stands for a null label, and for a slot that is not there.
+# In memory: what stands for a null label, and for a slot that is not there. `NO_ANSWER` stands for a view that the
+# teacher gave none; in a file it is the number behind the last label, and the file then has a format of its own, as
+# earlier versions would take it for a label.
 TRUE_LABEL, ABSENT = -1, -2
+_FORMAT_WITHOUT_ANSWERS = 2
 # One view in so many has its CRC kept; in small epochs more, so that there are about 16.
 _CRC_EVERY, _CRCS_PER_EPOCH, _CRC_PURPOSE = 1000, 16, 3
 LOCK_SECONDS = 10.0  # the workers of a run that was killed keep its lock until they notice
@@ -196,10 +200,13 @@ def read_columns(path: str | os.PathLike[str], epoch: int, identity: StoreIdenti
         raise
     except _DAMAGE as error:
         raise damaged(path, f"truncated or corrupt: {first_line(error)}") from error
+    about = table.schema.metadata or {}
+    if about[b"format"] == str(_FORMAT_WITHOUT_ANSWERS).encode():
+        columns["label"] = np.where(columns["label"] == identity.num_labels, NO_ANSWER, columns["label"])
     if fault := fault_in_values(columns, identity):
         raise damaged(path, fault)
     columns["label"] = columns["label"].astype(np.int32)
-    if (table.schema.metadata or {}).get(b"checksum") != _checksum(epoch, columns, identity).encode():
+    if about.get(b"checksum") != _checksum(epoch, columns, identity).encode():
         raise damaged(path, "corrupt: its checksum is another")
     return columns
 
@@ -214,25 +221,30 @@ def _check_about(path: str | os.PathLike[str], file: pq.ParquetFile, epoch: int,
     if not schema.remove_metadata().equals(expected):
         raise damaged(path, f"got the columns {shortlist(schema.names)}, expected {expected.names} and their types")
     about = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-    for name, wanted in (("format", str(FORMAT)), ("epoch", str(epoch)), ("identity", identity.digest)):
-        if about.get(name) != wanted:
-            raise damaged(path, f"its {name} is {str(about.get(name))[:80]}, expected {wanted}")
+    formats = (str(FORMAT), str(_FORMAT_WITHOUT_ANSWERS))
+    for name, wanted in (("format", formats), ("epoch", (str(epoch),)), ("identity", (identity.digest,))):
+        if about.get(name) not in wanted:
+            raise damaged(path, f"its {name} is {str(about.get(name))[:80]}, expected {' or '.join(wanted)}")
 
 
 def write_columns(path: str | os.PathLike[str], epoch: int, columns: Columns, identity: StoreIdentity) -> None:
     """Writes columns as a file with one row group.
 
     Args:
-        columns: sorted by slot, with the types of `no_views`; negative labels and CRCs become nulls.
+        columns: sorted by slot, with the types of `no_views`; `TRUE_LABEL` and negative CRCs become nulls.
 
     Raises:
         CheckpointError: it cannot be written, say on a full disk.
     """
-    about = {"format": str(FORMAT), "epoch": str(epoch), "identity": identity.digest}
+    has_no_answer = columns["label"] == NO_ANSWER
+    format_of_file = _FORMAT_WITHOUT_ANSWERS if has_no_answer.any() else FORMAT
+    about = {"format": str(format_of_file), "epoch": str(epoch), "identity": identity.digest}
     schema = schema_of(identity).with_metadata({**about, "checksum": _checksum(epoch, columns, identity)})
     arrays = []
     for field in schema:
         column = columns[field.name]
+        if field.name == "label":
+            column = np.where(has_no_answer, identity.num_labels, column)
         if pa.types.is_fixed_size_list(field.type):
             flat = pa.array(column.ravel(), field.type.value_type)
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
@@ -273,9 +285,8 @@ def merge(parts: Sequence[Columns], epoch: int, name: str) -> Columns:
     contradicting = np.flatnonzero(again & ((labels[1:] != labels[:-1]) | crcs_differ))
     if len(contradicting):
         first = contradicting[0]
-        one, other = (
-            f"label {labels[i] if labels[i] >= 0 else 'as the true one'}, CRC {crcs[i]}" for i in (first, first + 1)
-        )
+        words = {TRUE_LABEL: "as the true one", NO_ANSWER: "none"}
+        one, other = (f"label {words.get(labels[i], labels[i])}, CRC {crcs[i]}" for i in (first, first + 1))
         raise InputError(
             f"{len(contradicting)} of {int(again.sum())} views of epoch {epoch} that were recorded twice in {name} "
             f"contradict each other, the first one slot {slots[first]} ({one}; {other}): teacher or pixels have "

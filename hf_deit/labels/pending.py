@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .files import TRUE_LABEL, Columns, no_views, wants_crc
+from ..models.answers import NO_ANSWER
+from .files import ABSENT, TRUE_LABEL, Columns, no_views, wants_crc
 from .identity import StoreIdentity
 
 _SETTLE_AFTER = 256  # records, which stay on their device until then
@@ -31,7 +32,7 @@ class PendingLabels:
 
         Args:
             record: slots, the teacher's labels, true labels, CRCs or None and, where logits are kept, those of
-                `TopLogits`: one value of each for B views.
+                `TopLogits`: one value of each for B views. A view whose label is `ABSENT` is not recorded.
         """
         records = self._records.setdefault(epoch, [])
         records.append(record)
@@ -45,7 +46,7 @@ class PendingLabels:
             Columns as a file has them, not sorted by slot.
 
         Raises:
-            InputError: slots or labels are out of range, or logits are too large for float16.
+            InputError: slots or labels are out of range, or logits are not finite in float16.
         """
         if records := self._records.get(epoch):
             columns = self._columns(epoch, records)
@@ -63,20 +64,24 @@ class PendingLabels:
         slots, labels, true_labels, crcs, *top = (_joined(column) for column in zip(*records, strict=True))
         identity = self._identity
         for name, values, end in (("slots", slots, identity.views_per_epoch), ("labels", labels, identity.num_labels)):
-            if len(values) != len(true_labels) or (len(values) and not 0 <= values.min() <= values.max() < end):
+            judged = values if name == "slots" else values[(values != NO_ANSWER) & (values != ABSENT)]
+            if len(values) != len(true_labels) or (len(judged) and not 0 <= judged.min() <= judged.max() < end):
                 raise InputError(
                     f"{name} recorded for epoch {epoch} must be {len(true_labels)} from 0 to {end - 1}, got "
                     f"{len(values)} from {values.min()} to {values.max()}"
                 )
         crcs = np.where(wants_crc(identity, epoch, slots), crcs, -1)
-        named = {"slot": slots, "label": np.where(labels == true_labels, TRUE_LABEL, labels), "pixel_crc": crcs}
+        is_true = (labels == true_labels) & (labels >= 0)
+        named = {"slot": slots, "label": np.where(is_true, TRUE_LABEL, labels), "pixel_crc": crcs}
         named |= dict(zip(("top_labels", "top_logits", "rest_logit"), top, strict=False))
         with np.errstate(over="ignore"):  # which is looked for below
-            columns = {name: named[name].astype(empty.dtype) for name, empty in no_views(identity).items()}
+            columns = {
+                name: named[name][labels != ABSENT].astype(empty.dtype) for name, empty in no_views(identity).items()
+            }
         if top and not all(np.isfinite(columns[name]).all() for name in ("top_logits", "rest_logit")):
             raise InputError(
-                f"logits of the teacher in epoch {epoch} are not finite in float16, as which they are kept: keep "
-                "labels alone (top_k 0), for hard distillation, or take another teacher"
+                f"logits of the teacher in epoch {epoch} are not finite in float16, as which they are kept: take "
+                "those that top_logits makes of finite ones, or keep labels alone (top_k 0), for hard distillation"
             )
         return columns
 

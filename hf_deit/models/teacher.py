@@ -1,5 +1,6 @@
 """Any image classifier of the Hub as a teacher: statistics, size and labels are read and checked, not guessed."""
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from ..errors import InputError, did_you_mean, shortlist
+from .answers import has_answer
 from .class_names import in_order, match_labels, unique_names
 from .pretrained import (
     LOADING_ERRORS,
@@ -271,6 +273,15 @@ def describe_teacher(
     )
 
 
+def remedy_for(dtype: torch.dtype) -> str:
+    """What to give for a teacher whose answers in a dtype are not finite, to follow "give"."""
+    if dtype == torch.float16:
+        return "--teacher_dtype float32 or bfloat16 (dtype of load_teacher), as float16 overflows beyond 65,504"
+    if dtype == torch.bfloat16:
+        return "--teacher_dtype float32 (dtype of load_teacher)"
+    return "another teacher, whose weights and image processor are sound"
+
+
 def parse_input_size(value: str | int) -> InputSize:
     """Reads what a teacher shall be shown: "own", "student" or a number of pixels.
 
@@ -386,9 +397,16 @@ def _accepted_size(model: PreTrainedModel, name_or_path: str, sizes: tuple[Size,
     errors = {}
     for size in sizes:
         errors[size] = _failure(model, size)
-        if errors[size] is None:
+        # Where it has only overflowed, its size is none of the reasons: the views will show on which it does.
+        overflows = isinstance(errors[size], _NotFiniteError) and model.dtype != torch.float32
+        if errors[size] is None or (overflows and _failure(copy.deepcopy(model).float(), size) is None):
             return size
     tried, error = " nor ".join(map(size_in_words, errors)), list(errors.values())[-1]
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        name = str(model.dtype).removeprefix("torch.")
+        raise InputError(
+            f"the teacher {name_or_path!r} has weights that are not finite in {name}: give {remedy_for(model.dtype)}"
+        )
     raise InputError(
         f"the teacher {name_or_path!r} takes no images of {tried} pixels ({error}): name a size that it takes with "
         "--teacher_input_size, or leave that out for its own"
@@ -405,4 +423,8 @@ def _failure(model: PreTrainedModel, size: Size) -> Exception | None:
         raise
     except Exception as error:  # of any kind: architectures refuse sizes as they come to it
         return error
-    return None if logits.isfinite().all() else ValueError("logits that are not finite")
+    return None if has_answer(logits).all() else _NotFiniteError("logits that are not finite")
+
+
+class _NotFiniteError(ValueError):
+    """A model takes images of a size, or seems to, and makes nothing of them."""

@@ -188,6 +188,7 @@ _MEANT = {
         "limit_train_batches fraction n_samples max_samples subset_size data_fraction"
     ),
     "on_bad_image": "skip_bad_images ignore_errors skip_errors skip_broken bad_images skip_corrupt",
+    "on_bad_teacher_answer": "skip_nan ignore_nan nan_teacher teacher_nan on_nan on_teacher_nan skip_bad_answers",
     "dataloader_num_workers": (
         "j num_worker n_workers nworkers num_threads threads n_jobs jobs data_workers loader_workers "
         "preprocessing_num_workers cpus num_cpus nw tpu_num_cores"

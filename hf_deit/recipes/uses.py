@@ -256,6 +256,7 @@ _USES = {
     "distillation_alpha": _Use(_is_distilled, "weighs what a teacher says", _UNTAUGHT),
     "distillation_temperature": _Use(_is_soft, "is of soft distillation", _NOT_SOFT),
     "distillation_reduction": _Use(_is_soft, "is of soft distillation", _NOT_SOFT),
+    "on_bad_teacher_answer": _Use(_is_distilled, "is about what a teacher says", _UNTAUGHT),
     "teacher_labels": _Use(_is_distilled, "keeps what a teacher says", _UNTAUGHT),
     "teacher_labels_revision": _Use(
         lambda options: _keeps_labels(options) and _is_on_hub(options["teacher_labels"]),

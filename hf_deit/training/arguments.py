@@ -171,6 +171,14 @@ class DistillationTrainingArguments(TrainingArguments):
         metadata={"help": 'An image that cannot be decoded: "stop" the run, or "skip" it and say which.'},
     )
 
+    on_bad_teacher_answer: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": 'A view to which the teacher gives logits that are not finite: "stop" the run, or "skip" the '
+            "teacher's term of it, and say how many."
+        },
+    )
+
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     scale_learning_rate: bool = field(
         default=False, metadata={"help": "Train at learning_rate · (batch of all devices and accumulation) / 512."}

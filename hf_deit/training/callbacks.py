@@ -1,7 +1,7 @@
 """Callbacks of the distilling Trainer."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,17 +9,27 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.view_dataset import EvaluationDataset
+from ..models.answers import has_answer
 from .datasets import make_sampler
 from .metrics import measure_teacher
+from .teacher_answers import TeacherAnswers
 
 if TYPE_CHECKING:
     from .trainer import DistillationTrainer
 
 TEACHER_CHECK_IMAGES = 512
+# Views that are mixed as in the training, which the teacher is asked about besides: it sees nothing else later.
+TEACHER_CHECK_MIXED_VIEWS = 128
+_MIXING = {"partner_offsets", "label_weights", "pixel_weights", "mix_boxes"}
+
+
+Batches = Iterator[dict[str, torch.Tensor]]
 
 
 class TeacherCheckCallback(TrainerCallback):
     """Measures and logs how good the teacher is on a run's own pixels, before the first step.
+
+    A teacher whose answers are not finite ends the run here, unless they are to be passed over.
 
     Args:
         trainer: of the run.
@@ -40,31 +50,61 @@ def teacher_report(trainer: "DistillationTrainer") -> dict[str, float]:
     Returns:
         See `measure_teacher`. Without a teacher, only `kept_labels_that_are_true`: how often a kept label is that of
         the view's own image, which others may be mixed into.
+
+    Raises:
+        InputError: its answers are not finite, and are not to be passed over; or none is finite.
     """
     if trainer.teacher is None:
         agreement = trainer.kept_labels.agreement_with_labels(TEACHER_CHECK_IMAGES)
         return {} if agreement is None else {"kept_labels_that_are_true": agreement}
-    views = trainer.train_dataset
-    keys = filter(None, make_sampler(views, trainer.args))  # None is another process's, of a stream
+    validation = trainer.eval_dataset
+    validation = next(iter(validation.values())) if isinstance(validation, dict) else validation
+    keys: dict[tuple[int, int], Any] = {}
+    of_views = TeacherAnswers(trainer.args, lambda *slot: trainer.train_dataset.name(keys[slot]))
+    of_validation = TeacherAnswers(trainer.args, lambda _, row: validation.name(row))
     return measure_teacher(
         trainer.teacher,
-        views=_batches(trainer, (views[key] for key in itertools.islice(keys, TEACHER_CHECK_IMAGES))),
-        validation=_batches(trainer, _validation_samples(trainer.eval_dataset)),
+        views=_views(trainer, of_views, keys),
+        validation=_validation_images(trainer, validation, of_validation),
+        note_view=of_views.note,
+        note_validation=lambda answered, batch: of_validation.note(answered, batch, asked=batch["labels"] >= 0),
     )
 
 
-def _validation_samples(dataset: Any) -> Iterator[dict[str, Any]]:
-    dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
-    if isinstance(dataset, EvaluationDataset):
-        count = min(len(dataset), TEACHER_CHECK_IMAGES)
-        for index in np.linspace(0, len(dataset) - 1, num=count, dtype=int).tolist():
-            yield dataset[index]
+def _views(trainer: "DistillationTrainer", answers: TeacherAnswers, keys: dict[tuple[int, int], Any]) -> Batches:
+    """The first views of a run, as it sees them but for mixing, so that each has its own label.
+
+    Those that are mixed are shown to the teacher, too. In the end is looked at what it has answered: before anything
+    is said of how good it is.
+
+    Args:
+        answers: of the teacher.
+        keys: takes the views' keys by epoch and slot.
+    """
+    views, mixed = trainer.train_dataset, 0
+    given = filter(None, make_sampler(views, trainer.args))  # None is another process's, of a stream
+    given = itertools.islice(given, TEACHER_CHECK_IMAGES)
+    while chunk := list(itertools.islice(given, trainer.args.train_batch_size)):  # which has whole groups of views
+        keys.update({(key.epoch, key.slot): key for key in chunk})
+        samples = views.__getitems__(chunk) if hasattr(views, "__getitems__") else [views[key] for key in chunk]
+        if not _MIXING.isdisjoint(samples[0]) and mixed < TEACHER_CHECK_MIXED_VIEWS:
+            batch = trainer.prepare_batch(trainer.data_collator(samples))
+            answers.note(has_answer(trainer.teacher(batch["pixel_values"])), batch)
+            mixed += len(chunk)
+        unmixed = [{name: value for name, value in one.items() if name not in _MIXING} for one in samples]
+        yield trainer.prepare_batch(trainer.data_collator(unmixed))
+    answers.check(trainer.teacher, needs_some=True)
 
 
-def _batches(trainer: "DistillationTrainer", samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor]]:
-    samples = iter(samples)
-    while chunk := list(itertools.islice(samples, trainer.args.eval_batch_size)):
-        yield trainer.prepare_batch(trainer.data_collator(chunk))
+def _validation_images(trainer: "DistillationTrainer", dataset: Any, answers: TeacherAnswers) -> Batches:
+    """Some of the validation images, evenly; in the end is looked at what the teacher has answered."""
+    count = min(len(dataset), TEACHER_CHECK_IMAGES) if isinstance(dataset, EvaluationDataset) else 0
+    rows = iter(np.linspace(0, len(dataset) - 1, num=count, dtype=int).tolist() if count else ())
+    while chunk := list(itertools.islice(rows, trainer.args.eval_batch_size)):
+        # Their rows take the place of slots, by which images are named.
+        samples = [{**dataset[row], "slots": row} for row in chunk]
+        yield trainer.prepare_batch(trainer.data_collator(samples))
+    answers.check(trainer.teacher, of="validation image")
 
 
 class StepEndCallback(TrainerCallback):

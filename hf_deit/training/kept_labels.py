@@ -25,11 +25,14 @@ from ..hub.revisions import declared_datasets
 from ..labels.epoch import EpochLabels
 from ..labels.files import ABSENT, TRUE_LABEL, wants_crc
 from ..labels.top_k import rebuilt_logits, top_logits
+from ..models.answers import NO_ANSWER, decisions_of, has_answer
 from ..models.teacher import Teacher, TeacherDescription
 from .label_source import RunLabels
 from .processes import on_every_process, on_main_process
+from .teacher_answers import TeacherAnswers
 
 _VIEWS_CHECKED_AT_START = 16
+_SETTLE_WHEN_LABELLING = 16  # batches, so that a teacher that must not go on does not do so for long
 _SETTLE_AFTER = 256  # batches, whose CRCs until then stay on their device, so that nothing waits for it
 
 Batch = dict[str, torch.Tensor]
@@ -53,6 +56,7 @@ class LabelReport:
         verified: views with a kept label that the teacher labelled again.
         agreeing: those of them where it said the same.
         pixels: views whose pixels were compared, by their CRC, with those of the run that recorded. All were the same.
+        unanswered: of the views that the teacher was asked about, those that it gave no answer to.
     """
 
     replayed: int = 0
@@ -60,6 +64,7 @@ class LabelReport:
     verified: int = 0
     agreeing: int = 0
     pixels: int = 0
+    unanswered: int = 0
 
 
 class KeptLabels:
@@ -79,7 +84,8 @@ class KeptLabels:
 
     Raises:
         InputError: labels of other views; a store that ends before the training does, without a teacher; a broken
-            file; or other pixels than those that the labels are of.
+            file; other pixels than those that the labels are of; or views without an answer, which are not to be
+            passed over.
         CheckpointError: the store must be written, and cannot be.
     """
 
@@ -116,6 +122,7 @@ class KeptLabels:
         self._epoch = -1
         self._replayed = self._asked = self._verified = self._batches = self._pixels = 0
         self._agreeing = torch.zeros((), dtype=torch.int64, device=self._args.device)
+        self._unanswered = torch.zeros_like(self._agreeing)
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._crcs: list[tuple[int, int]] = []
 
@@ -148,11 +155,22 @@ class KeptLabels:
         """Reads what the run needs of a folder, so that a broken file is told now, not in days.
 
         Raises:
-            InputError: one is broken.
+            InputError: one is broken, or has views without an answer, which are not to be passed over.
         """
         if self.store.source is None:
             for epoch in self._epochs_there():
-                self.store.epoch(epoch)
+                self._read(epoch)
+
+    def _read(self, epoch: int) -> EpochLabels:
+        known = self.store.epoch(epoch)
+        unanswered = known.num_unanswered(self._needed.get(epoch))
+        if unanswered and self._args.on_bad_teacher_answer == "stop":
+            raise InputError(
+                f"the teacher's answers to {unanswered:,} views of epoch {epoch} were not finite when the labels in "
+                f"{self._args.teacher_labels!r} were recorded: pass --on_bad_teacher_answer skip, which leaves these "
+                "views out of its term, or give other --teacher_labels"
+            )
+        return known
 
     def _check_pixels(self) -> None:
         """Makes a few views whose CRC is kept, and compares.
@@ -178,11 +196,12 @@ class KeptLabels:
         """Reads what is there of an epoch.
 
         Raises:
-            InputError: a file is broken, or cannot be downloaded.
+            InputError: a file is broken, or cannot be downloaded, or has views without an answer, which are not to be
+                passed over.
         """
         self._epoch = epoch
         is_there = self.store.has(epoch) or epoch in self.store.partial_epochs
-        known = on_every_process(lambda: self.store.epoch(epoch) if is_there else None)
+        known = on_every_process(lambda: self._read(epoch) if is_there else None)
         self._known = None if known is None or known.is_empty else known.to(self._args.device)
         needed = self._needed.get(epoch, len(self._sampler))
         self._covers = self._known is not None and not len(self._known.absent(needed))
@@ -200,7 +219,8 @@ class KeptLabels:
             teacher: may be None if it is not needed.
 
         Returns:
-            Its labels, (B,) int64, or, for soft distillation, what is kept of its logits, (B, num_labels) float32.
+            Its labels, (B,) int64, or, for soft distillation, what is kept of its logits, (B, num_labels) float32;
+            `NO_ANSWER`, or NaN, where it gave none (see `has_answer`).
         """
         slots = self._slots(batch)
         if self._known is None:
@@ -215,7 +235,7 @@ class KeptLabels:
         if self._verifies():
             self._verified += len(slots)
             said = self._known.labels(slots, batch["labels"])
-            self._agreeing += (teacher(batch["pixel_values"]).argmax(dim=-1) == said).sum()
+            self._agreeing += (decisions_of(teacher(batch["pixel_values"])) == said).sum()
         return self._replay(batch)
 
     def _replay(self, batch: Batch) -> torch.Tensor:
@@ -235,15 +255,26 @@ class KeptLabels:
                 f"no more epochs than the store has ({len(self.store.complete_epochs)})"
             )
         logits, identity = teacher(batch["pixel_values"]), self.store.identity
-        labels = logits.argmax(dim=-1)
-        top = top_logits(logits, identity.top_k) if identity.top_k else None
+        labels, answered = decisions_of(logits), has_answer(logits)
+        top = None
+        if identity.top_k:
+            top = top_logits(torch.where(answered.unsqueeze(1), logits, 0.0), identity.top_k)
         chosen = slice(None) if only is None else only
         self._asked += len(labels) if only is None else int(only.sum())
+        self._unanswered += (~answered[chosen]).sum()
         if not self.store.readonly:
-            columns = (column[chosen] for column in (self._slots(batch), labels, batch["labels"]))
+            # A run that stops for a view without an answer leaves it to one that has a better teacher, or passes over.
+            recorded = labels if self._skips else torch.where(answered, labels, ABSENT)
+            columns = (column[chosen] for column in (self._slots(batch), recorded, batch["labels"]))
             some = None if top is None else type(top)(*(part[chosen] for part in top))
             self.store.record(self._epoch, *columns, crcs=batch["pixel_crcs"][chosen], top=some)
-        return rebuilt_logits(top, identity.num_labels) if self._args.distillation_type == "soft" else labels
+        if self._args.distillation_type == "soft":
+            return torch.where(answered.unsqueeze(1), rebuilt_logits(top, identity.num_labels), torch.nan)
+        return labels
+
+    @property
+    def _skips(self) -> bool:
+        return self._args.on_bad_teacher_answer == "skip"
 
     def _note_replayed(self, batch: Batch, only: torch.Tensor | None = None) -> None:
         slots, crcs = self._slots(batch), batch["pixel_crcs"]
@@ -348,6 +379,9 @@ class KeptLabels:
             prepare: makes what the student sees of a loader's batch.
             num_workers: of the loader.
             after_batch: called with the number of its views.
+
+        Raises:
+            InputError: the teacher gives views no answer, which are not to be passed over.
         """
         if not len(slots):
             return
@@ -367,11 +401,16 @@ class KeptLabels:
             generator=torch.Generator(),  # the global one is the training's
         )
 
+        answers = TeacherAnswers(self._args, self.name_of_view, settle_after=_SETTLE_WHEN_LABELLING)
+
         def label_mine() -> None:
             try:
                 for batch in loader:
                     batch = prepare(batch)
-                    self._ask(batch, teacher, only=wanted[self._slots(batch)])
+                    only = wanted[self._slots(batch)]
+                    answers.note(has_answer(self._ask(batch, teacher, only=only)), batch, asked=only)
+                    if answers.must_stop:
+                        break
                     if after_batch is not None:
                         after_batch(len(batch["slots"]))
             finally:  # what is labelled is labelled
@@ -379,6 +418,11 @@ class KeptLabels:
 
         on_every_process(label_mine)
         self._epoch = before
+        answers.check(teacher, needs_some=len(slots) == self.store.identity.views_per_epoch)
+
+    def name_of_view(self, epoch: int, slot: int) -> str:
+        """What to call the image that fills a slot of an epoch."""
+        return self._views.name(next(self._sampler.keys(epoch, [slot])))
 
     def _keys_of(self, epoch: int, batches: list[np.ndarray], group_size: int) -> Iterator[list[Any]]:
         slots = (int(group) * group_size + view for batch in batches for group in batch for view in range(group_size))
@@ -391,6 +435,7 @@ class KeptLabels:
     def report(self) -> LabelReport:
         """What became of the labels since `restart`, over all processes."""
         counts = [self._replayed, self._asked, self._verified, int(self._agreeing), self._pixels]
+        counts.append(int(self._unanswered))
         if PartialState().num_processes > 1:
             counts = reduce(torch.tensor(counts, device=self._args.device), reduction="sum").tolist()
         return LabelReport(*counts)
@@ -411,5 +456,5 @@ class KeptLabels:
         keys = list(self._sampler.keys(epoch, range(min(num_views, self._needed[epoch]))))
         true_labels = self._views.labels[[key.index for key in keys]]
         codes = self.store.epoch(epoch).codes[: len(keys)]
-        known = (codes != ABSENT) & (true_labels >= 0)
+        known = (codes != ABSENT) & (codes != NO_ANSWER) & (true_labels >= 0)
         return float(((codes == TRUE_LABEL) | (codes == true_labels))[known].mean()) if known.any() else None

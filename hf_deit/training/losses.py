@@ -14,15 +14,19 @@ def _check_logits(name: str, logits: torch.Tensor) -> torch.Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def hard_distillation_loss(student_logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def hard_distillation_loss(
+    student_logits: torch.Tensor, teacher: torch.Tensor, *, answered: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross-entropy to the teacher's decision, without smoothing: the second term of the paper's equation 3.
 
     Args:
         student_logits: (B, K), of the distillation head (or of the only head).
         teacher: the teacher's logits, (B, K) floating-point, or its decisions, (B,) integers in [0, K).
+        answered: (B,) bool, the views to learn from; all by default. The others add nothing, whatever `teacher` says
+            of them.
 
     Returns:
-        The mean over the batch, a scalar.
+        The mean over the batch, a scalar: over all of its views, so that each one's loss is its own.
 
     Raises:
         ValueError: the shapes do not match.
@@ -36,7 +40,10 @@ def hard_distillation_loss(student_logits: torch.Tensor, teacher: torch.Tensor) 
             f"got {tuple(teacher.shape)}"
         )
     decisions = teacher.argmax(dim=-1) if teacher.is_floating_point() else teacher.long()
-    return F.cross_entropy(student_logits, decisions, ignore_index=_NO_CLASS)
+    if answered is None:
+        return F.cross_entropy(student_logits, decisions, ignore_index=_NO_CLASS)
+    decisions = torch.where(answered, decisions, _NO_CLASS)
+    return F.cross_entropy(student_logits, decisions, ignore_index=_NO_CLASS, reduction="sum") / len(decisions)
 
 
 def soft_distillation_loss(
@@ -45,6 +52,7 @@ def soft_distillation_loss(
     *,
     temperature: float = 3.0,
     reduction: Literal["batchmean", "numel"] = "batchmean",
+    answered: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """τ² · KL(teacher ‖ student) of the two softened distributions: the second term of the paper's equation 2.
 
@@ -57,6 +65,8 @@ def soft_distillation_loss(
         temperature: τ > 0; the paper's soft setting is 3.0 with a weight of 0.1.
         reduction: "batchmean" divides the sum by B, as the equation does. "numel" divides by B · K, as the authors'
             code does (`losses.py`: `/ outputs_kd.numel()`), and is therefore K times smaller: 1000 times on ImageNet.
+        answered: (B,) bool, the views to learn from; all by default. The others add nothing, whatever the teacher's
+            logits are, and count in B.
 
     Returns:
         A scalar.
@@ -75,6 +85,9 @@ def soft_distillation_loss(
         raise ValueError(f"temperature must be positive, got {temperature}")
     if reduction not in ("batchmean", "numel"):
         raise ValueError(f'reduction must be "batchmean" or "numel", got {reduction!r}')
+    if answered is not None:  # before the loss, whose gradient would otherwise be 0 · NaN; two alike diverge by 0
+        student_logits = torch.where(answered.unsqueeze(1), student_logits, 0.0)
+        teacher_logits = torch.where(answered.unsqueeze(1), teacher_logits, 0.0)
     divergence = F.kl_div(
         F.log_softmax(student_logits / temperature, dim=-1),
         F.log_softmax(teacher_logits / temperature, dim=-1),

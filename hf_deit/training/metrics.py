@@ -1,6 +1,6 @@
 """What is measured of a model's answers: hits are counted in one place, for students and teachers alike."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +10,14 @@ from transformers import EvalPrediction
 from transformers.utils import logging
 
 from ..errors import InputError
+from ..models.answers import NO_ANSWER, decisions_of, has_answer
 from ..models.heads import MEASURED
 from ..models.teacher import Teacher, size_in_words
 
 logger = logging.get_logger(__name__)
+
+# Takes which views of a batch a teacher has answered, (B,) bool, and the batch.
+Note = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], None]
 
 
 class Hits(NamedTuple):
@@ -75,9 +79,13 @@ def class_hits(ranked: torch.Tensor, labels: torch.Tensor, num_labels: int) -> l
 
 
 def rank_labels(logits: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Keeps of each head's (B, K) logits the five best labels: (B, heads, min(5, K))."""
+    """Keeps of each head's (B, K) logits the five best labels: (B, heads, min(5, K)).
+
+    They are `NO_ANSWER`, which no image has as its label, where the largest logit is NaN or infinite.
+    """
     heads = torch.stack(logits if isinstance(logits, tuple) else (logits,), dim=1)
-    return heads.topk(min(5, heads.shape[-1]), dim=-1).indices
+    best = heads.topk(min(5, heads.shape[-1]), dim=-1).indices
+    return torch.where(heads.amax(dim=-1, keepdim=True).isfinite(), best, NO_ANSWER)
 
 
 def answers(logits: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -128,6 +136,8 @@ def measure_teacher(
     *,
     views: Iterable[Mapping[str, torch.Tensor]],
     validation: Iterable[Mapping[str, torch.Tensor]],
+    note_view: Note | None = None,
+    note_validation: Note | None = None,
 ) -> dict[str, float]:
     """Measures how good a teacher is on a run's own pixels, at its own input size and the student's.
 
@@ -137,18 +147,21 @@ def measure_teacher(
         views: batches of training views, with `pixel_values` (B, 3, H, W) normalised for the student and `labels`
             (B,), negative where there is none.
         validation: batches of validation images; may be empty.
+        note_view, note_validation: told what it has answered of each batch, at the size that it is shown.
 
     Returns:
         `teacher_agreement_with_labels`: how often it gives the true label on the views; `teacher_top1`, its accuracy
         on the validation images, and `teacher_images`, how many those are; and `majority_class`, the largest part of
         a label among the validation images, or, if they have none, among the views. What has no labels is not
-        measured. If it takes several sizes, the first two also for each of them, as `teacher_top1_at_224`, say.
+        measured, and what it gives no answer to is not right. If it takes several sizes, the first two also for each
+        of them, as `teacher_top1_at_224`, say.
     """
     names = {teacher.shown_size: "", **{size: name for name, size in teacher.other_sizes.items()}}
     report: dict[str, float] = {}
     right, majority = {}, 0.0
-    for batches, name in ((views, "teacher_agreement_with_labels"), (validation, "teacher_top1")):
-        labels, found = _answers_at(teacher, list(names), batches)
+    kinds = ("teacher_agreement_with_labels", views, note_view), ("teacher_top1", validation, note_validation)
+    for name, batches, note in kinds:
+        labels, found = _answers_at(teacher, list(names), batches, note)
         if not len(labels):
             continue
         right, majority = found, labels.bincount().max().item() / len(labels)
@@ -165,7 +178,10 @@ def measure_teacher(
 
 
 def _answers_at(
-    teacher: Teacher, sizes: Sequence[tuple[int, int]], batches: Iterable[Mapping[str, torch.Tensor]]
+    teacher: Teacher,
+    sizes: Sequence[tuple[int, int]],
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    note: Note | None,
 ) -> tuple[torch.Tensor, dict[tuple[int, int], torch.Tensor]]:
     """The labels of the labelled images, (N,) int64, and for each input size which the teacher says, (N,) bool."""
     seen, right = [torch.zeros(0, dtype=torch.int64)], {size: [torch.zeros(0, dtype=torch.bool)] for size in sizes}
@@ -173,8 +189,10 @@ def _answers_at(
         labels = batch["labels"]
         seen.append(labels[labels >= 0].cpu())
         for size in sizes:
-            said = teacher(batch["pixel_values"], input_size=size).argmax(dim=-1)
-            right[size].append((said == labels)[labels >= 0].cpu())
+            logits = teacher(batch["pixel_values"], input_size=size)
+            if note is not None and size == teacher.shown_size:
+                note(has_answer(logits), batch)
+            right[size].append((decisions_of(logits) == labels)[labels >= 0].cpu())
     return torch.cat(seen), {size: torch.cat(parts) for size, parts in right.items()}
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers.utils import ModelOutput
 
 from ..data.columns import IGNORED_LABEL
+from ..models.answers import decisions_of, has_answer
 from .arguments import DistillationTrainingArguments, DistillationType
 from .losses import class_targets, hard_distillation_loss, soft_distillation_loss, soft_target_cross_entropy
 
@@ -32,6 +33,9 @@ class DistillationObjective:
 
     The class head learns the true label with label smoothing, the distillation head the teacher's answer. A student
     without distillation head takes both terms on its logits. Without a teacher both heads learn the true label.
+
+    A view that the teacher has not answered (see `has_answer`) takes no part in the teacher's term, which stays the
+    mean over all views: so each view's loss is its own, on any number of processes.
 
     Args:
         distillation_type: the teacher's term: "hard" (its decision), "soft" (its distribution) or "none".
@@ -71,7 +75,8 @@ class DistillationObjective:
                 heads.
             batch: `labels` (B,), negative where there is none, and, if views are mixed, `partner_labels` (B,) and
                 `label_weights` (B,).
-            teacher_answer: its logits (B, K), or its decisions (B,); None for `distillation_type` "none".
+            teacher_answer: its logits (B, K), or its decisions (B,), `NO_ANSWER` where there is none; None for
+                `distillation_type` "none".
         """
         class_logits = outputs.get("cls_logits", outputs.logits)
         distillation_logits = outputs.get("distillation_logits", outputs.logits)
@@ -79,7 +84,7 @@ class DistillationObjective:
         if teacher_answer is not None:
             teacher_loss = self._teacher_loss(distillation_logits, teacher_answer)
             loss = (1 - self.alpha) * class_loss + self.alpha * teacher_loss
-            decisions = teacher_answer.argmax(dim=-1) if teacher_answer.is_floating_point() else teacher_answer
+            decisions = decisions_of(teacher_answer) if teacher_answer.is_floating_point() else teacher_answer
             agreement = (distillation_logits.argmax(dim=-1) == decisions).float().mean()
             parts = {"class_loss": class_loss, "distillation_loss": teacher_loss, "teacher_agreement": agreement}
             return Losses(loss, parts)
@@ -107,9 +112,11 @@ class DistillationObjective:
         return soft_target_cross_entropy(logits, targets)
 
     def _teacher_loss(self, logits: torch.Tensor, teacher_answer: torch.Tensor) -> torch.Tensor:
+        answered = has_answer(teacher_answer)
         if self.distillation_type == "hard":
-            return hard_distillation_loss(logits, teacher_answer)
-        return soft_distillation_loss(logits, teacher_answer, temperature=self.temperature, reduction=self.reduction)
+            return hard_distillation_loss(logits, teacher_answer, answered=answered)
+        settings = {"temperature": self.temperature, "reduction": self.reduction, "answered": answered}
+        return soft_distillation_loss(logits, teacher_answer, **settings)
 
 
 def evaluation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

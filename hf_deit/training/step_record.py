@@ -19,7 +19,8 @@ class StepRecord:
     Attributes:
         images: how many views were trained on, over all processes.
         skipped_images: how many views another image stood in for, as theirs could not be decoded, over all processes.
-        seconds: of training, without evaluation and saving. All three count up to the last `flush`.
+        unanswered_views: how many views the teacher's term has passed over, as it gave no answer, over all processes.
+        seconds: of training, without evaluation and saving. All four count up to the last `flush`.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -33,13 +34,13 @@ class StepRecord:
 
     def reset(self) -> None:
         """Begins another run."""
-        self.images, self.seconds, self.skipped_images = 0, 0.0, 0
+        self.images, self.seconds, self.skipped_images, self.unanswered_views = 0, 0.0, 0, 0
         self._first_bad_step = torch.tensor(-1, device=self._accelerator.device)
         self._reset_means()
 
     def _reset_means(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._num_batches = self._num_images = 0
+        self._num_batches = self._num_images = self._num_unanswered = 0
         self._bad_images = torch.tensor(0, device=self._accelerator.device)
         self.restart_timer()
 
@@ -59,6 +60,10 @@ class StepRecord:
         if "bad_images" in batch:
             self._bad_images = self._bad_images + batch["bad_images"].sum()
         self.note_if_bad(step, loss.detach())
+
+    def note_unanswered(self, num_views: int) -> None:
+        """Counts views that the teacher gave no answer to, over all processes."""
+        self._num_unanswered += num_views
 
     def note_if_bad(self, step: int, value: torch.Tensor) -> None:
         """Notes the step if the value is not finite and no step was noted before."""
@@ -105,11 +110,14 @@ class StepRecord:
         bad_images = int(self._accelerator.gather(self._bad_images).sum())
         if bad_images:
             logs["skipped_images"] = bad_images
+        if self._num_unanswered:
+            logs["unanswered_views"] = self._num_unanswered
         seconds = time.perf_counter() - self._start - self._seconds_elsewhere
         logs["images_per_second"] = round(self._num_images / max(seconds, 1e-9), 1)
         self.images += self._num_images
         self.seconds += seconds
         self.skipped_images += bad_images
+        self.unanswered_views += self._num_unanswered
         self._reset_means()
         return logs
 

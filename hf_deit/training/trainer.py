@@ -29,6 +29,7 @@ from ..hub.files import share_weights
 from ..hub.record import read_facts, write_record
 from ..hub.repository import HubRepository
 from ..hub.run_lock import check_held, hold
+from ..models.answers import NO_ANSWER, decisions_of, has_answer
 from ..models.heads import CLASS, DISTILLATION, HEADS, PLAIN
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.modeling_common import ImageClassifierBase, fuse_logits
@@ -60,6 +61,7 @@ from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
 from .skipped_images import SkippedImages
 from .step_record import StepRecord
+from .teacher_answers import TeacherAnswers
 
 logger = logging.get_logger(__name__)
 
@@ -98,6 +100,7 @@ class DistillationTrainer(Trainer):
         record: what the card of the model says of the run.
         step_record: means and speed of the training steps.
         skipped_images: those that could not be decoded, in training and evaluation.
+        teacher_answers: which training views the teacher gave none to.
         weight_average: the moving average of the weights, or None.
         kept_labels: of the store that `args.teacher_labels` names, or None.
         label_report: what became of the labels of the last call of `train`, if there is a store.
@@ -164,6 +167,7 @@ class DistillationTrainer(Trainer):
         self.step_record = StepRecord(self.accelerator)
         self.skipped_images = SkippedImages()
         self._image_losses: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.teacher_answers = TeacherAnswers(args, self._name_of_view)
         self._takes_view_seeds = "view_seeds" in inspect.signature(model.forward).parameters
         self.weight_average = self._make_average()
         self.kept_labels: KeptLabels | None = None
@@ -323,7 +327,10 @@ class DistillationTrainer(Trainer):
             return (loss, heads) if return_outputs else loss
         seeds = {"view_seeds": inputs["view_seeds"]} if self._takes_view_seeds and "view_seeds" in inputs else {}
         outputs = model(pixel_values=inputs["pixel_values"], **seeds)
-        loss, parts = self.distillation_objective(outputs, inputs, self._teacher_answer(inputs))
+        answer = self._teacher_answer(inputs)
+        if answer is not None:
+            self.teacher_answers.note(has_answer(answer), inputs)
+        loss, parts = self.distillation_objective(outputs, inputs, answer)
         self.step_record.add(self.state.global_step + 1, loss, parts, inputs)
         return (loss, outputs) if return_outputs else loss
 
@@ -335,6 +342,10 @@ class DistillationTrainer(Trainer):
             return self.kept_labels.answer(inputs, self.teacher)
         return self.teacher(inputs["pixel_values"])
 
+    def _name_of_view(self, epoch: int, slot: int) -> str:
+        key = next(iter(self._sampler.keys(epoch, [slot])), None)
+        return f"slot {slot} of epoch {epoch}" if key is None else self.train_dataset.name(key)
+
     # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -343,7 +354,8 @@ class DistillationTrainer(Trainer):
         Afterwards `label_report` says what became of kept labels.
 
         Raises:
-            InputError: there is no checkpoint to resume from, or another run is at work in the output folder.
+            InputError: there is no checkpoint to resume from; another run is at work in the output folder; or the
+                teacher's answers are not finite, and are not to be passed over.
             TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
             CheckpointError: a checkpoint could not be written; those from before are whole.
         """
@@ -375,6 +387,7 @@ class DistillationTrainer(Trainer):
             if self.pushes is not None:
                 self.pushes.resume(checkpoint)
         self.step_record.reset()
+        self.teacher_answers.restart()
         self.record.restart()
         if self.weight_average is not None:
             self.weight_average.restart()
@@ -399,13 +412,21 @@ class DistillationTrainer(Trainer):
             self._stop_if_diverged(check_weights=self.control.should_save)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
+    def _check_answers(self) -> None:
+        if self.args.distillation_type != "none":
+            found = self.teacher_answers.check(self.teacher, way_back=self.run_folder.way_back)
+            self.step_record.note_unanswered(found)
+
     def _stop_if_diverged(self, *, check_weights: bool) -> None:
+        self._check_answers()  # first, as they may be the cause
         weights = self.model.parameters() if check_weights and not self._shards_weights else None
         self.step_record.stop_if_diverged(self.state.global_step, weights, way_back=self.run_folder.way_back)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training log lines: class_loss, distillation_loss, teacher_agreement, images_per_second."""
         if self.is_in_train and {"loss", "train_loss"} & set(logs):
+            if "train_loss" in logs:  # before all others, answers have been looked at
+                self._check_answers()
             logs.update(self.step_record.flush())  # transformers returns this very mapping from `train`
             self._tell_skipped()
         super().log(logs, start_time)
@@ -518,6 +539,9 @@ class DistillationTrainer(Trainer):
 
         Returns:
             See `hf_deit.training.callbacks.teacher_report`.
+
+        Raises:
+            InputError: its answers are not finite, and are not to be passed over.
         """
         self.record.teacher_report = teacher_report(self)
         self.log(dict(self.record.teacher_report))
@@ -528,18 +552,27 @@ class DistillationTrainer(Trainer):
     def evaluate_teacher(self) -> float:
         """The teacher's top-1 accuracy in [0, 1] on the whole validation set, every process measuring its part.
 
+        An image that it gives no answer to counts as wrong, and is warned of.
+
         Raises:
             InputError: there is no teacher, as its labels were all kept.
         """
         if self.teacher is None:
             raise InputError("there is no teacher to evaluate: give the Trainer one from load_teacher")
-        top1 = counted = 0
+        top1 = counted = unanswered = 0
         for batch in self.get_eval_dataloader():
             batch = self.prepare_batch(batch)
-            decisions = self.teacher(batch["pixel_values"]).argmax(dim=-1, keepdim=True)
-            found = count_hits(*self.accelerator.gather_for_metrics((decisions, batch["labels"])))
+            decisions = decisions_of(self.teacher(batch["pixel_values"])).unsqueeze(1)
+            decisions, labels = self.accelerator.gather_for_metrics((decisions, batch["labels"]))
+            found = count_hits(decisions, labels)
             top1, counted = top1 + found.top1, counted + found.counted
+            unanswered = unanswered + ((decisions[:, 0] == NO_ANSWER) & (labels >= 0)).sum()
         self._tell_skipped()
+        if int(unanswered) and self.is_world_process_zero():
+            logger.warning(
+                "the teacher %s gives answers that are not finite to %d of %d validation images, which count as wrong",
+                *(self.teacher.name_or_path, int(unanswered), int(counted)),
+            )
         accuracy = Hits(top1, None, counted).accuracies()["top1"]
         self.record.note_teacher_accuracy(accuracy, num_images=int(counted))
         return accuracy

@@ -254,6 +254,10 @@ NUMBERS = {
         "Trained on scikit-learn's digits, of which 1,000 of 9,000 kept their labels.",
     ),
     "some broken": ({"num_skipped": 3}, "| broken images | 3 could not be decoded and were skipped |"),
+    "some without an answer": (
+        {"num_unanswered": 1234},
+        "| views without an answer | 1,234, which the teacher's term passed over |",
+    ),
     "one of each": ({"batch_size": 1, "num_epochs": 1.0}, "| steps | 100 of 1 image, 1 epoch |"),
     "a moment": ({"minutes": 0.034}, "| time | 0.03 minutes |"),
     "small": ({"parameters": 24_150}, "24,150 parameters"),

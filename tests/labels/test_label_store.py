@@ -27,9 +27,10 @@ from support.stores import VIEWS, assert_holds, files, fill, identity, record, v
 from hf_deit import InputError, TeacherLabelStore
 from hf_deit.data.view_dataset import pixel_crc
 from hf_deit.errors import CheckpointError
-from hf_deit.labels.files import discard_unused, has_labels, probe_store, wants_crc
+from hf_deit.labels.files import ABSENT, discard_unused, has_labels, probe_store, wants_crc
 from hf_deit.labels.identity import StoreIdentity, data_fingerprint
-from hf_deit.labels.top_k import TopLogits, top_logits
+from hf_deit.labels.top_k import TopLogits, rebuilt_logits, top_logits
+from hf_deit.models.answers import NO_ANSWER
 from hf_deit.models.pretrained import weights_digest
 
 
@@ -474,6 +475,67 @@ def test_logits_go_with_top_k_alone(tmp_path):
         plain.lookup_logits(0, one)
     with pytest.raises(InputError, match="not all of these views"):
         store.lookup_logits(0, one)
+
+
+@pytest.mark.parametrize("num_labels", [10, 65_535, 65_536])
+def test_views_without_an_answer_are_kept_as_such(tmp_path, num_labels):
+    labels, true_labels = verdicts(0, VIEWS, num_labels)
+    labels[[3, 40]], labels[[5, 41]] = NO_ANSWER, ABSENT
+    with TeacherLabelStore.open(tmp_path, identity(num_labels=num_labels)) as store:
+        for part in (range(32), range(32, VIEWS)):
+            store.record(0, np.array(part), labels[part], true_labels[part])
+            store.flush()
+        assert not store.finish_epoch(0) and store.epoch(0).absent().tolist() == [5, 41]
+        store.record(0, np.array([5, 41]), np.array([NO_ANSWER, num_labels - 1]), np.array([NO_ANSWER, -100]))
+        store.flush()
+        assert store.finish_epoch(0)
+    labels[[5, 41]] = NO_ANSWER, num_labels - 1
+    store = TeacherLabelStore.open(tmp_path, readonly=True)
+    expected = np.where(labels == NO_ANSWER, -1, labels)
+    np.testing.assert_array_equal(store.labels(0, np.where(true_labels < 0, -1, true_labels)), expected)
+    assert np.flatnonzero(store.epoch(0).codes == NO_ANSWER).tolist() == [3, 5, 40]
+    assert [store.epoch(0).num_unanswered(*views) for views in ((), (40,), (3,))] == [3, 2, 0]
+    table = pq.read_table(tmp_path / "data/epoch-00000.parquet")
+    assert [table["label"][slot].as_py() for slot in (3, 5, 40)] == [num_labels] * 3
+    assert table.schema.metadata[b"format"] == b"2"  # which earlier versions refuse
+    plain = fill(tmp_path / "plain", num_labels=num_labels)
+    assert pq.read_table(plain / "data/epoch-00000.parquet").schema.metadata[b"format"] == b"1"
+
+
+def test_an_answer_and_none_contradict_each_other(tmp_path):
+    with TeacherLabelStore.open(tmp_path, identity()) as store:
+        for label in (NO_ANSWER, 7):
+            store.record(0, np.array([4]), np.array([label]), np.array([7]))
+        with pytest.raises(InputError, match=r"slot 4 \(label none, CRC -1; label as the true one"):
+            store.flush()
+
+
+def test_views_without_an_answer_have_no_logits(tmp_path):
+    logits = torch.randn(VIEWS, 10)
+    labels = logits.argmax(dim=-1)
+    labels[9] = NO_ANSWER
+    with TeacherLabelStore.open(tmp_path, identity(top_k=3)) as store:
+        store.record(0, torch.arange(VIEWS), labels, torch.zeros(VIEWS), top=top_logits(logits, 3))
+        store.flush()
+        assert store.finish_epoch(0)
+    found = TeacherLabelStore.open(tmp_path, readonly=True).lookup_logits(0, np.arange(VIEWS))
+    assert np.flatnonzero(np.isnan(found).all(axis=1)).tolist() == [9] == np.flatnonzero(np.isnan(found).any(axis=1))
+
+
+def test_logits_of_any_size_keep_their_distribution():
+    logits = 3 * torch.randn(200, 20, generator=torch.Generator().manual_seed(0))
+    kept = top_logits(logits, 19)
+    assert torch.equal(kept.logits, logits.topk(19).values.half())  # as they are, where float16 holds them
+    expected = torch.softmax(logits.double(), dim=-1)
+    for offset in (100.0, 3_000.0, -5_000.0, 60_000.0, 1e6, -1e6):
+        found = rebuilt_logits(top_logits((logits.double() + offset).float(), 19), 20)
+        assert found.isfinite().all()
+        tolerance = max(1e-2, 2 * abs(offset) * 2**-24)  # the logits themselves are float32
+        torch.testing.assert_close(torch.softmax(found.double(), dim=-1), expected, atol=tolerance, rtol=0)
+    apart = torch.tensor([[1e30, 0.0, -3e38, 1e30], [-2e5, 0.0, -70_000.0, -1.0]])
+    found = rebuilt_logits(top_logits(apart, 3), 4)
+    assert found.isfinite().all()
+    torch.testing.assert_close(torch.softmax(found, dim=-1), torch.softmax(apart, dim=-1), atol=1e-3, rtol=0)
 
 
 # Two writers, kills, full disks

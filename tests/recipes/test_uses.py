@@ -66,6 +66,7 @@ ROWS = {
     "distillation_alpha": ("0.3", UNTAUGHT, 'distillation_type is "none"', DIGITS),
     "distillation_temperature": ("2", HERE, "--distillation_type soft", [*HERE, *SOFT]),
     "distillation_reduction": ("numel", HERE, "--distillation_type soft", [*HERE, *SOFT]),
+    "on_bad_teacher_answer": ("skip", UNTAUGHT, 'distillation_type is "none"', DIGITS),
     "teacher_labels": ("labels", UNTAUGHT, 'distillation_type is "none"', DIGITS),
     "teacher_labels_revision": ("v2", HERE, "--teacher_labels", [*HERE, "--teacher_labels", "hf://datasets/a/b"]),
     "teacher_labels_readonly": ("true", HERE, "--teacher_labels", [*HERE, *LABELS]),

@@ -99,6 +99,24 @@ def fair_teacher_folder(folder: Path, **settings: Any) -> str:
     return str(folder)
 
 
+def overflowing_teacher_folder(folder: Path, part: float = 0.1) -> str:
+    """A teacher whose logits are so large that in float16 they overflow on about this part of the digits."""
+    teacher_folder(folder)
+    teacher = load_teacher(str(folder), student_processor=processor())
+    pixels = processor()(list(digits()[0]["image"]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        scale = 65_504 / teacher(pixels).abs().amax(dim=1).quantile(1 - part)
+        # Half of it in the features, which are rectified: the weights do not overflow.
+        last = teacher.model.resnet.encoder.stages[-1].layers[-1]
+        for norm in (last.shortcut.normalization, last.layer[-1].normalization):
+            norm.weight *= scale.sqrt()
+            norm.bias *= scale.sqrt()
+        teacher.model.classifier[1].weight *= scale.sqrt()
+        teacher.model.classifier[1].bias *= scale
+    teacher.model.save_pretrained(folder)
+    return str(folder)
+
+
 def arguments(folder: Path, **settings: Any) -> DistillationTrainingArguments:
     defaults = {
         "output_dir": str(folder),

@@ -31,6 +31,7 @@ from hf_deit.hub.facts import LOCAL_TEACHER, RunSources, Source
 from hf_deit.labels.files import lock_store
 from hf_deit.labels.identity import StoreIdentity
 from hf_deit.models.teacher import TeacherDescription, describe_teacher
+from hf_deit.training.callbacks import TeacherCheckCallback
 from hf_deit.training.kept_labels import KeptLabels, LabelReport
 from hf_deit.training.preview import training_views
 
@@ -177,6 +178,7 @@ folder, teacher, recorded = Path(sys.argv[1]), t.describe(sys.argv[2]), sys.argv
 results = {"live": t.train(folder, teacher)}
 rank = torch.distributed.get_rank()
 results["record"] = t.train(folder, teacher, batch_size=20, teacher_labels=str(folder / "store"))
+results["skip"] = t.skip_what_overflows(folder / "skip", sys.argv[4], batch_size=8)
 def load(self, device=None): raise AssertionError("the teacher was loaded")
 TeacherDescription.load = load
 results["replay"] = t.train(folder, teacher, teacher_labels=recorded)
@@ -187,10 +189,27 @@ exit_command(0)
 """
 
 
+def skip_what_overflows(folder: Path, teacher: str, **settings: Any) -> Outcome:
+    """Passes over views that a teacher gives no finite answer to, and asserts that it would otherwise stop."""
+    halved = describe(teacher, dtype="float16")
+    stores = {"teacher_labels": str(folder / "store"), "on_bad_teacher_answer": "skip"}
+    trainer = make(folder, halved, student=tiny.student(), **stores, **settings)  # dropout depends on the batch
+    trainer.train()
+    for is_checked in (True, False):
+        stopping = make(folder, halved, **settings)
+        if not is_checked:
+            stopping.pop_callback(TeacherCheckCallback)
+        with pytest.raises(InputError, match=r"not finite to .* of the training images"):
+            stopping.train()
+        assert (stopping.state.global_step == 0) == is_checked
+    numbers = [entry.get("unanswered_views", 0) for entry in trainer.state.log_history]
+    return {**result_of(trainer), "unanswered": numbers}, trainer.label_report
+
+
 def test_two_processes_record_and_replay_as_one_does(tmp_path, recorded, folder_of_teacher):
-    script = tmp_path / "train.py"
+    script, overflowing = tmp_path / "train.py", tiny.overflowing_teacher_folder(tmp_path / "overflowing", 0.25)
     script.write_text(TWO_PROCESSES)
-    launch(script, tmp_path, folder_of_teacher, recorded)
+    launch(script, tmp_path, folder_of_teacher, recorded, overflowing)
     results, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     live = results["live"][0]
     for name in ("replay", "replay own"):
@@ -202,6 +221,14 @@ def test_two_processes_record_and_replay_as_one_does(tmp_path, recorded, folder_
     for epoch in (0, 1):
         np.testing.assert_array_equal(labels_in(tmp_path / "store", epoch), labels_in(recorded, epoch))
     assert not list((tmp_path / "store" / "parts").iterdir())
+    one, report = skip_what_overflows(tmp_path / "one", overflowing, batch_size=16)
+    for step, expected in zip(results["skip"][0]["logs"], one["logs"], strict=True):
+        assert step == pytest.approx(expected, rel=1e-3)
+    assert results["skip"][0]["unanswered"] == other["skip"][0]["unanswered"] == one["unanswered"]
+    assert results["skip"][1] == vars(report) and sum(one["unanswered"]) == report.unanswered > 0
+    for epoch in (0, 1):
+        stores = (labels_in(tmp_path / name / "store", epoch) for name in ("skip", "one"))
+        np.testing.assert_array_equal(*stores)
 
 
 @pytest.mark.parametrize("top_k", [3, 9])

@@ -57,6 +57,33 @@ def test_a_decision_that_is_no_class_is_not_passed_over(decision):
         hard_distillation_loss(torch.from_numpy(logits(0)), torch.tensor([0, 1, decision, 3, 4, 5]))
 
 
+@pytest.mark.parametrize("loss", [hard_distillation_loss, soft_distillation_loss])
+def test_views_without_an_answer_add_nothing(loss):
+    teacher, spoilt = torch.tensor(logits(1)), torch.tensor(logits(1))
+    answered = torch.tensor([True, False, True, True, False, True])
+    spoilt[~answered] = torch.tensor([torch.nan, -torch.inf], dtype=spoilt.dtype)[:, None]
+    student = torch.tensor(logits(0), requires_grad=True)
+    found = loss(student, spoilt, answered=answered)
+    expected = loss(student[answered], teacher[answered]) * 4 / 6  # each view's loss is its own
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    (gradient,), (wanted,) = (torch.autograd.grad(value, student) for value in (found, expected))
+    torch.testing.assert_close(gradient, wanted)
+    assert not gradient[~answered].any()
+    nothing = loss(student, torch.full_like(teacher, torch.nan), answered=torch.zeros(6, dtype=torch.bool))
+    assert nothing == 0 and not torch.autograd.grad(nothing, student)[0].any()
+
+
+@pytest.mark.parametrize("loss", [hard_distillation_loss, soft_distillation_loss])
+def test_where_all_views_are_answered_the_bits_are_the_same(loss):
+    for batch_size, classes in ((1, 2), (7, 10), (64, 1000), (193, 37)):
+        generator = torch.Generator().manual_seed(batch_size)
+        student, teacher = (5 * torch.randn(batch_size, classes, generator=generator) for _ in range(2))
+        student.requires_grad_()
+        values = loss(student, teacher), loss(student, teacher, answered=torch.ones(batch_size, dtype=torch.bool))
+        assert torch.equal(*values)
+        assert torch.equal(*(torch.autograd.grad(0.5 * value, student)[0] for value in values))
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 0.5])
 def test_soft_loss_is_equation_2(temperature):
     student, teacher = logits(0), logits(1)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from hf_deit.models.answers import NO_ANSWER
 from hf_deit.models.teacher import Teacher, TeacherDescription
-from hf_deit.training.metrics import class_hits, measure_teacher
+from hf_deit.training.metrics import class_hits, count_hits, measure_teacher, rank_labels
 from hf_deit.training.top_k_accuracy import TopKAccuracy
 
 
@@ -61,6 +62,14 @@ def test_each_label_has_its_hits_and_its_images():
     ranked = torch.tensor([[0, 1], [1, 0], [1, 2], [2, 1], [0, 2]])
     labels = torch.tensor([0, 0, 1, -100, 0])
     assert class_hits(ranked, labels, 4) == [[2, 3], [1, 1], [0, 0], [0, 0]]
+
+
+def test_what_is_not_finite_is_never_right():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [torch.nan, 2.0, 1.0], [torch.inf, 2.0, 1.0], [0.0, -torch.inf, 1.0]])
+    ranked = rank_labels((logits, logits.nan_to_num(0.0)))
+    assert ranked[:, 0].tolist() == [[1, 2, 0], [NO_ANSWER] * 3, [NO_ANSWER] * 3, [2, 0, 1]]
+    assert (ranked[:, 1] >= 0).all()
+    assert count_hits(ranked[:, 0], torch.tensor([1, 0, 0, 2])).accuracies() == {"top1": 0.5}
 
 
 def test_unlabelled_samples_alone_are_refused():
