@@ -8,6 +8,7 @@ from transformers.hf_argparser import string_to_bool
 from ..errors import InputError
 from ..hub.publishing import publish_folder
 from ..labels.files import is_store
+from ..labels.on_hub import check_files
 from ..labels.store import TeacherLabelStore
 from .command_line import CommandParser, run_command
 
@@ -52,6 +53,7 @@ def _publish_model(options: Namespace) -> str:
 def _publish_labels(options: Namespace) -> str:
     if options.hub_revision is not None:
         raise InputError("labels are pushed to the main branch: leave --hub_revision out")
+    check_files(options.folder)
     store = TeacherLabelStore.open(options.folder, readonly=True)
     store.finish_covered()
     parts = store.parts_in_words()

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import InputError, one_line
 from ..models.configuration_deit import ONE_HEAD_FUSIONS, DeiTConfigBase, as_pair
-from ..models.pretrained import LOADING_ERRORS
+from ..models.pretrained import LOADING_ERRORS, load_config
 from ..models.zoo import model_class_of
 from .checkpoint import Checkpoint
 from .read import read_checkpoint
@@ -70,7 +70,7 @@ def _open(checkpoint: Checkpoint, path: str, library: str, ema: bool) -> Callabl
         model = native_model(checkpoint)
         # Where one head answers, transformers opens that alone; both are in the weights as they were read.
         if getattr(checkpoint.config, "fusion", None) not in ONE_HEAD_FUSIONS:
-            model = type(model).from_pretrained(path)
+            model = type(model).from_pretrained(path, config=load_config(path))
         model = model.float().eval()
         return lambda images: model(images).logits
     if library == "hf_deit":

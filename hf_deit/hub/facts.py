@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, TrainerState
 
 from ..models.class_names import in_order
 from ..models.heads import CLASS, FUSED, MEASURED, PLAIN, words_of_answer
+from ..models.pretrained import own_code_of
 from .environment import describe_environment
 
 # In the names of checkpoints: trained on more than the images of ImageNet-1k.
@@ -103,7 +104,7 @@ class RunFacts:
         model_type: of its configuration.
         parameters: their number.
         image_size: input size in pixels.
-        needs_code: whether the repository brings the model's code, as for CaiT.
+        needs_code: whether the repository brings the model's code, this package's, as for CaiT.
         is_distilled: whether there was a teacher.
         fusion: how the model's heads answer together, if it has two; None in the records of earlier versions.
         labels: names of the labels by index.
@@ -215,7 +216,7 @@ class RunFacts:
             model_type=config.model_type,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             image_size=image_size,
-            needs_code=bool(getattr(model, "_auto_class", None) or getattr(config, "auto_map", None)),
+            needs_code=bool(own_code_of(type(config))),  # whatever the configuration says
             is_distilled=args.distillation_type != "none",
             fusion=getattr(config, "fusion", "logits"),  # which transformers' own with two heads do, too
             labels=in_order(config.id2label),

@@ -10,8 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ..errors import InputError, escaped
+
 # Beside a file that is being written: 8 random digits keep it apart from those of other processes.
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
+# A repository in the Hub's cache, whose snapshots are links to its blobs.
+_CACHED = re.compile(r"(models|datasets|spaces)--.+")
 
 
 def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str]) -> None:
@@ -109,6 +113,66 @@ def files_below(folder: str | os.PathLike[str]) -> dict[str, str]:
     """The paths of the files in a folder, at any depth, by their names from there, with slashes."""
     paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
     return {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in paths}
+
+
+def regular_file(folder: str | os.PathLike[str], name: str) -> str:
+    """Where the content of a file lies that may be published: a regular one, within its folder.
+
+    A link is followed within the folder and, in a snapshot of the Hub's cache, to the blobs of the same repository.
+
+    Args:
+        name: from the folder, which may itself be reached by a link.
+
+    Raises:
+        InputError: there is no such file, it is something else, or a link leads out of the folder.
+    """
+    root, path = os.path.realpath(folder), os.path.join(folder, name)
+    shown = repr(escaped(path))
+    try:
+        content = os.path.realpath(path, strict=True)
+        mode = os.stat(content).st_mode
+    except OSError as error:  # also a link that leads nowhere, or in a circle
+        raise InputError(f"{shown} cannot be published ({error.strerror}): put a file there, or remove it") from error
+    if not any(os.path.commonpath([content, place]) == place for place in (root, *_blobs_of(root))):
+        raise InputError(
+            f"{shown} leads out of its folder, to {escaped(content)!r}, which is not published: put a copy in its "
+            "place, or remove it"
+        )
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise InputError(f"{shown} is {kind}, expected a file: remove it")
+    return content
+
+
+def _blobs_of(folder: str) -> list[str]:
+    """The blobs that a snapshot of the Hub's cache may link to; none of another folder."""
+    found = []
+    for snapshot in _parents(folder):
+        parent = os.path.dirname(snapshot)
+        repository = os.path.dirname(parent)
+        if os.path.basename(parent) == "snapshots" and _CACHED.fullmatch(os.path.basename(repository)):
+            found.append(os.path.join(repository, "blobs"))
+    return found
+
+
+def copy_content(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copies what a regular file holds now, whatever becomes of it. What is at the target is replaced, not written to.
+
+    Args:
+        source: from `regular_file`.
+
+    Raises:
+        OSError: it cannot be read, or put there.
+    """
+    # It may have become a link, or a pipe that nobody writes to, since it was looked at.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(source, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{os.fspath(source)!r} is no regular file")
+        with suppress(FileNotFoundError):
+            os.remove(target)
+        with open(target, "xb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
 
 
 def share_weights(folder: str | os.PathLike[str]) -> None:

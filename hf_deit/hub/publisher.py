@@ -106,8 +106,8 @@ def contradict(one: History, other: History) -> bool:
 class Publisher:
     """Pushes in the background, one push at a time. What fails is logged, and its files are pushed with the next push.
 
-    What is to be pushed is collected in a folder in the output folder, as hard links where the file system can: until
-    it is on the Hub it is not lost, also where the run removes its checkpoints, or is killed.
+    What is to be pushed is copied into a folder in the output folder: until it is on the Hub it is not lost, also if
+    the run removes its checkpoints, or is killed.
 
     Args:
         repository: one that exists.
@@ -155,7 +155,13 @@ class Publisher:
         """Takes the whole checkpoints that an earlier start left, if they are kept, and removes what else it has."""
         trees, name = os.path.split(self._tree)
         taken = f"{self._tree}.taken"
+        if os.path.islink(trees):  # what a link leads to is somebody else's
+            os.remove(trees)
         left = [*os.scandir(trees)] if os.path.isdir(trees) else []
+        for entry in left:
+            if entry.is_symlink():
+                os.remove(entry.path)
+        left = [entry for entry in left if not entry.is_symlink()]
         own = {entry.path for entry in left if entry.name == name or entry.name.startswith(f"{name}.")}
         outdated = own | {entry.path for entry in left if "@" not in entry.name}  # an earlier version had one tree
         outdated |= {entry.path for entry in os.scandir(self._output_dir) if re.fullmatch(f"{_TREES}_+", entry.name)}

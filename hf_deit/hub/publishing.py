@@ -1,17 +1,20 @@
 """Publishing the folder of a model: it is checked as its users will load it, and pushed."""
 
 import os
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import InputError, first_line, shortlist
 from ..models.class_names import unique_names
-from ..models.pretrained import LOADING_ERRORS, absent_weights, load_image_processor
+from ..models.modeling_common import quantized_types
+from ..models.pretrained import LOADING_ERRORS, absent_weights, load_config, load_image_processor
 from .card import card_faults
-from .files import read_text
+from .files import read_json, read_text
 from .publisher import Publisher
-from .record import model_files, read_facts, read_history, stage
+from .record import published_files, read_facts, read_history, stage
 from .repository import LATER, HubRepository, check_repository
 from .run_folder import CARD_FILE, STATE_FILE, last_whole_checkpoint
 from .run_lock import hold
@@ -22,10 +25,11 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
 
     Raises:
         InputError: no configuration, no weights or not all of them, an image processor or labels that do not fit, a
-            card that is missing or not complete, a run that is not finished.
+            card that is missing or not complete, a run that is not finished, something else than regular files of it.
     """
     folder = os.fspath(folder)
-    if not os.path.isfile(os.path.join(folder, "config.json")):
+    names = published_files(folder)
+    if "config.json" not in names:
         checkpoint = last_whole_checkpoint(folder) if os.path.isdir(folder) else None
         raise InputError(
             f"there is no model in {folder!r}: "
@@ -38,10 +42,11 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     facts = read_facts(folder)
     if facts is not None and not facts.is_finished:
         raise InputError(f"the run in {folder!r} stands at step {facts.step} of {facts.num_steps}: finish it first")
-    if not any(name.endswith(".safetensors") for name in model_files(folder)):
+    if not any(name.endswith(".safetensors") for name in names):
         raise InputError(
             f"there are no weights in {folder!r}, expected model.safetensors: save it with save_pretrained"
         )
+    _check_references(folder, names)
     _check_processor(folder, _check_weights(folder).config)
     if facts is None:
         text = read_text(os.path.join(folder, CARD_FILE))
@@ -52,11 +57,36 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
             raise InputError(f"the card {CARD_FILE} in {folder!r} is not complete: {'; '.join(faults)}")
 
 
+def _check_references(folder: str, names: Collection[str]) -> None:
+    """Refuses a model whose files send their readers to others, which are not published with them."""
+    wanted: set[object] = set()
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever loads it says what is wrong
+        wanted |= {*(read_json(os.path.join(folder, "config.json")).get("configuration_files") or ())}
+        if SAFE_WEIGHTS_NAME not in names:
+            wanted |= {*read_json(os.path.join(folder, SAFE_WEIGHTS_INDEX_NAME))["weight_map"].values()}
+    if absent := sorted(map(str, wanted.difference(names))):
+        raise InputError(
+            f"the model in {folder!r} consists of files that are not published, {shortlist(absent)}: save it anew, "
+            "with save_pretrained"
+        )
+
+
 def _check_weights(folder: str) -> PreTrainedModel:
     try:
+        if types := quantized_types(folder):
+            raise InputError(
+                f"the weights in {folder!r} are quantised ({', '.join(types)}), and how is not published, as it leads "
+                "to others' code: save model.dequantize()"
+            )
         model, info = AutoModelForImageClassification.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True
+            folder,
+            config=load_config(folder),
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
+    except InputError:
+        raise
     except LOADING_ERRORS as error:
         raise InputError(f"the model in {folder!r} does not load ({first_line(error)}): save it anew") from error
     absent = absent_weights(info)

@@ -3,25 +3,35 @@
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers import CONFIG_MAPPING
+from transformers.utils import logging
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, shortlist
+from ..models.configuration_deit import warn_of_foreign_code, without_foreign_code
+from ..models.pretrained import own_code_of
+from ..models.zoo import code_beside
 from .card import update_card
 from .checksums import renew_checksums
 from .facts import RunFacts
-from .files import link, read_json, read_text, write_json, write_whole
+from .files import copy_content, read_json, read_text, regular_file, write_json, write_whole
 from .recipe_file import dump_recipe
 from .run_folder import CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
 
 LAST_CHECKPOINT = "last-checkpoint"  # the newest one's name on the Hub, where only that is pushed
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 _MODEL_FILES = re.compile(rf"config\.json|preprocessor_config\.json|{_WEIGHTS.pattern}")
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _RECORD_FILES = {CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RUN_FILE}
 # Pickled arguments: they name folders of this machine, and hold the token if it was given as an argument.
 _NEVER_PUBLISHED = {"training_args.bin"}
+_OF_DEEPSPEED = "zero_to_fp32.py"  # which it copies into its checkpoints
+
+logger = logging.get_logger(__name__)
 
 
 def is_weights(name: str) -> bool:
@@ -35,16 +45,21 @@ def is_checkpoint(name: str) -> bool:
 
 
 def model_files(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of the files in a folder that make a model: configuration, weights, image processor, perhaps code."""
+    """The names of the files in a folder that make a model: configuration, weights and image processor."""
     if not os.path.isdir(folder):
         return []
-    names = [name for name in sorted(os.listdir(folder)) if _MODEL_FILES.fullmatch(name)]
-    if "config.json" in names:
-        auto_map = read_json(os.path.join(folder, "config.json")).get("auto_map", {})
-        modules = {os.path.join(folder, f"{name.split('.')[0]}.py") for name in auto_map.values()}
-        code = set(filter(os.path.isfile, modules))
-        code |= {path for module in code for path in get_relative_import_files(module)}
-        names += sorted(os.path.relpath(path, folder) for path in code)
+    return [name for name in sorted(os.listdir(folder)) if _MODEL_FILES.fullmatch(name)]
+
+
+def published_files(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of what `stage` takes from a model's folder, each of them a regular file of it.
+
+    Raises:
+        InputError: one of them is something else, see `regular_file`.
+    """
+    names = [*model_files(folder), *sorted(n for n in _RECORD_FILES if os.path.lexists(os.path.join(folder, n)))]
+    for name in names:
+        regular_file(folder, name)
     return names
 
 
@@ -64,6 +79,7 @@ def write_record(
         repo_id, revision: see `make_card`.
 
     Raises:
+        InputError: the card that is there is no regular file of the folder.
         OSError: it cannot be written.
     """
     from .curves import plot_curves  # brings matplotlib
@@ -74,7 +90,8 @@ def write_record(
     picture = os.path.join(folder, CURVES_FILE)
     plot_curves(log_history, picture, teacher_top1=in_table, best_step=facts.best_step, fusion=facts.fusion)
     card = os.path.join(folder, CARD_FILE)
-    write_whole(update_card(read_text(card), facts, repo_id, revision), card)
+    before = read_text(regular_file(folder, CARD_FILE)) if os.path.lexists(card) else None
+    write_whole(update_card(before, facts, repo_id, revision), card)
 
 
 def read_facts(folder: str | os.PathLike[str]) -> RunFacts | None:
@@ -104,22 +121,77 @@ def read_history(path: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
 
 
 def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
-    """Collects what is published of a model's folder in another folder, with hard links instead of copies.
+    """Collects what is published of a model's folder in another folder, as it is now, and no code but this package's.
 
     Args:
         folder: the model's, perhaps with card, curves, environment and facts.
         tree: the folder to fill. Files of the same names are replaced; others that are there stay.
 
     Raises:
+        InputError: one of the files is no regular file of the folder.
         OSError: it cannot be written.
     """
-    records = [name for name in _RECORD_FILES if os.path.isfile(os.path.join(folder, name))]
-    for name in [*model_files(folder), *records]:
-        link(os.path.join(folder, name), os.path.join(tree, name))
-    facts = read_facts(tree)
+    names = published_files(folder)
+    facts = read_facts(folder) or read_facts(tree)
     if facts is not None and facts.recipe:  # not the folder's own: that one names folders of this machine
         text = f"# Resolved arguments of the run.\n{dump_recipe(facts.recipe)}"
         write_whole(text, os.path.join(tree, RECIPE_FILE))
+    for name in names:
+        _put(folder, name, tree)
+    code = _put_code(tree)
+    processor = os.path.join(tree, _PREPROCESSOR)
+    if _PREPROCESSOR not in names and os.path.isfile(processor):  # a run has written it
+        write_json(_without_code(processor), processor)
+    _leave_out({name for name in os.listdir(tree) if name.endswith(".py")} - code, tree)
+    if facts is not None and facts.needs_code != bool(code):  # in the record of an earlier version, or a false one
+        write_json(replace(facts, needs_code=bool(code)).to_dict(), os.path.join(tree, RUN_FILE))
+
+
+def _put(folder: str | os.PathLike[str], name: str, tree: str | os.PathLike[str]) -> bool:
+    """Copies a file into a tree; of a configuration what does not lead to others' code. Whether anything was left out."""
+    source, target = regular_file(folder, name), os.path.join(tree, name)
+    if os.path.basename(name) in (_CONFIG, _PREPROCESSOR):
+        kept = _without_code(source, name)
+        if kept != read_json(source):
+            write_json(kept, target)
+            return True
+    copy_content(source, target)
+    return False
+
+
+def _without_code(path: str, name: str = _PREPROCESSOR) -> dict[str, Any]:
+    """What a configuration states, without what leads to others' code, and with this package's for a model of ours."""
+    stated = read_json(path)
+    own_code: Mapping[str, str] = {}
+    if os.path.basename(name) == _CONFIG:
+        model_type = stated.get("model_type")
+        is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+        own_code = own_code_of(CONFIG_MAPPING[model_type]) if is_known else {}
+    kept, left_out = without_foreign_code(stated, own_code)
+    warn_of_foreign_code(left_out)
+    return {**kept, "auto_map": dict(own_code)} if own_code else kept
+
+
+def _leave_out(code: Iterable[str], tree: str | os.PathLike[str]) -> None:
+    """Says which files of code are not published. Those that are in the tree are removed from it."""
+    if names := sorted(code):
+        logger.warning_once(f"left out of what is published, as it is others' code: {shortlist(names)}")
+    for name in names:
+        with suppress(FileNotFoundError):
+            os.remove(os.path.join(tree, name))
+
+
+def _put_code(tree: str | os.PathLike[str]) -> set[str]:
+    """Writes this package's code beside a model that needs it; the names of its files."""
+    config = os.path.join(tree, _CONFIG)
+    files = code_beside(read_json(config).get("model_type")) if os.path.isfile(config) else {}
+    for name, path in files.items():
+        copy_content(path, os.path.join(tree, name))
+    return {*files}
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def stage_checkpoint(checkpoint: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
@@ -130,17 +202,28 @@ def stage_checkpoint(checkpoint: str | os.PathLike[str], tree: str | os.PathLike
         tree: the folder to fill; what was there is removed.
 
     Raises:
+        InputError: it holds something else than regular files and folders.
         OSError: it cannot be written.
     """
     shutil.rmtree(tree, ignore_errors=True)
-    for root, _, names in os.walk(checkpoint):
-        target = os.path.normpath(os.path.join(tree, os.path.relpath(root, checkpoint)))
-        os.makedirs(target, exist_ok=True)
-        for name in set(names) - _NEVER_PUBLISHED:
-            if name != STATE_FILE:
-                link(os.path.join(root, name), os.path.join(target, name))
-    state = read_json(os.path.join(checkpoint, STATE_FILE))
+    changed, without = {STATE_FILE}, {*_NEVER_PUBLISHED}
+    for root, folders, names in os.walk(checkpoint, onerror=_raised):
+        within = os.path.relpath(root, checkpoint)
+        for name in folders:
+            if os.path.islink(os.path.join(root, name)):
+                regular_file(checkpoint, os.path.join(within, name))  # which it is not
+        os.makedirs(os.path.join(tree, within), exist_ok=True)
+        code = {name for name in names if name.endswith(".py")} - {_OF_DEEPSPEED}
+        for name in sorted({*names} - _NEVER_PUBLISHED - {STATE_FILE} - code):
+            path = os.path.normpath(os.path.join(within, name))
+            if _put(checkpoint, path, tree):
+                changed.add(path)
+        own = _put_code(os.path.join(tree, within))
+        changed |= {os.path.normpath(os.path.join(within, name)) for name in own}
+        without |= code - own
+        _leave_out(code - own, os.path.join(tree, within))
+    state = read_json(regular_file(checkpoint, STATE_FILE))
     best = state.get("best_model_checkpoint")
     state["best_model_checkpoint"] = best and os.path.basename(best)
     write_json(state, os.path.join(tree, STATE_FILE))
-    renew_checksums(checkpoint, tree, changed=[STATE_FILE], without=_NEVER_PUBLISHED)
+    renew_checksums(checkpoint, tree, changed=changed, without=without)

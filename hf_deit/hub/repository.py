@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InputError, first_line
 from .client import HUB_ERRORS, ask, status_of, why
-from .files import files_below, read_text
+from .files import files_below, read_text, regular_file
 
 # What to do instead of pushing now, for messages: of whoever trains, and of whoever publishes what was trained.
 AFTER_TRAINING = "or train without --push_to_hub and publish later, with hf-deit publish"
@@ -130,8 +130,14 @@ class HubRepository:
     def upload(
         self, folder: str | os.PathLike[str], message: str, *, parent: str, remove: Iterable[str] = ()
     ) -> CommitInfo:
-        """`commit` of a folder's files, at any depth."""
-        return self.commit(files_below(folder), message, parent=parent, remove=remove)
+        """`commit` of a folder's files, at any depth.
+
+        Raises:
+            InputError: one of them is no regular file of the folder.
+            HUB_ERRORS: see `commit`.
+        """
+        files = {name: regular_file(folder, name) for name in files_below(folder)}
+        return self.commit(files, message, parent=parent, remove=remove)
 
     def download(self, name: str, commit: str) -> str | None:
         """Where a file of a commit lies in the cache, or None if the commit has none of that name.

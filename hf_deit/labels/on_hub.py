@@ -15,8 +15,9 @@ from transformers.utils import logging
 
 from ..errors import InputError, PublishError, shortlist
 from ..hub.client import HUB_ERRORS, keep_trying, why
+from ..hub.files import regular_file
 from ..hub.repository import LATER, HubRepository, check_repository
-from .files import STORE_FILE
+from .files import DATA, STORE_FILE
 from .identity import StoreIdentity
 
 logger = logging.get_logger(__name__)
@@ -147,6 +148,18 @@ class HubFolder:
             _download(self.repo_id, name, self.commit, self._token)
 
 
+def check_files(folder: str | os.PathLike[str]) -> None:
+    """Refuses a store whose files are not all regular ones of its folder, before one of them is read.
+
+    Raises:
+        InputError: one of them is something else, see `regular_file`.
+    """
+    data = os.path.join(folder, DATA)
+    found = sorted(os.listdir(data)) if os.path.isdir(data) else []
+    for name in (STORE_FILE, *(os.path.join(DATA, name) for name in found if name.endswith(".parquet"))):
+        regular_file(folder, name)
+
+
 def push(
     repo_id: str,
     folder: str | os.PathLike[str],
@@ -171,12 +184,12 @@ def push(
         The commit's address.
 
     Raises:
-        InputError: it cannot be pushed to, or holds other labels.
+        InputError: it cannot be pushed to, or holds other labels; or a file is no regular one of the folder.
         PublishError: the Hub refuses, fails or is not there.
     """
+    files = {name: regular_file(folder, name) for name in (STORE_FILE, *names)}
     repository = check_repository(repo_id, token=token, private=private, repo_type="dataset", instead=LATER)
     repository.create()
-    files = {name: os.path.join(folder, name) for name in (STORE_FILE, *names)}
 
     def commit() -> str:
         head = repository.head()

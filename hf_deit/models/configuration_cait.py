@@ -23,6 +23,10 @@ class CaiTConfig(DeiTConfigBase):
     """
 
     model_type = "cait"
+    own_code = {  # noqa: RUF012 (without a type, so that it is no field)
+        "AutoConfig": "configuration_cait.CaiTConfig",
+        "AutoModelForImageClassification": "modeling_cait.CaiTForImageClassification",
+    }
 
     hidden_size: int = 384
     num_hidden_layers: int = 24

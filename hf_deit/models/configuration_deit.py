@@ -7,6 +7,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 ONE_HEAD_FUSIONS = ("cls", "distillation")
 FUSIONS = ("logits", "softmax", *ONE_HEAD_FUSIONS)
@@ -18,6 +21,73 @@ _PUBLISHED_ARCHITECTURES = {
     "PlainDeiTModel": "ViTModel",
     "PlainDeiTForImageClassification": "ViTForImageClassification",
 }
+
+# What leads transformers from a configuration to code of any repository (classes, pipelines, quantisers, kernels), or
+# gives such a statement another name.
+_LEADS_TO_CODE = {
+    *("auto_map", "custom_pipelines", "quantization_config", "use_kernels", "kernel_config", "attribute_map"),
+    *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+}
+_ATTENTION = {"attn_implementation", "_attn_implementation", "_attn_implementation_internal"}
+# The others are kernels on the Hub, or are taken from there where they are not installed.
+_LOCAL_ATTENTION = {"eager", "sdpa", "flex_attention"}
+_ARGUMENTS_OF_TIMM, _FILE_OF_TIMM = "model_args", "checkpoint_path"  # a file of weights on the machine that loads it
+_KEYED_BY_LABELS = {"id2label", "label2id", "label_names", "label_descriptions"}  # and a label may have any name
+
+
+def without_foreign_code(
+    stated: Mapping[str, Any], own_code: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """What a configuration states, at any depth, without what leads to code other than the model's class.
+
+    Args:
+        stated: the content of config.json, or of preprocessor_config.json.
+        own_code: the entries of `auto_map` that stay.
+
+    Returns:
+        What is left, and what was left out, in words; values that name nothing (null) are not told of.
+    """
+    left_out: list[str] = []
+
+    def clean(value: Any, path: str, parent: str = "") -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(clean(item, path, parent) for item in value)
+        if not isinstance(value, Mapping):
+            return value
+        kept = {}
+        for name, item in value.items():
+            if name in _KEYED_BY_LABELS:
+                kept[name] = item
+            elif _leads_to_code(name, item, parent):
+                if name == "auto_map" and not path and isinstance(item, Mapping):
+                    ours = {key: code for key, code in (own_code or {}).items() if item.get(key) == code}
+                    kept |= {name: ours} if ours else {}
+                    item = {key: code for key, code in item.items() if key not in ours}
+                if item:
+                    left_out.append(f"{path}{name} {_in_short(item)}")
+            else:
+                kept[name] = clean(item, f"{path}{name}.", str(name))
+        return kept
+
+    return clean(stated, ""), left_out
+
+
+def _leads_to_code(name: str, value: Any, parent: str) -> bool:
+    if name in _ATTENTION:
+        kinds = value.values() if isinstance(value, Mapping) else [value]
+        return not all(isinstance(kind, str) and kind in _LOCAL_ATTENTION for kind in kinds)
+    return name in _LEADS_TO_CODE or (parent == _ARGUMENTS_OF_TIMM and name == _FILE_OF_TIMM)
+
+
+def _in_short(value: Any) -> str:
+    text = repr(value)  # which escapes what a terminal would obey
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def warn_of_foreign_code(left_out: list[str]) -> None:
+    """Says, once for the same, what `without_foreign_code` has left out."""
+    if left_out:
+        logger.warning_once("left out of a model's configuration, as it leads to others' code: " + "; ".join(left_out))
 
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
@@ -34,6 +104,8 @@ def label2id_of(id2label: Mapping[int, str]) -> dict[str, int]:
 @strict
 class DeiTConfigBase(PreTrainedConfig):
     """The fields that both DeiT configurations share; the defaults are those of DeiT-B at 224 (paper, table 1).
+
+    What leads to others' code (`auto_map`, kernels, …; see `without_foreign_code`) is neither read nor saved.
 
     Args:
         hidden_size: width of the tokens.
@@ -52,7 +124,12 @@ class DeiTConfigBase(PreTrainedConfig):
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a field has the wrong type, or the fields do not fit together.
+
+    Attributes:
+        own_code: the `auto_map` of models that are published with their code, by files of this folder; else empty.
     """
+
+    own_code = {}  # noqa: RUF012 (without a type, so that it is no field)
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -119,12 +196,23 @@ class DeiTConfigBase(PreTrainedConfig):
                     else ""
                 )
             )
-        return super().from_dict(config_dict, **kwargs)
+        stated, left_out = without_foreign_code(config_dict, cls.own_code)
+        warn_of_foreign_code(left_out)
+        return super().from_dict(stated, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str) -> "DeiTConfigBase":
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
+        output, _ = without_foreign_code(super().to_dict(), self.own_code)
         if output.get("architectures"):
             output["architectures"] = [_PUBLISHED_ARCHITECTURES.get(name, name) for name in output["architectures"]]
+        return output
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What stands in `config.json`."""
+        output, _ = without_foreign_code(super().to_diff_dict(), self.own_code)
         return output
 
 

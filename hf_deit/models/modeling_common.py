@@ -6,22 +6,33 @@ part of the package. "The paper" is DeiT's (Touvron et al. 2021, "Training data-
 Shape legend: B images, C channels, H × W pixels, N patches, S special tokens, T = S + N, D hidden_size, K labels.
 """
 
+import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pickle import PickleError
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
-from transformers.utils import ModelOutput
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    ModelOutput,
+    cached_file,
+)
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_deit import DeiTConfigBase, as_pair, label2id_of
@@ -236,6 +247,49 @@ def check_labels(labels: torch.Tensor, batch_size: int) -> torch.Tensor:
     return labels.long()
 
 
+_FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}  # as safetensors and torch say
+_OF_THE_HUB = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def quantized_types(name_or_path: str | os.PathLike[str], **kwargs: Any) -> list[str]:
+    """In which types, other than floating-point ones, a checkpoint holds weights: it is then quantised.
+
+    Loaded as floats they would be other numbers, with only a warning, or none.
+
+    Args:
+        name_or_path: a Hub id or a folder. What cannot be read has none: whoever loads it says what is wrong.
+        **kwargs: those of `from_pretrained`, of which `revision` and others say where its files are.
+    """
+    where = {name: kwargs[name] for name in _OF_THE_HUB if name in kwargs}
+
+    def path_of(name: str) -> str | None:
+        return cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **where)
+
+    try:
+        for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+            paths = [path_of(whole)]
+            if paths == [None] and (listed := path_of(index)) is not None:
+                with open(listed, encoding="utf-8") as file:
+                    paths = [path_of(name) for name in sorted({*json.load(file)["weight_map"].values()})]
+            types = {kind for path in filter(None, paths) for kind in _types_of_weights(path)}
+            if types:
+                return sorted(types - _FLOATS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, PickleError):
+        pass
+    return []
+
+
+def _types_of_weights(path: str) -> set[str]:
+    """The types in a file, but for those of what is no weight, as counts and tables of positions."""
+    if path.endswith(".safetensors"):
+        with safe_open(path, framework="pt") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    else:
+        content = torch.load(path, map_location="meta", weights_only=True)
+        types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in content.items()}
+    return {kind for name, kind in types.items() if "weight" in name.rpartition(".")[2]}
+
+
 class ImageClassifierBase(PreTrainedModel):
     """Initialisation, loading and resizing of all models of this package, with heads or without.
 
@@ -303,13 +357,19 @@ class ImageClassifierBase(PreTrainedModel):
                 nothing else ever is.
 
         Raises:
-            ValueError: parameters are missing, of another shape or unknown, or pickled weights are asked for.
+            ValueError: parameters are missing, of another shape, unknown or quantised, or pickled weights are asked
+                for.
             OSError: no such checkpoint, or no safetensors weights in it.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError(
                 "only safetensors weights are opened, got use_safetensors="
                 f"{kwargs['use_safetensors']!r}: convert the checkpoint first (scripts that unpickle can run any code)"
+            )
+        if types := quantized_types(pretrained_model_name_or_path, **kwargs):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds quantised weights ({', '.join(types)}), expected floats: save "
+                "the model that they were made from, or model.dequantize()"
             )
         return_info = kwargs.pop("output_loading_info", False)
         new_heads_allowed = kwargs.pop("ignore_mismatched_sizes", False)

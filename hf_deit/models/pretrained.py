@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,19 +16,21 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor
+from transformers import CONFIG_MAPPING, AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..errors import InputError, command, first_line, one_line
+from .configuration_deit import DeiTConfigBase, warn_of_foreign_code, without_foreign_code
 
 # What transformers, timm, safetensors and the Hub's client raise for checkpoints that are not there, or not whole.
 LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError),
     *(StrictDataclassError, HfHubHTTPError),
 )
+_NAMES_OF_CLASS = ("image_processor_type", "feature_extractor_type")
 _REMEDY = "save its image processor beside the weights (processor.save_pretrained), with the statistics of training"
 
 
@@ -177,6 +180,70 @@ def absent_weights(info: Mapping[str, Any]) -> list[str]:
     return sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
 
 
+def load_config(
+    name_or_path: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    quantization: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> PreTrainedConfig:
+    """The configuration of a checkpoint, as `AutoConfig` loads it, without what leads to others' code.
+
+    That is neither run nor asked for, see `without_foreign_code`; what is left out is warned of once.
+
+    Args:
+        name_or_path: a Hub id or a folder.
+        revision: branch, tag or commit.
+        quantization: its quantization_config, if that is one to follow; see `stated_quantization`.
+        **fields: of the configuration, instead of its own.
+
+    Raises:
+        InputError: transformers and timm have no such model; perhaps there is code of its own.
+        LOADING_ERRORS: no such checkpoint, or a field that is none.
+    """
+    name_or_path = os.fspath(name_or_path)
+    stated, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
+    model_type = stated.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        _, left_out = without_foreign_code(stated)
+        named = "; ".join(item for item in left_out if item.startswith("auto_map "))
+        code = f": it needs code of its own, which is not run ({named})" if named else ""
+        raise InputError(
+            f"{name_or_path!r} is of type {model_type!r}, which transformers has not{code}. Take a model of "
+            "transformers or timm"
+        )
+    config_class = CONFIG_MAPPING[model_type]
+    kept, left_out = without_foreign_code(stated, own_code_of(config_class))
+    if model_type == "timm_wrapper" and re.search(r"[:/\\]", str(kept.get("architecture"))):
+        raise InputError(
+            f"{name_or_path!r} names the architecture {kept['architecture']!r}, which leads elsewhere: expected the "
+            "name of a model of timm"
+        )
+    if quantization is not None:
+        kept["quantization_config"] = dict(quantization)
+        left_out = [item for item in left_out if not item.startswith("quantization_config ")]
+    warn_of_foreign_code(left_out)
+    return config_class.from_dict(kept, name_or_path=name_or_path, **fields)
+
+
+def own_code_of(config_class: type) -> Mapping[str, str]:
+    """The `auto_map` of models that are published with this package's code; empty for those that bring none."""
+    return config_class.own_code if issubclass(config_class, DeiTConfigBase) else {}
+
+
+def stated_quantization(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Mapping[str, Any] | None:
+    """The quantization_config of a checkpoint that follows from bitsandbytes, which is installed or not; else None.
+
+    The other methods take kernels from the Hub, or code of packages for language models.
+    """
+    stated, _ = PreTrainedConfig.get_config_dict(os.fspath(name_or_path), revision=revision)
+    stated = stated.get("quantization_config")
+    if not isinstance(stated, Mapping):
+        return None
+    is_bits = bool(stated.get("load_in_4bit") or stated.get("load_in_8bit"))
+    return stated if stated.get("quant_method", "bitsandbytes" if is_bits else None) == "bitsandbytes" else None
+
+
 def load_image_processor(
     name_or_path: str | os.PathLike[str], revision: str | None, config: Any
 ) -> BaseImageProcessor:
@@ -194,19 +261,46 @@ def load_image_processor(
     """
     name_or_path = os.fspath(name_or_path)
     stated = _stated_preprocessing(name_or_path, revision, config)
-    if config.model_type == "timm_wrapper":
-        wanted, where = ("mean", "std"), "pretrained_cfg of config.json"
-    else:
-        wanted, where = ("image_mean", "image_std"), "preprocessor_config.json"
+    file, content = "preprocessor_config.json", stated
+    wanted, where = ("image_mean", "image_std"), file
     try:
-        with _without_backend_warning():
-            processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+        if config.model_type == "timm_wrapper":
+            wanted, where = ("mean", "std"), "pretrained_cfg of config.json"
+            file = "config.json"
+            content, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
+        elif any(map(stated.get, _NAMES_OF_CLASS)):
+            config = None  # whose usual one transformers would take where it does not know the one that is stated
+        elif isinstance(config, DeiTConfigBase):
+            config = load_config(name_or_path, revision)  # transformers knows the class of the processor by its own
+        with _without_backend_warning(), _without_code(name_or_path, file, content) as place:
+            processor = AutoImageProcessor.from_pretrained(
+                place, revision=revision, config=config, trust_remote_code=False
+            )
     except LOADING_ERRORS as error:
         raise InputError(f"cannot load the image processor of {name_or_path!r}: {first_line(error)}") from error
     absent = [name for name in wanted if stated.get(name) is None]
     if absent and getattr(processor, "do_normalize", True):
         raise InputError(f"{name_or_path!r} states no {' and '.join(absent)} in {where}: {_REMEDY}")
     return processor
+
+
+@contextmanager
+def _without_code(name_or_path: str, file: str, stated: Mapping[str, Any]) -> Iterator[str]:
+    """Where to load an image processor from: where it is, or a folder with what does not lead to others' code.
+
+    Args:
+        file: the name of its file.
+        stated: what it holds.
+    """
+    kept, left_out = without_foreign_code(stated)
+    if kept == stated:
+        yield name_or_path
+        return
+    warn_of_foreign_code(left_out)
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, file), "w", encoding="utf-8") as target:
+            json.dump(kept, target)
+        yield folder
 
 
 @contextmanager

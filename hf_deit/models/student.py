@@ -18,13 +18,14 @@ from ..errors import InputError, command, did_you_mean, first_line, shortlist
 from .class_names import in_order, label_changes, match_labels, unique_names
 from .configuration_deit import DistilledDeiTConfig, as_pair, label2id_of
 from .image_processing_deit import DistilledDeiTImageProcessor
-from .modeling_common import ImageClassifierBase
+from .modeling_common import ImageClassifierBase, quantized_types
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
 from .pretrained import (
     LOADING_ERRORS,
     check_pickled_weights,
     configured_size,
     is_weight_file,
+    load_config,
     load_image_processor,
     measure_processor,
     refuse_file,
@@ -228,6 +229,13 @@ def _load_checkpoint(
         if replace_head and issubclass(model_class, ImageClassifierBase):  # transformers may have lost the other one
             settings["ignore_mismatched_sizes"] = True
         check_pickled_weights(name_or_path, revision)
+        if types := quantized_types(name_or_path, revision=revision):
+            raise InputError(
+                f"the student {name_or_path!r} has quantised weights ({', '.join(types)}), which cannot be trained: "
+                "take the checkpoint that they were made from"
+            )
+        if model_class is AutoModelForImageClassification:  # which would follow what the file's own leads to
+            settings = {"config": load_config(name_or_path, revision, **settings), "trust_remote_code": False}
         model, info = model_class.from_pretrained(
             name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True, **settings
         )
@@ -270,7 +278,7 @@ def _load_checkpoint(
 
 def _checkpoint_class(name_or_path: str, revision: str | None) -> tuple[Any, Any]:
     """The configuration of a checkpoint, and the class that trains it, of which the configuration is."""
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    config = load_config(name_or_path, revision)
     # Our own classes train what transformers' only run: labels, stochastic depth, heads.
     own_class = {
         "DeiTForImageClassificationWithTeacher": DistilledDeiTForImageClassification,

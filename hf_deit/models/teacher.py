@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForImageClassification,
     PreTrainedModel,
 )
@@ -21,16 +20,19 @@ from transformers.utils import logging
 from ..errors import InputError, did_you_mean, shortlist
 from .answers import has_answer
 from .class_names import in_order, match_labels, unique_names
+from .modeling_common import quantized_types
 from .pretrained import (
     LOADING_ERRORS,
     absent_weights,
     check_pickled_weights,
     configured_size,
+    load_config,
     load_image_processor,
     measure_processor,
     refuse_file,
     resolve_revision,
     stated_input_size,
+    stated_quantization,
     weights_digest,
 )
 
@@ -243,7 +245,7 @@ def describe_teacher(
     refuse_file(name_or_path, role="teacher")
     commit = resolve_revision(name_or_path, revision)
     try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=commit or revision)
+        config = load_config(name_or_path, commit or revision)
     except LOADING_ERRORS as error:
         raise _not_loadable(name_or_path, commit or revision, error) from error
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -321,7 +323,7 @@ def load_labels(name_or_path: str | os.PathLike[str], revision: str | None = Non
     name_or_path = os.fspath(name_or_path)
     refuse_file(name_or_path, role="teacher")
     try:
-        id2label = AutoConfig.from_pretrained(name_or_path, revision=revision).id2label
+        id2label = load_config(name_or_path, revision).id2label
     except LOADING_ERRORS as error:
         raise InputError(f"cannot load the teacher {name_or_path!r}: {str(error).strip()}") from error
     return in_order(id2label)
@@ -345,8 +347,21 @@ def _not_loadable(name_or_path: str, revision: str | None, error: Exception | st
 def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     try:
         check_pickled_weights(name_or_path, revision)
+        quantization = None
+        if types := quantized_types(name_or_path, revision=revision):
+            quantization = stated_quantization(name_or_path, revision)
+            if quantization is None:
+                raise InputError(
+                    f"the teacher {name_or_path!r} has quantised weights ({', '.join(types)}), which only code from "
+                    "elsewhere can read: take the checkpoint that they were made from, or one of bitsandbytes"
+                )
         model, info = AutoModelForImageClassification.from_pretrained(
-            name_or_path, revision=revision, dtype=dtype, output_loading_info=True
+            name_or_path,
+            config=load_config(name_or_path, revision, quantization=quantization),
+            revision=revision,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except InputError:
         raise

@@ -1,10 +1,12 @@
 """The model zoo: configurations of DeiT and CaiT by timm's names, and new models of them."""
 
+import os
 from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..errors import InputError, did_you_mean
 from .class_names import unique_names
@@ -110,6 +112,14 @@ def create_config(name: str) -> DeiTConfigBase:
 def model_class_of(config: DeiTConfigBase) -> type[PreTrainedModel]:
     """The class of the classifiers that have a configuration of this type."""
     return _MODELS[type(config)]
+
+
+def code_beside(model_type: object) -> dict[str, str]:
+    """The files of this package that are published beside models of a type: paths by name, none for most types."""
+    own_code = next((config.own_code for config in _MODELS if config.model_type == model_type), {})
+    modules = {os.path.join(os.path.dirname(__file__), f"{code.partition('.')[0]}.py") for code in own_code.values()}
+    paths = {path for module in modules for path in (module, *get_relative_import_files(module))}
+    return {os.path.basename(path): path for path in sorted(paths)}
 
 
 def create_model(name: str, **overrides: Any) -> PreTrainedModel:

@@ -316,7 +316,10 @@ def restore_weights(model: PreTrainedModel, checkpoint: str) -> None:
         InputError: the checkpoint cannot be read, or is of another model.
     """
     try:
-        restored, info = type(model).from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+        # Its own configuration, not the checkpoint's, which may lead to others' code.
+        restored, info = type(model).from_pretrained(
+            checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
+        )
     except LOADING_ERRORS as error:
         raise InputError(f"cannot restore this model from {checkpoint!r}: {first_line(error)}") from error
     absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))

@@ -288,6 +288,30 @@ def test_half_precision_goes_through_all_formats(tmp_path, written, kind):
     assert_same_but_the_weights(read_checkpoint(path), model)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_that_leads_to_others_code_is_carried_over(tmp_path, kind):
+    """But for CaiT's own code: from what people hold to all formats."""
+    source = saved(tmp_path / "source", our_model(kind, torch.float32), processor())
+    foreign = {
+        "auto_map": {"AutoConfig": "evil/code--m.C", "AutoModelForImageClassification": "../m.M"},
+        "custom_pipelines": {"image-classification": {"impl": "evil.P"}},
+        "quantization_config": {"quant_method": "evil"},
+        "attn_implementation": "evil/kernel",
+    }
+    edited(source, **foreign)
+    edited(source, "preprocessor_config.json", auto_map={"AutoImageProcessor": "evil/code--m.P"})
+    for to in formats_of(kind):
+        path = path_of(tmp_path, to)
+        convert_checkpoint(source, path, to=to)
+        assert largest_difference(source, path, to=to) < 1e-5
+        files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix == ".json"]
+        for file in files:
+            assert b"evil" not in file.read_bytes()
+    expected = {"AutoConfig": "configuration_cait.CaiTConfig"} if kind == "cait" else {}
+    written = json.loads((path_of(tmp_path, "hf_deit") / "config.json").read_text()).get("auto_map", {})
+    assert written.items() >= expected.items() and len(written) == 2 * len(expected)
+
+
 @pytest.mark.parametrize("source", ["facebook", "timm"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_holds_the_weights_once_and_code_of_cait(tmp_path, written, kind, source):

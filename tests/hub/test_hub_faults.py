@@ -405,7 +405,7 @@ def test_a_full_disk_while_publishing_is_told(hub, client, trained, tmp_path):
     before = (
         "import hf_deit.hub.record as module\n"
         "def full(*arguments): raise OSError(28, 'No space left on device')\n"
-        "module.link = full"
+        "module.copy_content = full"
     )
     outcome = publish(client, folder, before=before)
     assert outcome.status == 3, outcome.output

@@ -3,15 +3,17 @@
 What cannot be pushed is refused before anything is made there, and whoever commits at the same time loses nothing.
 """
 
+import os
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from support.hub_client import connect
 from support.hub_server import HubServer
 from support.stores import VIEWS, assert_holds, files, fill, identity, record
 
 from hf_deit import InputError, TeacherLabelStore
+from hf_deit.commands.main import main
 from hf_deit.commands.publish import main as publish
 from hf_deit.errors import PublishError
 from hf_deit.hub import client
@@ -318,3 +320,47 @@ def test_what_fails_for_good_is_told_and_leaves_the_labels(hub, store, tmp_path)
     assert not pushes(hub)
     hub.clear_faults()
     assert [store.push_to_hub(LABELS)] == pushes(hub)
+
+
+# What lies in the folder
+
+
+def first_epoch(store: TeacherLabelStore) -> Path:
+    return Path(store.folder) / "data" / "epoch-00000.parquet"
+
+
+@pytest.mark.parametrize("is_private", [False, True])
+def test_a_link_is_pushed_within_the_folder_alone(hub, store, tmp_path, is_private):
+    path, place = first_epoch(store), tmp_path if is_private else Path(store.folder)
+    content = path.read_bytes()
+    path.rename(place / "elsewhere")
+    path.symlink_to(place / "elsewhere")
+    if not is_private:
+        store.push_to_hub(LABELS)
+        assert hub.files(LABELS, type="dataset")["data/epoch-00000.parquet"] == content
+        return
+    with pytest.raises(InputError, match=r"epoch-00000.parquet' leads out of its folder"):
+        store.push_to_hub(LABELS)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["store.json", "data/epoch-00000.parquet"])
+def test_a_pipe_is_refused_before_anybody_waits_for_it(hub, store, capsys, name):
+    path = Path(store.folder) / name
+    path.unlink()
+    os.mkfifo(path)
+    assert main(["publish", str(store.folder), "--hub_model_id", LABELS]) == 2
+    assert f"{path.name}' is a pipe" in capsys.readouterr().err
+    assert not hub.requests
+
+
+def test_a_store_in_the_hubs_cache_is_pushed(hub, store):
+    store.push_to_hub(LABELS)
+    hub.add_repository("ada/copy", type="dataset")
+    snapshot = snapshot_download(LABELS, repo_type="dataset")
+    assert os.path.islink(os.path.join(snapshot, "data", "epoch-00000.parquet"))
+    TeacherLabelStore.open(snapshot, readonly=True).push_to_hub("ada/copy")
+    pushed, copied = (hub.files(name, type="dataset") for name in (LABELS, "ada/copy"))
+    hub.remove_repository("ada/copy", "dataset")
+    for name in ("store.json", "data/epoch-00000.parquet", "data/epoch-00001.parquet"):
+        assert copied[name] == pushed[name]
