@@ -7,6 +7,8 @@ import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 
+# Controls, separators of lines and paragraphs, marks that turn the direction of writing, halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _OBJECTS = re.compile(r"\s*<\S+ object at 0x\w+>")  # in Pillow's messages about bytes; another one every time
 
 
@@ -22,7 +24,7 @@ class InputError(ValueError):
         name = type(self).__name__
         if message.startswith(f"Caught {name} in DataLoader worker"):
             message = message.rpartition(f"{name}: ")[2].strip()
-        super().__init__(message)
+        super().__init__(printable(message))
 
 
 class BadImageError(InputError):
@@ -42,7 +44,7 @@ class BadImageError(InputError):
         """A line that names the image and the reason: a file by its path, another by its place in the data set."""
         name = image_name(self.path, place)
         reason = _OBJECTS.sub("", self.reason.replace(repr(self.path), "")).strip()
-        return " ".join(f"{name}: {reason}".splitlines())
+        return printable(" ".join(f"{name}: {reason}".splitlines()))
 
 
 def image_name(path: str | None, place: str) -> str:
@@ -77,6 +79,14 @@ def command(name: str, *arguments: str) -> str:
 def one_line(error: BaseException) -> str:
     """An exception's whole message, without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text that a terminal can show: what would steer it, or turn the order of other characters, stands as escapes.
+
+    Line breaks and tabs stay, and so do letters of every script with what joins them.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def escaped(path: str) -> str:

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
@@ -16,14 +16,9 @@ from ..hub.client import HUB_ERRORS, ask, keep_trying, why
 from ..hub.files import read_json, write_json
 from ..hub.run_folder import RECIPE_FILE, STATE_FILE, TornCheckpointError, check_whole, last_whole_checkpoint
 from ..recipes import load_recipe
-from ..recipes.resolve import Arguments, check_same_run, take_revisions
-from ..training.checkpoints import (
-    check_resumable,
-    check_same_labels,
-    check_unchanged,
-    find_checkpoint,
-    resume_wish,
-)
+from ..recipes.resolve import Arguments, applied_changes, check_same_run, take_revisions, unused_at_the_end
+from ..recipes.sameness import NOTED, is_same_path
+from ..training.checkpoints import check_same_labels, check_unchanged, find_checkpoint, resume_wish
 from ..training.label_source import LabelSource
 from ..training.processes import on_main_process
 from ..training.trainer import DistillationTrainer
@@ -45,12 +40,14 @@ class Beginning:
         labels: the label store that they name, or None.
         checkpoint: a folder to go on from, or None.
         fetched: a checkpoint in the cache that shall become one of this run, or None.
+        before: what a run that goes on was trained with until here, where the arguments say otherwise from here on.
     """
 
     arguments: Arguments
     labels: LabelSource | None
     checkpoint: str | None = None
     fetched: str | None = None
+    before: dict[str, Any] = field(default_factory=dict)
 
     def check_labels(self, id2label: Mapping[int, str]) -> None:
         """Refuses to go on with a run of other classes than those of the data, before a teacher is trained for them.
@@ -70,10 +67,35 @@ class Beginning:
         Raises:
             InputError: the run cannot go on from it.
         """
+        if (begins_with := self.fetched or self.checkpoint) is not None:
+            trainer.changes = on_main_process(lambda: self._changes(begins_with))
+            trainer.check_checkpoint(begins_with)  # before anything of the run is written anew
         if self.fetched is None:
             return self.checkpoint
-        on_main_process(lambda: check_resumable(self.fetched, trainer.steps_per_epoch))
         return on_main_process(lambda: adopt_checkpoint(self.fetched, self.arguments.training.output_dir))
+
+    def _changes(self, checkpoint: str) -> list[str]:
+        step, is_over = _progress(checkpoint)
+        noted = {name: value for name, value in self.before.items() if name in NOTED and not is_over}
+        return [f"{name} {str(value).lower()} until step {step:,}" for name, value in noted.items()]
+
+    def as_used(self, arguments: Arguments) -> Arguments:
+        """The arguments by which a run was trained: one that is at its end takes up no others that train otherwise.
+
+        Args:
+            arguments: of the run as it goes on.
+        """
+        begins_with = self.fetched or self.checkpoint
+        if not self.before or begins_with is None:
+            return arguments
+        _, is_over = on_main_process(lambda: _progress(begins_with))
+        return arguments.with_training(**self.before) if is_over else arguments
+
+
+def _progress(checkpoint: str) -> tuple[int, bool]:
+    """The step of a checkpoint, and whether its run was at its end then."""
+    state = read_json(os.path.join(checkpoint, STATE_FILE))
+    return state["global_step"], state["global_step"] >= state["max_steps"]
 
 
 def begin(arguments: Arguments) -> Beginning:
@@ -101,7 +123,16 @@ def begin(arguments: Arguments) -> Beginning:
             logger.warning("the run in %s was stopped before its first checkpoint: it starts again", args.output_dir)
             return beginning
     beginning.checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    _check_recipe_beside(beginning)
     return beginning
+
+
+def _check_recipe_beside(beginning: Beginning) -> None:
+    """Refuses a checkpoint from another folder that is of another run; see `check_same_run`."""
+    folder = os.path.dirname(os.path.normpath(beginning.checkpoint))
+    recipe = os.path.join(folder, RECIPE_FILE)
+    if os.path.isfile(recipe) and not is_same_path(folder, beginning.arguments.training.output_dir):
+        check_same_run(recipe, beginning.arguments)
 
 
 def _start(arguments: Arguments) -> Beginning:
@@ -112,11 +143,9 @@ def _start(arguments: Arguments) -> Beginning:
 def _go_on(arguments: Arguments, recipe: str | dict[str, Any], *, fetched: str | None = None) -> Beginning:
     beginning = _start(take_revisions(recipe, arguments))
     check_same_run(recipe, beginning.arguments)
-    had_bf16 = bool((load_recipe(recipe) if isinstance(recipe, str) else recipe).get("bf16"))
-    if had_bf16 != arguments.training.bf16:  # that of another machine, where it is "auto"
-        words = ("float32", "bfloat16")
-        logger.warning("the run was begun in %s and goes on in %s", words[had_bf16], words[not had_bf16])
-    beginning.fetched = fetched
+    for line in applied_changes(recipe, beginning.arguments):
+        logger.warning("%s", line)
+    beginning.fetched, beginning.before = fetched, unused_at_the_end(recipe, beginning.arguments)
     return beginning
 
 

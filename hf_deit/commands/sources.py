@@ -16,6 +16,7 @@ from ..hub.facts import (
     RunSources,
     Source,
 )
+from ..hub.markdown import code_span
 from ..hub.revisions import declared_datasets, resolve_dataset_revision
 from ..hub.run_folder import check_weights
 from ..models.pretrained import resolve_revision
@@ -124,7 +125,8 @@ def with_teacher(
         stated = declared_datasets(named.name, named.commit) if named.on_hub else None
         return replace(sources, teacher=named, teacher_datasets=stated, recipe=recipe)
     labels = " with all their labels" if arguments.data.labels_kept else ""
-    named = Source(f"a teacher that was trained on the same images{labels} (recipe `{os.path.basename(trained_by)}`)")
+    by = code_span(os.path.basename(trained_by))
+    named = Source(f"a teacher that was trained on the same images{labels} (recipe {by})")
     recipe.pop("teacher_model_name_or_path", None)  # whoever takes the recipe trains a teacher, too
     return replace(sources, teacher=named, recipe=recipe)
 

@@ -20,7 +20,8 @@ from ..hub.run_lock import is_lock_file, not_writable
 from ..hub.usage import note_on_fusion, usage
 from ..models.heads import CLASS, DISTILLATION, FUSED, PLAIN, words_of_answer
 from ..models.teacher import TeacherDescription
-from ..recipes.resolve import Arguments, resolve_arguments, save_recipe
+from ..recipes.resolve import Arguments, published_recipe, resolve_arguments, save_recipe
+from ..recipes.sameness import TRAINED_TEACHER
 from ..training.checkpoints import check_same_labels, resume_wish
 from ..training.kept_labels import LabelReport
 from ..training.label_source import LabelSource, RunLabels
@@ -35,8 +36,6 @@ from .run_options import RunParser
 from .sources import describe_sources, with_teacher
 
 logger = logging.get_logger(__name__)
-
-_TEACHER_FOLDER = "teacher"
 
 
 _NOT_VALIDATED = (
@@ -163,8 +162,13 @@ def run(arguments: Arguments) -> RunResult:
     )
     on_main_process(trainer.check_card)
     checkpoint = beginning.take_checkpoint(trainer)
+    used = beginning.as_used(arguments)
+    if used is not arguments:
+        left_out = {"teacher_model_name_or_path"} - lesson.sources.recipe.keys()
+        recipe = {name: value for name, value in published_recipe(used).items() if name not in left_out}
+        trainer.record.sources = replace(trainer.record.sources, recipe=recipe)
     if args.should_save:
-        save_recipe(arguments, os.path.join(args.output_dir, RECIPE_FILE))
+        save_recipe(used, os.path.join(args.output_dir, RECIPE_FILE))
     trainer.train(resume_from_checkpoint=checkpoint)
     return _finish(trainer, start=start)
 
@@ -227,7 +231,7 @@ def _labels_suffice(labels: RunLabels) -> bool:
     Raises:
         InputError: they are of other views, or must do and do not.
     """
-    has_trained_teacher = os.path.isdir(os.path.join(labels.args.output_dir, _TEACHER_FOLDER))
+    has_trained_teacher = os.path.isdir(os.path.join(labels.args.output_dir, TRAINED_TEACHER))
     suffice = on_main_process(lambda: labels.suffice(has_trained_teacher=has_trained_teacher))
     # What a store that must do lacks, the Trainer says.
     return suffice or labels.args.teacher_labels_readonly
@@ -252,7 +256,7 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> 
             "there is no teacher: give --teacher_model_name_or_path (a Hub id or a folder), or --teacher_recipe to "
             "train one on this data first, or --distillation_type none"
         )
-    folder = os.path.join(student.training.output_dir, _TEACHER_FOLDER)
+    folder = os.path.join(student.training.output_dir, TRAINED_TEACHER)
     if os.path.isdir(folder):
         check_same_labels(folder, images.id2label, "the teacher in")
         return folder

@@ -17,6 +17,7 @@ from .facts import (
     RunFacts,
     Source,
 )
+from .markdown import code_block, code_span, escape_markdown, table_cell
 from .recipe_file import dump_recipe
 from .usage import WHAT_OTHER_LINES_DO, note_on_fusion, usage
 
@@ -183,12 +184,12 @@ def _dataset_type(source: Source) -> str:
 
 
 def _body(facts: RunFacts, repo_id: str, revision: str | None) -> str:
-    sections = [f"# {repo_id.split('/')[-1]}", _introduction(facts)]
+    sections = [f"# {escape_markdown(repo_id.split('/')[-1])}", _introduction(facts)]
     if not facts.is_finished:
         sections.append(f"**Training goes on**: these are the weights after step {facts.step} of {facts.num_steps}.")
     sections += ["## Results", _results(facts), "## Use", _use(facts, repo_id, revision)]
     if len(facts.labels) <= _MOST_LABELS_LISTED and not _has_classes(facts):
-        sections.append(f"Its labels: {', '.join(map(_plain, facts.labels))}.")
+        sections.append(f"Its labels: {', '.join(map(escape_markdown, facts.labels))}.")
     if facts.teacher is not None:
         sections += ["## Teacher", _teacher(facts)]
     sections += ["## Training", _training(facts)]
@@ -204,9 +205,9 @@ def _introduction(facts: RunFacts) -> str:
     how = "fine-tuned from" if is_checkpoint else "trained from scratch as"
     if not is_checkpoint and (changes := facts.recipe.get("student_overrides")):
         settings = shortlist([f"{name} {value}" for name, value in changes.items()], 8)
-        teacher = f" with {_plain(settings)}{teacher}"
+        teacher = f" with {escape_markdown(settings)}{teacher}"
     return (
-        f"An image classifier with {counted(len(facts.labels), 'label')}: `{facts.architecture}`, "
+        f"An image classifier with {counted(len(facts.labels), 'label')}: {code_span(facts.architecture)}, "
         f"{parameters}, {size}, {how} {facts.student}{teacher}. "
         f"Trained on {_trained_on(facts)}."
     )
@@ -215,7 +216,7 @@ def _introduction(facts: RunFacts) -> str:
 def _trained_on(facts: RunFacts) -> str:
     if facts.dataset == TEACHERS_LABELS:
         return f"{facts.unlabeled or 'images'} without labels: it has learnt what the teacher says of them"
-    configuration = f" (configuration {facts.dataset_config})" if facts.dataset_config else ""
+    configuration = f" (configuration {escape_markdown(facts.dataset_config)})" if facts.dataset_config else ""
     if facts.unlabeled is not None:
         more = "more images of one's own" if facts.unlabeled == facts.dataset == OWN_IMAGES else facts.unlabeled
         return f"{facts.dataset}{configuration} and, without labels, {more}"
@@ -245,12 +246,24 @@ def _results(facts: RunFacts) -> str:
 
 def _validation_images(facts: RunFacts) -> str:
     source, number = _evaluated_on(facts), counted(facts.num_validation, "image")
-    images = f"{number}{source.name.removeprefix('images')}" if _are_images(source) else f"{number} of {source}"
+    images = (
+        f"{number}{escape_markdown(source.name).removeprefix('images')}"
+        if _are_images(source)
+        else f"{number} of {source}"
+    )
     held_out_of = facts.validation_split.removeprefix("held out of ")
     if held_out_of != facts.validation_split:
-        part = f"held out of its split `{held_out_of}`" if _has_splits(source) else "held out of the training images"
+        part = (
+            f"held out of its split {code_span(held_out_of)}"
+            if _has_splits(source)
+            else "held out of the training images"
+        )
         return f"{images} ({part})"
-    return f"{images} (split `{held_out_of}`)" if _has_splits(source) else f"{images} (kept apart for validation)"
+    return (
+        f"{images} (split {code_span(held_out_of)})"
+        if _has_splits(source)
+        else f"{images} (kept apart for validation)"
+    )
 
 
 def _are_images(source: Source) -> bool:
@@ -277,13 +290,8 @@ def _classes(facts: RunFacts) -> str:
         absent = len(rows) - len(present)
         which += f" ({counted(absent, 'label')} without an image to measure on)" if absent else ""
         rows = sorted(present, key=lambda row: row[1] / row[2])[:_WORST_LABELS_LISTED]
-    lines = [f"| {_plain(name)} | {f'{hits / n:.4f}' if n else ''} | {n:,} |" for name, hits, n in rows]
+    lines = [f"| {table_cell(name)} | {f'{hits / n:.4f}' if n else ''} | {n:,} |" for name, hits, n in rows]
     return f"{which}:\n\n" + "\n".join(["| label | top-1 | images |", "|---|---|---|", *lines])
-
-
-def _plain(name: str) -> str:
-    """A label's name as Markdown shows it, whatever characters it has."""
-    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(name.split())) or "(no name)"
 
 
 def _use(facts: RunFacts, repo_id: str, revision: str | None) -> str:
@@ -295,7 +303,7 @@ def _use(facts: RunFacts, repo_id: str, revision: str | None) -> str:
     if note := note_on_fusion(facts.architecture, facts.fusion, repo_id):
         sentences.append(note)
     lines = usage(repo_id, revision=revision, needs_code=facts.needs_code)
-    return f"{' '.join(sentences)}\n\n```python\n{lines}\n```\n\n{WHAT_OTHER_LINES_DO}"
+    return f"{' '.join(sentences)}\n\n{code_block(lines, 'python')}\n\n{WHAT_OTHER_LINES_DO}"
 
 
 def _teacher(facts: RunFacts) -> str:
@@ -321,7 +329,7 @@ def _epochs(number: float) -> str:
 
 def _training_images(facts: RunFacts) -> str:
     """How many there are to train on, and how many of them have labels."""
-    split = f"split `{facts.train_split}`" if _has_splits(facts.dataset) else ""
+    split = f"split {code_span(facts.train_split, in_table=True)}" if _has_splits(facts.dataset) else ""
     if not facts.num_train:
         return f"a stream, {split}" if split else "a stream"
     unlabeled = 0 if facts.num_labeled is None else facts.num_train - facts.num_labeled
@@ -345,15 +353,16 @@ def _training(facts: RunFacts) -> str:
         ("broken images", f"{facts.num_skipped:,} could not be decoded and were skipped" if facts.num_skipped else ""),
         ("views without an answer", _unanswered(facts)),
         ("weights", ("their moving average" if facts.weights == "ema" else "as trained") + best),
-        ("device", f"{environment.get('num_processes', 1)} x {environment.get('device')}"),
+        ("device", f"{environment.get('num_processes', 1)} x {table_cell(str(environment.get('device')))}"),
         ("time", facts.minutes and f"{facts.minutes:.{1 if facts.minutes >= 1 else 2}f} minutes"),
         ("speed", None if not facts.images_per_second else f"{rate(facts.images_per_second)} images/s"),
         ("versions", versions),
+        ("changed on the way", table_cell("; ".join(facts.changes)) if facts.changes else ""),
         ("commit of hf_deit", environment.get("hf_deit_commit")),
     ]
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows if value)]
     parts = ["\n".join(table), "![Training curves](training_curves.png)"]
     if facts.recipe:
         recipe = dump_recipe(facts.recipe).strip()
-        parts.append(f"The arguments, as in `recipe.yaml`:\n\n```yaml\n{recipe}\n```")
+        parts.append(f"The arguments, as in `recipe.yaml`:\n\n{code_block(recipe, 'yaml')}")
     return "\n\n".join(parts)

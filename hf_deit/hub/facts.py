@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+from urllib.parse import quote
 
 from transformers import PreTrainedModel, TrainerState
 
@@ -12,6 +13,7 @@ from ..models.class_names import in_order
 from ..models.heads import CLASS, FUSED, MEASURED, PLAIN, words_of_answer
 from ..models.pretrained import own_code_of
 from .environment import describe_environment
+from .markdown import code_span, escape_markdown
 
 # In the names of checkpoints: trained on more than the images of ImageNet-1k.
 _MORE_DATA = re.compile(
@@ -36,11 +38,12 @@ class Source:
     is_dataset: bool = False
 
     def __str__(self) -> str:
+        """As Markdown, with its address."""
         if not self.on_hub:
-            return self.name
-        commit = f" at commit `{self.commit[:12]}`" if self.commit else ""
+            return escape_markdown(self.name, keep_code=True)
+        commit = f" at commit {code_span(self.commit[:12])}" if self.commit else ""
         parent = "datasets/" if self.is_dataset else ""
-        return f"[{self.name}](https://huggingface.co/{parent}{self.name}){commit}"
+        return f"[{escape_markdown(self.name)}](https://huggingface.co/{parent}{quote(self.name)}){commit}"
 
     @classmethod
     def of_teacher(cls, teacher: Any) -> "Source":
@@ -72,6 +75,7 @@ class RunSources:
         unlabeled: the images without labels beside them, or None.
         teacher_labels: the data set on the Hub that kept labels are taken from, or None.
         recipe: the resolved arguments, without folders of this machine.
+        changes: what of them was otherwise until some step, in words.
         start: of the run, as `time.perf_counter()`.
     """
 
@@ -86,6 +90,7 @@ class RunSources:
     unlabeled: Source | None = None
     teacher_labels: Source | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -133,6 +138,7 @@ class RunFacts:
         minutes: of the whole run.
         environment: from `describe_environment`.
         recipe: the resolved arguments, without folders of this machine.
+        changes: what of them was otherwise until some step, in words.
     """
 
     architecture: str
@@ -174,6 +180,7 @@ class RunFacts:
     images_per_second: float | None = None
     minutes: float | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -296,8 +303,9 @@ class RunFacts:
             return None
         others = [name for name in self.teacher_datasets or () if name != self.dataset.name]
         if others:
+            named = ", ".join(map(escape_markdown, others))
             return (
-                f"**External data.** The teacher's card says that it was trained on {', '.join(others)}: through the "
+                f"**External data.** The teacher's card says that it was trained on {named}: through the "
                 "teacher's labels this model has learnt from these images, too."
             )
         if _MORE_DATA.search(self.teacher.name):

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from ..errors import printable
+
 _FLOAT, _TEXT, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("float", "str", "null"))
 
 
@@ -16,6 +18,14 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     """Quotes the strings that `_Loader` would take for numbers."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """A string; in double quotes if it holds what would steer a terminal, or turn the order of what is read."""
+    return dumper.represent_scalar(_TEXT, text, style=None if printable(text) == text else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float | str:
@@ -63,4 +73,5 @@ def dump_recipe(recipe: Mapping[str, Any]) -> str:
     Args:
         recipe: arguments by name, of values that YAML can hold.
     """
-    return yaml.dump(dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return printable(text)  # within double quotes, where YAML reads the same escapes as Python

@@ -148,7 +148,7 @@ def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
 
 
 def _put(folder: str | os.PathLike[str], name: str, tree: str | os.PathLike[str]) -> bool:
-    """Copies a file into a tree; of a configuration what does not lead to others' code. Whether anything was left out."""
+    """Copies a file into a tree; of a configuration what does not lead to others' code. Whether it is another then."""
     source, target = regular_file(folder, name), os.path.join(tree, name)
     if os.path.basename(name) in (_CONFIG, _PREPROCESSOR):
         kept = _without_code(source, name)

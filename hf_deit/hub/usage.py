@@ -2,7 +2,9 @@
 
 import json
 
+from ..errors import printable
 from ..models.heads import CLASS, DISTILLATION
+from .markdown import code_span
 
 # What training makes of an image (see `hf_deit.data.decoding`): upright, white where it is transparent, and refused if
 # its channels have more than 8 bits. `classify` is a pipeline.
@@ -51,7 +53,7 @@ def note_on_fusion(architecture: str, fusion: str | None, model: str) -> str | N
     """
     if architecture != "DistilledDeiTForImageClassification":
         return None
-    load = f"`hf_deit.{architecture}.from_pretrained({_quoted(model)})`"
+    load = code_span(f"hf_deit.{architecture}.from_pretrained({_quoted(model)})")
     if fusion == "softmax":
         return f"Of its two heads transformers averages the logits; {load} averages their softmaxes, as it was set to."
     if fusion in ("cls", "distillation"):
@@ -66,4 +68,4 @@ def note_on_fusion(architecture: str, fusion: str | None, model: str) -> str | N
 
 def _quoted(text: str) -> str:
     """A string of Python's: a folder, or a branch, may have any name."""
-    return json.dumps(text, ensure_ascii=False)
+    return printable(json.dumps(text, ensure_ascii=False))

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..errors import InputError, PublishError, shortlist
 from ..hub.client import HUB_ERRORS, keep_trying, why
 from ..hub.files import regular_file
+from ..hub.markdown import escape_markdown
 from ..hub.repository import LATER, HubRepository, check_repository
 from .files import DATA, STORE_FILE
 from .identity import StoreIdentity
@@ -227,8 +228,8 @@ def _card(repo_id: str, identity: StoreIdentity) -> str:
     templates = resources.files(__package__).joinpath("templates")
     card, logits = (Template(templates.joinpath(name).read_text("utf-8")) for name in ("card.md", "card_logits.md"))
     return card.substitute(
-        teacher=os.path.basename(str(identity.teacher.get("name") or "a teacher")),
-        data=os.path.basename(str(identity.data.get("name") or "a data set")),
+        teacher=escape_markdown(os.path.basename(str(identity.teacher.get("name") or "a teacher"))),
+        data=escape_markdown(os.path.basename(str(identity.data.get("name") or "a data set"))),
         views=f"{identity.views_per_epoch:,}",
         num_labels=f"{identity.num_labels:,}",
         rows_of_logits=logits.substitute(top_k=identity.top_k) if identity.top_k else "",

@@ -33,6 +33,7 @@ from . import (
     recipe_layers,
 )
 from .option_names import expand_aliases, meant_by
+from .sameness import USED_AT_THE_END, applied, refused
 from .uses import check_given, settle, without_unused
 
 logger = logging.get_logger(__name__)
@@ -76,50 +77,6 @@ _NOT_IN_A_RESOLVED_RECIPE = frozenset(
         "gradient_checkpointing_kwargs",
     ]
 )
-# What makes a run another one, besides its data; in the order in which differences are told.
-_DEFINES_A_RUN = [
-    "student",
-    "student_revision",
-    "student_overrides",
-    "image_size",
-    "crop_ratio",
-    "replace_head",
-    "freeze",
-    "distillation_type",
-    "teacher_input_size",
-    "distillation_alpha",
-    "distillation_temperature",
-    "distillation_reduction",
-    "teacher_labels_top_k",
-    "crop_scale_min",
-    "horizontal_flip",
-    "auto_augment",
-    "repeated_augmentation",
-    "label_smoothing_factor",
-    "random_erasing",
-    "mixup",
-    "cutmix",
-    "mixup_probability",
-    "mixup_switch_probability",
-    "mixup_group_size",
-    "seed",
-    "data_seed",
-    "optim",
-    "learning_rate",
-    "scale_learning_rate",
-    "weight_decay",
-    "max_grad_norm",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "schedule_per",
-    "warmup_learning_rate",
-    "min_learning_rate",
-    "warmup_steps",
-    "warmup_epochs",
-    "max_steps",
-    "num_train_epochs",
-    "ema_decay",
-]
 # What a run is called and where it reports to.
 _OF_ONE_PLACE = ("push_to_hub", "hub_", "run_name", "report_to", "project", "trackio_", "logging_dir")
 
@@ -241,7 +198,7 @@ def _refuse(unknown: Sequence[str]) -> None:
 
 
 def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> None:
-    """Refuses to go on with a run under other arguments than its own; those that do not define it may differ.
+    """Refuses to go on with a run under other arguments than its own; `sameness` says which may differ.
 
     Args:
         recipe: the file of the recipe that the run was started with, or, if it comes from the Hub, the published one.
@@ -250,30 +207,67 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> Non
     Raises:
         InputError: with the first difference, and both values.
     """
-    if isinstance(recipe, str):
-        before, now, run, way = load_recipe(recipe), resolved_recipe(arguments), os.path.dirname(recipe), recipe
-    else:
-        before, now, run = recipe, published_recipe(arguments), arguments.training.resume_from_hub
-        way = "its recipe.yaml"
-    if _is_of_an_earlier_version(before):
-        before = {**before, "teacher_input_size": "student"}
-    before, now = without_unused(before), without_unused(now)  # earlier versions took them without a word
-    teacher, other = before.get("teacher_model_name_or_path"), now.get("teacher_model_name_or_path")
-    if teacher and other and teacher != other:  # one that the run has trained itself is not named on the command line
-        raise InputError(f"the run in {run!r} has the teacher {teacher!r}, got {other!r}")
-    commit, other = before.get("teacher_revision"), now.get("teacher_revision")
-    if commit and other and commit != other:
-        raise InputError(
-            f"the run in {run!r} has the teacher at commit {commit!r}, got {other!r}: leave --teacher_revision out"
-        )
-    before = {name: value for name, value in before.items() if value != {}}  # as earlier versions wrote no overrides
-    for name in [*_DEFINES_A_RUN, *(field.name for field in dataclasses.fields(DataArguments))]:
-        if before.get(name) != now.get(name):
+    before, now = _both(recipe, arguments)
+    run = os.path.dirname(recipe) if isinstance(recipe, str) else arguments.training.resume_from_hub
+    way = recipe if isinstance(recipe, str) else "its recipe.yaml"
+    for name, there, here in refused(before, now):
+        if name == "teacher_model_name_or_path":
             raise InputError(
-                f"the run in {run!r} was started with {name} {before.get(name, 'at its default')}, "
-                f"got {now.get(name, 'its default')}: resume with the same arguments (--recipe {way}), or start "
-                "another run in another --output_dir"
+                f"the run in {run!r} has the teacher {there!r}, got {'none' if here is None else repr(here)}"
             )
+        if name == "teacher_revision":
+            raise InputError(
+                f"the run in {run!r} has the teacher at commit {there!r}, got {here!r}: leave --teacher_revision out"
+            )
+        raise InputError(
+            f"the run in {run!r} was started with {name} {there if name in before else 'at its default'}, got "
+            f"{here if name in now else 'its default'}: resume with the same arguments (--recipe {way}), or start "
+            "another run in another --output_dir"
+        )
+
+
+def applied_changes(recipe: str | Mapping[str, Any], arguments: Arguments) -> list[str]:
+    """What a run does otherwise from the checkpoint on where it goes on with such arguments: a line for each.
+
+    Args:
+        recipe, arguments: see `check_same_run`.
+    """
+    before, now = _both(recipe, arguments)
+    lines = []
+    words = [_precision(side) for side in (before, now)]
+    if words[0] != words[1]:  # that of another machine, where it is "auto"
+        lines.append(f"the run was begun in {words[0]} and goes on in {words[1]}")
+    for name, there, here in applied(before, now):
+        if name not in ("bf16", "fp16"):
+            lines.append(f"the run was begun with {name} {there} and goes on with {here}")
+    return lines
+
+
+def unused_at_the_end(recipe: str | Mapping[str, Any], arguments: Arguments) -> dict[str, Any]:
+    """What a run that is at its end was trained with where the arguments now say otherwise, and are not used.
+
+    Args:
+        recipe, arguments: see `check_same_run`.
+    """
+    return {name: there for name, there, _ in applied(*_both(recipe, arguments)) if name not in USED_AT_THE_END}
+
+
+def _precision(recipe: Mapping[str, Any]) -> str:
+    return "bfloat16" if recipe.get("bf16") else "float16" if recipe.get("fp16") else "float32"
+
+
+def _both(recipe: str | Mapping[str, Any], arguments: Arguments) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe of a run and that of its arguments now, without what does nothing in them; see `check_same_run`."""
+    if isinstance(recipe, str):
+        before, now = load_recipe(recipe), resolved_recipe(arguments)
+    else:
+        before, now = dict(recipe), published_recipe(arguments)
+    if _is_of_an_earlier_version(before):
+        before["teacher_input_size"] = "student"
+    kept = without_unused(before)  # earlier versions took them without a word
+    if "teacher_recipe" in before and kept.get("distillation_type") != "none":
+        kept["teacher_recipe"] = before["teacher_recipe"]  # beside the teacher that it has trained
+    return {name: value for name, value in kept.items() if value != {}}, without_unused(now)
 
 
 def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arguments:

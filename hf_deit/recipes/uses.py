@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 
-_DEFAULTS = {
+# Of all arguments, by name.
+DEFAULTS = {
     field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     for part in (ModelArguments, DataArguments, DistillationTrainingArguments)
     for field in dataclasses.fields(part)
@@ -61,7 +62,7 @@ def settle(below: Options, on_top: Options) -> dict[str, Any]:
     for name, revision in _REVISIONS.items():
         if name in on_top and name in below and on_top[name] != below[name]:
             kept.pop(revision, None)
-    before, after = {**_DEFAULTS, **below}, {**_DEFAULTS, **kept, **on_top}
+    before, after = {**DEFAULTS, **below}, {**DEFAULTS, **kept, **on_top}
     lost = [
         name
         for name in kept
@@ -79,7 +80,7 @@ def check_uses(arguments: "Arguments") -> None:
     """
     options = {field.name: getattr(part, field.name) for part in arguments for field in dataclasses.fields(part)}
     for name, value in options.items():
-        if name in _DATA or name == _MAY_STAND or not _is_given(name, options) or value == _DEFAULTS[name]:
+        if name in _DATA or name == _MAY_STAND or not _is_given(name, options) or value == DEFAULTS[name]:
             continue
         if reason := _reason(name, options):
             raise InputError(reason)
@@ -95,9 +96,9 @@ def check_given(recipe: Options, command_line: Options) -> None:
     Raises:
         InputError: an option that does nothing, or something that is not done here.
     """
-    options = {**_DEFAULTS, **recipe, **command_line}
+    options = {**DEFAULTS, **recipe, **command_line}
     for name, value in command_line.items():
-        hides = name == _MAY_STAND or (name in _DATA and value == _DEFAULTS[name])
+        hides = name == _MAY_STAND or (name in _DATA and value == DEFAULTS[name])
         if hides and _is_given(name, command_line) and (reason := _reason(name, options)):
             raise InputError(reason)
     given = {**recipe, **command_line}
@@ -108,7 +109,7 @@ def check_given(recipe: Options, command_line: Options) -> None:
 
 def without_unused(recipe: Options) -> dict[str, Any]:
     """A recipe without the options that do nothing in it."""
-    options = {**_DEFAULTS, **recipe}
+    options = {**DEFAULTS, **recipe}
     return {name: value for name, value in recipe.items() if not _is_given(name, recipe) or not _reason(name, options)}
 
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..errors import printable
 from ..models.heads import CLASS, DISTILLATION, MEASURED
 from .arguments import DistillationTrainingArguments
 from .estimate import estimate_seconds
@@ -331,5 +332,5 @@ class LogTableCallback(TrainerCallback):
 
     @staticmethod
     def _write(text: str) -> None:
-        tqdm.write(text)  # above the bar
+        tqdm.write(printable(text))  # above the bar
         sys.stdout.flush()  # a log file is read while it is written

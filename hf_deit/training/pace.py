@@ -47,6 +47,11 @@ class EvaluationPaceCallback(TrainerCallback):
     shows both.
     """
 
+    def on_train_begin(
+        self, args: DistillationTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        state.compute_steps(args, state.max_steps)  # a resumed run's state has those that it was started with
+
     def on_step_end(
         self, args: DistillationTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:

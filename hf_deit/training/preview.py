@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.batch_augment import augment_batch
 from ..data.view_dataset import KeyedViews, collate
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from .arguments import DistillationTrainingArguments
 from .datasets import make_sampler
@@ -115,7 +115,7 @@ def _describe(target: torch.Tensor, smoothed: float, id2label: Mapping[int, str]
     """The labels that stand out of the smoothing, with their weights."""
     weights, labels = target.topk(min(2, len(target)))
     lines = [
-        f"{weight:.3f} {id2label[label]}"
+        f"{weight:.3f} {printable(' '.join(id2label[label].split()))}"
         for weight, label in zip(weights.tolist(), labels.tolist(), strict=True)
         if weight > smoothed + 1e-6
     ]

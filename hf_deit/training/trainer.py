@@ -55,8 +55,9 @@ from .log_table import LogTableCallback
 from .metrics import Hits, answers, answers_and_ranks, count_hits, head_accuracies, mean_loss, rank_labels
 from .objective import DistillationObjective, evaluation_loss, image_losses
 from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
+from .origin import RunOrigin, changes_in, check_origin, check_student, describe_origin
 from .pace import EvaluationPaceCallback, with_pace
-from .processes import holding, on_every_process
+from .processes import holding, on_every_process, on_main_process
 from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
 from .skipped_images import SkippedImages
@@ -106,6 +107,7 @@ class DistillationTrainer(Trainer):
         label_report: what became of the labels of the last call of `train`, if there is a store.
         pushes: to the Hub, or None.
         log_table: what shows the logs, or None if transformers' own callbacks do.
+        changes: what of the arguments was otherwise until the checkpoint that the run goes on from, in words.
 
     Raises:
         InputError: teacher, student and data do not fit together.
@@ -174,6 +176,8 @@ class DistillationTrainer(Trainer):
         self.label_report: LabelReport | None = None
         self._take_teacher(teacher, labels)
         self.add_callback(EvaluationPaceCallback())
+        self._run_origin, self.changes = RunOrigin(), []
+        self.add_callback(self._run_origin)
         self.log_table = self._make_log_table()
 
     def _make_log_table(self) -> LogTableCallback | None:
@@ -378,9 +382,9 @@ class DistillationTrainer(Trainer):
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         checkpoint = on_every_process(lambda: self._find_checkpoint(resume_from_checkpoint))
         if checkpoint is not None:
-            check_same_labels(checkpoint, self.model.config.id2label, "the run of")
-            if isinstance(self.train_dataset, KeyedViews):
-                check_resumable(checkpoint, self.steps_per_epoch)
+            self.check_checkpoint(checkpoint)
+        elif self.args.save_strategy != SaveStrategy.NO:
+            self._note_origin()
         self.accelerator.wait_for_everyone()  # all have looked
         if checkpoint is not None and self.args.should_save:
             remove_torn_checkpoints(self.args.output_dir)
@@ -406,6 +410,36 @@ class DistillationTrainer(Trainer):
         if checkpoint is not None and self.args.should_save:  # one process of those that see the same files
             check_unchanged(checkpoint)
         return checkpoint
+
+    def check_checkpoint(self, checkpoint: str) -> None:
+        """Refuses a checkpoint that this run cannot go on from as if nothing had happened; all processes must ask.
+
+        Raises:
+            InputError: it is of another student, teacher or images, or of another batch.
+        """
+        origin, args, teacher = self._note_origin(checkpoint), self.args, self._fitted["teacher"]
+        is_own = teacher is not None and os.path.dirname(teacher.name_or_path) == os.path.normpath(args.output_dir)
+
+        def check() -> None:
+            check_same_labels(checkpoint, self.model.config.id2label, "the run of")
+            if isinstance(self.train_dataset, KeyedViews):
+                check_resumable(checkpoint, self.steps_per_epoch)
+            check_student(checkpoint, self)
+            check_origin(checkpoint, origin, trained_anew=is_own and args.resume_from_hub is not None)
+
+        on_main_process(check)
+
+    def _note_origin(self, checkpoint: str | None = None) -> dict[str, Any]:
+        """Lets the next checkpoints say what the run was started with, and what has changed since."""
+
+        def describe() -> dict[str, Any]:
+            changes = [*(changes_in(checkpoint) if checkpoint else ()), *self.changes]
+            return {**describe_origin(self, self._fitted["teacher"]), "changes": list(dict.fromkeys(changes))}
+
+        origin = on_main_process(describe)
+        self._run_origin.origin = origin
+        self.record.sources = replace(self.record.sources, changes=origin["changes"])
+        return origin
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:

@@ -204,6 +204,8 @@ def test_targets_are_described_by_weight_and_name():
     for target, lines in described.items():
         assert _describe(torch.tensor(target), 0.025, names) == lines
     assert _describe(torch.tensor([0.0, 1.0]), 0.0, {0: "a", 1: "b"}) == ["1.000 b"]
+    names = {0: "two\nlines", 1: "\x1b[31mred"}
+    assert _describe(torch.tensor([0.6, 0.4]), 0.0, names) == ["0.600 two lines", "0.400 \\x1b[31mred"]
 
 
 def test_long_names_are_cut(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support import tiny
 from support.files import rights_in, umask
 from support.lock_holder import LockHolder
@@ -250,7 +251,11 @@ def test_a_teacher_that_the_run_trains_is_shown_the_size_that_it_was_trained_at(
 
 
 @pytest.mark.parametrize(
-    "change", [["--seed", "7"], ["--max_steps", "9"], ["--teacher_input_size", "24"], ["--labels_kept", "300"]]
+    "change",
+    [
+        *(["--seed", "7"], ["--max_steps", "9"], ["--teacher_input_size", "24"], ["--labels_kept", "300"]),
+        *(["--adam_beta2", "0.5"], ["--teacher_dtype", "bfloat16"]),
+    ],
 )
 def test_resuming_as_another_run_is_refused(main, tmp_path, capsys, finished_run, change):
     shutil.copytree(finished_run, tmp_path / "run")
@@ -258,6 +263,71 @@ def test_resuming_as_another_run_is_refused(main, tmp_path, capsys, finished_run
     assert main([*command, "--resume_from_checkpoint", "true", *change]) == 2
     assert f"was started with {change[0][2:]}" in capsys.readouterr().err
     assert (tmp_path / "run" / "recipe.yaml").read_text() == (finished_run / "recipe.yaml").read_text()
+
+
+def with_other_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def with_other_statistics(folder: Path) -> None:
+    tiny.processor(image_mean=[0.4] * 3).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (with_other_weights, r"the teacher changed since .*: revision sha256:\w+ then, sha256:\w+ now"),
+        (with_other_statistics, r"the teacher changed since .*: preprocessing\.shift \[.*\] then, \[.*\] now"),
+    ],
+)
+def test_a_teacher_that_was_changed_in_its_place_is_refused(main, tmp_path, capsys, finished_run, change, said):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    change(run / "teacher")
+    command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true"]
+    assert main([*command, "--resume_from_checkpoint", str(run / "checkpoint-3")]) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_how_often_is_saved_may_change_and_is_as_the_recipe_says(main, tmp_path, finished_run, caplog):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint-6")
+    command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true", "--save_steps", "1"]
+    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
+    assert "the run was begun with save_steps 3 and goes on with 1" in caplog.text
+    assert {path.name for path in run.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (3, 4, 5, 6)}
+    assert load_recipe(str(run / "recipe.yaml"))["save_steps"] == 1
+    assert (run / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
+
+
+def test_a_run_at_its_end_states_what_it_was_trained_with(main, tmp_path, finished_run):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true", "--resume_from_checkpoint", "true"]
+    assert main([*command, "--bf16", "true", "--save_steps", "2", "--publish_weights", "ema"]) == 0
+    recipe, card = load_recipe(str(run / "recipe.yaml")), (run / "README.md").read_text()
+    assert (recipe.get("bf16"), recipe["save_steps"], recipe["publish_weights"]) == (None, 3, "ema")
+    assert "bf16" not in card and "save_steps: 3\n" in card and "publish_weights: ema\n" in card
+    assert "teacher_model_name_or_path" not in card
+
+
+def test_what_was_otherwise_until_a_checkpoint_is_in_the_card(main, tmp_path, finished_run):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint-6")
+    command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true", "--resume_from_checkpoint", "true"]
+    row = "| changed on the way | bf16 false until step 3 |"
+    assert row not in (run / "README.md").read_text()
+    assert main([*command, "--bf16", "true"]) == 0
+    assert load_recipe(str(run / "recipe.yaml"))["bf16"] is True
+    for _ in range(2):  # and when it is taken up again
+        assert row in (run / "README.md").read_text()
+        assert main([*command, "--bf16", "true"]) == 0
+
+
+def test_a_checkpoint_in_another_folder_is_of_the_run_there(main, tmp_path, capsys, finished_run):
+    command = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    command += ["--resume_from_checkpoint", str(finished_run / "checkpoint-3")]
+    assert main([*command, "--adam_beta2", "0.5"]) == 2
+    assert f"the run in {str(finished_run)!r} was started with adam_beta2" in capsys.readouterr().err
 
 
 def test_a_class_folder_that_was_renamed_is_refused_with_its_name(main, tmp_path, capsys):

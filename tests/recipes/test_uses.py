@@ -320,4 +320,4 @@ def test_a_run_that_was_started_with_what_did_nothing_goes_on_without_it(tmp_pat
 
 
 def test_the_defaults_are_those_of_the_arguments():
-    assert uses._DEFAULTS["validation_fraction"] == DataArguments().validation_fraction
+    assert uses.DEFAULTS["validation_fraction"] == DataArguments().validation_fraction

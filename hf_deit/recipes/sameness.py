@@ -1,0 +1,201 @@
+"""What of a run's arguments may be others when it goes on: one table over all of them."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..data.arguments import DataArguments
+from ..hub.recipe_file import parse_recipe
+from ..training.arguments import UNFIT_OPTIONS
+from .uses import DEFAULTS
+
+# They make another run: refused, in the order in which differences are told. So is what the table does not know, as of
+# a later version of transformers.
+REFUSED = (
+    *("student", "student_revision", "student_overrides", "image_size", "crop_ratio", "replace_head", "freeze"),
+    *("distillation_type", "teacher_model_name_or_path", "teacher_revision", "teacher_recipe", "teacher_dtype"),
+    *("teacher_input_size", "distillation_alpha", "distillation_temperature", "distillation_reduction"),
+    *("teacher_labels_revision", "teacher_labels_top_k"),
+    *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "label_smoothing_factor"),
+    *("random_erasing", "mixup", "cutmix", "mixup_probability", "mixup_switch_probability", "mixup_group_size"),
+    *("seed", "data_seed"),
+    # The optimizer's state brings its own numbers along: others would be stated, and not be used.
+    *("optim", "optim_args", "optim_target_modules", "learning_rate", "scale_learning_rate", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "schedule_per", "warmup_learning_rate", "min_learning_rate"),
+    *("warmup_steps", "warmup_epochs", "max_steps", "num_train_epochs", "ema_decay"),
+    # The best result so far is by the metric, and among the checkpoints, of its time.
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    # The optimizer's state has another form in each.
+    *("fsdp", "fsdp_config", "deepspeed", "accelerator_config"),
+    *(field.name for field in fields(DataArguments)),
+    *UNFIT_OPTIONS,
+)
+# What weights depend on by rounding, or by the images that are skipped: the card says until when it was otherwise.
+NOTED = (
+    *("bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode", "full_determinism"),
+    "on_bad_image",
+)
+# They take effect from the checkpoint on; a line says so.
+APPLIED = (
+    *NOTED,
+    *("publish_weights", "eval_strategy", "eval_steps", "eval_epochs", "eval_delay", "eval_on_start"),
+    *("save_strategy", "save_steps", "save_total_limit", "save_only_model"),
+    *("logging_strategy", "logging_steps", "logging_first_step"),
+)
+# Of these, what a run that is at its end still does.
+USED_AT_THE_END = ("publish_weights",)
+# They change nothing of what is learnt or measured, but where, how fast and how visibly.
+MAY_CHANGE = (
+    # Folders, and where labels of the same teacher are kept.
+    *("output_dir", "resume_from_checkpoint", "resume_from_hub"),
+    *("teacher_labels", "teacher_labels_readonly", "verify_teacher_labels"),
+    # The total batch must stay, as the checkpoint has it; how it is shared out may change.
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
+    *("average_tokens_across_devices", "eval_accumulation_steps", "include_for_metrics"),
+    # Hardware.
+    *("use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "ddp_find_unused_parameters", "ddp_bucket_cap_mb"),
+    *("ddp_broadcast_buffers", "ddp_static_graph", "activation_checkpointing", "activation_checkpointing_kwargs"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps", "skip_memory_metrics"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_drop_last"),
+    # What is shown and reported.
+    *("log_format", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name"),
+    *("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "debug"),
+    # What is pushed, and what is kept of callbacks.
+    *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+    *("hub_revision", "hub_push_timeout", "save_on_each_node", "restore_callback_states_from_checkpoint"),
+    *("do_train", "do_eval", "do_predict"),
+)
+# Who teaches; to be told apart from a teacher that the run has trained itself, into this folder of its own.
+_OF_THE_TEACHER = ("teacher_model_name_or_path", "teacher_recipe", "teacher_revision")
+TRAINED_TEACHER = "teacher"
+# A schedule that goes by what is measured goes by how often, too.
+_FOLLOWING_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
+_EVALUATIONS = ("eval_strategy", "eval_steps", "eval_epochs", "eval_delay", "eval_on_start")
+# Numbers that follow from the length of the run where they are 0.
+_PACE = ("logging_steps", "eval_epochs")
+# Nothing where they are left to the student, whose configuration and image processor the checkpoint has.
+_OF_THE_STUDENT = ("image_size", "crop_ratio")
+_PATHS = (
+    *("student", "teacher_model_name_or_path", "teacher_recipe", "deepspeed"),
+    *(name for name in DEFAULTS if name.endswith(("_dir", "dataset_name"))),
+)
+# What one means by several texts.
+_OTHER_WORDS = {
+    "teacher_dtype": lambda text: text.removeprefix("torch."),
+    "metric_for_best_model": lambda text: text.removeprefix("eval_"),
+    "optim_args": lambda text: sorted(text.replace(" ", "").split(",")),
+}
+_ORDER = {name: place for place, name in enumerate(REFUSED)}
+
+
+class Difference(NamedTuple):
+    """An argument that differs, with both values."""
+
+    name: str
+    before: Any
+    now: Any
+
+
+def refused(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+    """What differs between two recipes and makes two runs of them.
+
+    Args:
+        before: the resolved recipe that a run was started with, without what does nothing in it.
+        now: the one that it shall go on with, likewise.
+    """
+    may_differ = {*MAY_CHANGE, *APPLIED, *_OF_THE_TEACHER}
+    if before.get("lr_scheduler_type") in _FOLLOWING_EVALUATIONS:
+        may_differ -= {*_EVALUATIONS}
+    if not all(side.get("teacher_model_name_or_path") or side.get("teacher_recipe") for side in (before, now)):
+        may_differ |= {"teacher_dtype", "teacher_input_size"}  # kept labels say whose they are
+    if before.get("teacher_labels") != now.get("teacher_labels") or not now.get("teacher_labels_revision"):
+        may_differ.add("teacher_labels_revision")
+    names = [name for name in DEFAULTS if name not in may_differ]
+    yield from _other_teacher(before, now)
+    yield from _differences(sorted(names, key=lambda name: _ORDER.get(name, len(_ORDER))), before, now)
+
+
+def applied(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+    """What differs between two recipes of one run, and takes effect where it goes on; arguments as of `refused`."""
+    return _differences(APPLIED, before, now)
+
+
+def _other_teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+    """Which of the arguments that say who teaches name another teacher; one that the run has trained need no more."""
+    teacher, recipe, revision = (before.get(name) for name in _OF_THE_TEACHER)
+    other, other_recipe, other_revision = (now.get(name) for name in _OF_THE_TEACHER)
+    has_trained = bool(recipe) and (not teacher or os.path.basename(teacher) == TRAINED_TEACHER)
+    if teacher and other and not is_same_path(teacher, other):
+        yield Difference("teacher_model_name_or_path", teacher, other)
+    elif teacher and not other and not has_trained and not now.get("teacher_labels") and _is_distilled(now):
+        yield Difference("teacher_model_name_or_path", teacher, None)
+    if revision and other_revision and revision != other_revision:
+        yield Difference("teacher_revision", revision, other_revision)
+    if has_trained and other_recipe and not is_same_path(recipe, other_recipe):
+        yield Difference("teacher_recipe", recipe, other_recipe)
+
+
+def _is_distilled(recipe: Mapping[str, Any]) -> bool:
+    return recipe.get("distillation_type") != "none"
+
+
+def _differences(names: Iterable[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+    sides = [{**DEFAULTS, **side} for side in (before, now)]
+    for side in sides:
+        side["data_seed"] = side["seed"] if side["data_seed"] is None else side["data_seed"]
+        if not side["logging_steps"]:  # every step that is meant follows from the length of the run
+            side["logging_first_step"] = sides[0]["logging_first_step"]
+    for name in names:
+        there, here = (side[name] for side in sides)
+        if not _is_same(name, there, here):
+            yield Difference(name, there, here)
+
+
+def _is_same(name: str, before: Any, now: Any) -> bool:
+    """Whether two values of an argument say the same, perhaps in other words."""
+    if (name in _PACE and not now) or (name in _OF_THE_STUDENT and None in (before, now)):
+        return True
+    if name in UNFIT_OPTIONS and all(value in UNFIT_OPTIONS[name][0] for value in (before, now)):
+        return True
+    if isinstance(before, str) and isinstance(now, str):
+        if name in _PATHS:
+            return is_same_path(before, now)
+        if (read := _OTHER_WORDS.get(name)) is not None:
+            return read(before) == read(now)
+    return _is_equal(before, now)
+
+
+def is_same_path(one: str, other: str) -> bool:
+    """Whether two names are the same, or of one folder or file."""
+    if one == other or os.path.abspath(one) == os.path.abspath(other):
+        return True
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Of values that may have been written as text; nothing is written in several ways."""
+    one, other = (getattr(value, "value", value) for value in (one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_is_equal, one, other))
+    if isinstance(one, str) != isinstance(other, str) and None not in (one, other):
+        one, other = (_read(value) if isinstance(value, str) else value for value in (one, other))
+    return one == other or (_is_nothing(one) and _is_nothing(other))
+
+
+def _read(text: str) -> Any:
+    """The number, the switch or the mapping that a text is of; one that is no YAML is itself."""
+    try:
+        return parse_recipe(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {}, ())

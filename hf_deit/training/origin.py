@@ -1,0 +1,232 @@
+"""What a run was started with beside its arguments: noted in each checkpoint, and compared where the run goes on."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
+
+from ..data.columns import find_columns
+from ..data.view_dataset import EvaluationDataset, KeyedViews, ViewDataset
+from ..errors import InputError
+from ..hub.files import read_json
+from ..hub.run_folder import STATE_FILE
+from ..labels.identity import data_fingerprint
+from ..models.pretrained import LOADING_ERRORS, weights_digest
+from ..models.teacher import Teacher, TeacherDescription
+
+if TYPE_CHECKING:
+    from .trainer import DistillationTrainer
+
+logger = logging.get_logger(__name__)
+
+_ANOTHER = "or begin another run with another --output_dir"
+_WORDS = {
+    "teacher": ("the teacher", f"put back the one that the run was started with, {_ANOTHER}"),
+    "train": ("the images to train on, or their labels or order,", f"put back those that there were, {_ANOTHER}"),
+    "validation": (
+        "the images to validate with, or their labels or order,",
+        f"put back those by which the results so far were measured, {_ANOTHER}",
+    ),
+    "views_per_step": (
+        "the number of views in a step",
+        "keep the total batch (processes · per_device_train_batch_size · gradient_accumulation_steps)",
+    ),
+}
+# Of configurations and image processors: what is derived, or of the libraries; class names are compared elsewhere.
+_NOT_OF_THE_STUDENT = frozenset(
+    ["transformers_version", "_name_or_path", "architectures", "dtype", "auto_map", "id2label", "label2id"]
+)
+
+
+class RunOrigin(TrainerCallback, ExportableState):
+    """Lets transformers write what a run was started with into the state of each checkpoint.
+
+    Attributes:
+        origin: from `describe_origin`.
+    """
+
+    def __init__(self) -> None:
+        self.origin: dict[str, Any] = {}
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"origin": self.origin}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # One that a checkpoint of an earlier version has given knows no such entry, and transformers asks for it.
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+
+def describe_origin(trainer: "DistillationTrainer", teacher: Teacher | TeacherDescription | None) -> dict[str, Any]:
+    """What a run's weights depend on and its arguments do not tell, as an object of JSON; for one process to ask.
+
+    Args:
+        trainer: of the run.
+        teacher: that it was given, or None.
+
+    Returns:
+        teacher: revision (a commit, or a digest of a folder), dtype, preprocessing. Without one, of the kept labels'.
+        student: a digest of the local folder that it comes from.
+        train, validation: rows and fingerprint.
+        views_per_step, views_at_once: over all devices and accumulation steps, and what the student sees at once, if
+            it has layers that look at the whole batch.
+        What is not known is left out.
+    """
+    views, args = trainer.train_dataset, trainer.args
+    origin = {
+        "teacher": _teacher(trainer, teacher),
+        "student": _digest(trainer.model.name_or_path),
+        "train": _images(views.dataset, views.image_column, views.label_column)
+        if isinstance(views, ViewDataset)
+        else None,
+        "validation": _images(trainer.eval_dataset.dataset)
+        if isinstance(trainer.eval_dataset, EvaluationDataset)
+        else None,
+        "views_per_step": args.total_train_batch_size if isinstance(views, KeyedViews) else None,
+        "views_at_once": args.train_batch_size if _looks_at_batches(trainer.model) else None,
+    }
+    return json.loads(json.dumps({name: value for name, value in origin.items() if value is not None}))
+
+
+def _teacher(trainer: "DistillationTrainer", teacher: Teacher | TeacherDescription | None) -> dict[str, Any] | None:
+    if isinstance(teacher, Teacher):
+        teacher = teacher.description
+    try:
+        if teacher is not None:
+            identity = teacher.identity()
+        elif trainer.kept_labels is not None:
+            identity = trainer.kept_labels.store.identity.teacher
+        else:
+            return None
+    except InputError:  # its folder is there no more
+        return None
+    return {name: identity.get(name) for name in ("revision", "dtype", "preprocessing")}
+
+
+def _digest(name_or_path: str) -> str | None:
+    try:
+        return weights_digest(name_or_path) if name_or_path and os.path.isdir(name_or_path) else None
+    except InputError:
+        return None
+
+
+def _images(dataset: Any, image_column: str | None = None, label_column: str | None = None) -> dict[str, Any]:
+    if image_column is None:
+        image_column, label_column = find_columns(dataset)
+    fingerprint = data_fingerprint(dataset, image_column=image_column, label_column=label_column)
+    return {"rows": len(dataset), "fingerprint": fingerprint}
+
+
+def _looks_at_batches(model: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def check_origin(checkpoint: str, origin: Mapping[str, Any], *, trained_anew: bool = False) -> None:
+    """Refuses to go on with other models, images or batches than those that a run was started with.
+
+    Of a checkpoint by an earlier version that says nothing of them, nothing is compared.
+
+    Args:
+        checkpoint: its folder.
+        origin: of the run as it is now, from `describe_origin`.
+        trained_anew: whether the run's own recipe has trained its teacher once more, as that was left behind; on a GPU
+            it is another one each time.
+
+    Raises:
+        InputError: names what differs, with both values.
+    """
+    before = _origin_in(checkpoint)
+    for name, (what, remedy) in _WORDS.items():
+        if name not in before or name not in origin:
+            continue
+        for field, there, here in _differences(before[name], origin[name]):
+            changed = (
+                f"{what} changed since the run of {checkpoint!r} was started: {field or name} {there} then, {here} now"
+            )
+            if name != "teacher" or not trained_anew:
+                raise InputError(f"{changed}: {remedy}")
+            logger.warning("%s", changed)
+    if "student" in before and before["student"] != origin.get("student", before["student"]):
+        logger.warning(
+            "the weights that the student was started from have changed in their folder since (%s then, %s now): the "
+            "run goes on with those of its checkpoint",
+            before["student"],
+            origin["student"],
+        )
+    at_once, now = before.get("views_at_once"), origin.get("views_at_once")
+    if at_once != now and None not in (at_once, now):
+        logger.warning(
+            "the student has BatchNorm, which looks at the views of a device at once: those were %d until here, and "
+            "are %d from here on",
+            at_once,
+            now,
+        )
+
+
+def _origin_in(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint's state says of its run's origin; empty if it says nothing."""
+    state = read_json(os.path.join(checkpoint, STATE_FILE)).get("stateful_callbacks") or {}
+    noted = state.get(RunOrigin.__name__)
+    attributes = noted.get("attributes") if isinstance(noted, dict) else None
+    origin = attributes.get("origin") if isinstance(attributes, dict) else None
+    return origin if isinstance(origin, dict) else {}
+
+
+def changes_in(checkpoint: str) -> list[str]:
+    """What of a run's arguments was otherwise until a step before a checkpoint, in words."""
+    return list(_origin_in(checkpoint).get("changes", ()))
+
+
+def check_student(checkpoint: str, trainer: "DistillationTrainer") -> None:
+    """Refuses a student whose configuration or image processor is not that of a checkpoint.
+
+    Args:
+        checkpoint: its folder. What it does not hold is not compared.
+        trainer: of the run.
+
+    Raises:
+        InputError: names the field, with both values.
+    """
+    processor = trainer.processing_class
+    parts = [("config.json", trainer.model.config), ("preprocessor_config.json", processor)]
+    for name, now in parts:
+        if not os.path.isfile(os.path.join(checkpoint, name)):
+            continue
+        try:
+            before = type(now).from_pretrained(checkpoint)
+        except LOADING_ERRORS:  # whoever restores the weights says what is wrong
+            continue
+        for field, there, here in _differences(_settings(before), _settings(now)):
+            raise InputError(
+                f"the student of the run of {checkpoint!r} has {field} {there}, got {here}: give it the folder, "
+                f"--student_overrides, --image_size and --crop_ratio that it had, {_ANOTHER}"
+            )
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    values = json.loads(json.dumps(part.to_dict(), default=str))
+    return {name: value for name, value in values.items() if name not in _NOT_OF_THE_STUDENT}
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The fields that both have, by dotted name, whose values differ; numbers may by rounding."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() & now.keys()):
+            yield from _differences(before[name], now[name], f"{prefix}.{name}".lstrip("."))
+    elif not _is_same(before, now):
+        yield prefix, before, now
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(map(_is_same, before, now))
+    numbers = all(isinstance(value, int | float) for value in (before, now))
+    return math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-9) if numbers else before == now

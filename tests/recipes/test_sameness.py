@@ -1,0 +1,205 @@
+"""Contract: of every argument it is settled whether it may differ where a run goes on, and what then comes of it.
+
+It changes nothing, or takes effect from there on and a line says so, or makes another run, which is refused with both
+values. A version of transformers that brings another argument fails this table until that is sorted; until then it is
+refused where it differs.
+"""
+
+import dataclasses
+
+import pytest
+
+from hf_deit import InputError
+from hf_deit.recipes import ARGUMENT_CLASSES
+from hf_deit.recipes.resolve import applied_changes, check_same_run, resolve_arguments, resolved_recipe, save_recipe
+from hf_deit.recipes.sameness import APPLIED, MAY_CHANGE, REFUSED, applied, refused
+from hf_deit.recipes.uses import DEFAULTS
+
+RUN = {"teacher_model_name_or_path": "lab/teacher", "teacher_labels": "hf://datasets/lab/labels"}
+# Where the default tells no value of another kind.
+OTHERS = {
+    "teacher_model_name_or_path": ("lab/one", "lab/other"),
+    "teacher_revision": ("a" * 40, "b" * 40),
+    "teacher_labels_revision": ("a" * 40, "b" * 40),
+    "data_seed": (1, 2),
+    "image_size": (224, 384),
+    "crop_ratio": (0.875, 1.0),
+    "teacher_input_size": ("own", "224"),
+    "teacher_recipe": ("debug_teacher", "digits_teacher"),
+    "optim_args": ("momentum=0.9", "momentum=0.8"),
+}
+
+
+@pytest.fixture
+def out(tmp_path) -> list[str]:
+    return ["--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+
+
+def two_values(name: str) -> tuple:
+    """An argument's default, and another value."""
+    if name in OTHERS:
+        return OTHERS[name]
+    default = DEFAULTS[name]
+    if isinstance(default, bool):
+        return default, not default
+    return default, default + 1 if isinstance(default, int | float) else f"{default or 'an'}other"
+
+
+def test_every_argument_is_sorted_once():
+    listed = [*dict.fromkeys(REFUSED), *APPLIED, *MAY_CHANGE]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {field.name for part in ARGUMENT_CLASSES for field in dataclasses.fields(part)}
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(REFUSED))
+def test_what_makes_another_run_is_refused_in_both_directions(name):
+    run = {} if name == "teacher_recipe" else RUN  # which has its teacher
+    one, other = ({**run, name: value} for value in two_values(name))
+    assert [*refused(one, one), *refused(other, other)] == []
+    for before, now in ((one, other), (other, one)):
+        assert next(refused(before, now))[0] == name
+
+
+@pytest.mark.parametrize("name", [*APPLIED, *MAY_CHANGE])
+def test_what_makes_no_other_run_is_not_refused(name):
+    before, now = ({**RUN, "logging_steps": 5, name: value} for value in two_values(name))
+    assert [*refused(before, now), *refused(now, before)] == []
+    told = [difference.name for difference in applied(now, before)]
+    follows = name == "logging_steps"  # 0 now is as many as make sense
+    assert told == ([name] if name in APPLIED and not follows else [])
+
+
+def test_an_argument_that_nobody_has_sorted_is_refused_where_it_differs(monkeypatch):
+    monkeypatch.setitem(DEFAULTS, "brand_new", 1)
+    assert [*refused(RUN, {**RUN, "brand_new": 1})] == []
+    assert [*refused({**RUN, "brand_new": 2}, RUN)] == [("brand_new", 2, 1)]
+
+
+SAME = {
+    "a number in two spellings": ("learning_rate", 1e-3, "0.001"),
+    "a number as text": ("adam_epsilon", "1e-6", 1e-6),
+    "a whole number": ("num_train_epochs", 3, 3.0),
+    "a switch as text": ("scale_learning_rate", "true", True),
+    "a switch that is off": ("load_best_model_at_end", None, False),
+    "the default, said": ("weight_decay", DEFAULTS["weight_decay"], None),
+    "nothing, said": ("auto_augment", "", ""),
+    "an empty mapping": ("lr_scheduler_kwargs", {}, None),
+    "a mapping in another order": ("student_overrides", {"a": 1, "b": [2, 3]}, {"b": (2, 3), "a": 1.0}),
+    "a dtype of torch": ("teacher_dtype", "torch.float32", "float32"),
+    "a metric of the evaluation": ("metric_for_best_model", "eval_top1", "top1"),
+    "settings of an optimizer": ("optim_args", "momentum=0.9, nesterov=True", "nesterov=True,momentum=0.9"),
+    "a seed of its own that is the run's": ("data_seed", 42, None),
+    "what may have one value only": ("neftune_noise_alpha", 0, None),
+    "the student's own size": ("image_size", 224, None),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_one_value_in_other_words_is_one_value(case):
+    name, one, other = SAME[case]
+    sides = [{**RUN, **({} if value is None else {name: value})} for value in (one, other)]
+    for before, now in (sides, reversed(sides)):
+        assert [*refused(before, now)] == []
+
+
+def test_a_text_that_is_no_yaml_differs_from_what_is_none():
+    for text in ("@images", "a: [", "%x", "- - :"):
+        for other in (None, 1, True, {"a": 1}):
+            assert [*refused({"train_dir": text}, {"train_dir": other})] == [("train_dir", text, other)]
+
+
+def test_texts_that_look_like_the_same_number_are_two_texts():
+    for name in ("train_dir", "student_revision", "dataset_config_name"):
+        assert [name for name, *_ in refused({name: "0123"}, {name: "123"})] == [name]
+
+
+def test_a_folder_is_one_however_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to("images")
+    for name in ("train_dir", "dataset_name", "student", "teacher_model_name_or_path"):
+        for other in ("./images/", str(tmp_path / "images"), "link"):
+            assert [*refused({name: "images"}, {name: other})] == []
+        assert [*refused({name: "images"}, {name: "others"})] == [(name, "images", "others")]
+
+
+def test_where_the_learning_rate_follows_the_evaluations_they_are_the_runs():
+    run = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 2}
+    assert [*refused(run, {**run, "eval_steps": 3})] == [("eval_steps", 2, 3)]
+    assert [*refused(run, {**run, "save_steps": 3})] == []
+
+
+TEACHERS = {
+    "none any more": ({"teacher_model_name_or_path": "lab/a"}, {}, "teacher_model_name_or_path"),
+    "one to be trained instead": (
+        {"teacher_model_name_or_path": "lab/a"},
+        {"teacher_recipe": "debug_teacher"},
+        "teacher_model_name_or_path",
+    ),
+    "kept labels instead": (
+        {"teacher_model_name_or_path": "lab/a", "teacher_dtype": "bfloat16", "teacher_labels": "labels"},
+        {"teacher_labels": "labels"},
+        None,
+    ),
+    "another beside the recipe that it would be trained by": (
+        {"teacher_model_name_or_path": "lab/a", "teacher_recipe": "debug_teacher"},
+        {"teacher_recipe": "debug_teacher"},
+        "teacher_model_name_or_path",
+    ),
+    "the run's own": (
+        {"teacher_model_name_or_path": "run/teacher", "teacher_recipe": "debug_teacher"},
+        {"teacher_recipe": "debug_teacher"},
+        None,
+    ),
+    "the run's own, named": (
+        {"teacher_model_name_or_path": "run/teacher", "teacher_recipe": "debug_teacher"},
+        {"teacher_model_name_or_path": "run/teacher"},
+        None,
+    ),
+    "the run's own by another recipe": (
+        {"teacher_model_name_or_path": "run/teacher", "teacher_recipe": "debug_teacher"},
+        {"teacher_recipe": "digits_teacher"},
+        "teacher_recipe",
+    ),
+    "a published run's own by another recipe": (
+        {"teacher_recipe": "debug_teacher"},
+        {"teacher_recipe": "digits_teacher"},
+        "teacher_recipe",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TEACHERS)
+def test_another_teacher_is_refused_and_one_that_was_trained_need_not_be_named(case):
+    before, now, name = TEACHERS[case]
+    assert [difference.name for difference in refused(before, now)] == ([name] if name else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--adam_beta2", "0.5"], "was started with adam_beta2 at its default, got 0.5"),
+        (["--adam_epsilon", "1e-6"], "was started with adam_epsilon at its default, got 1e-06"),
+        (["--teacher_dtype", "bfloat16"], "was started with teacher_dtype at its default, got bfloat16"),
+        (["--teacher_recipe", "digits_teacher"], "was started with teacher_recipe debug_teacher, got digits_teacher"),
+        (["--optim", "sgd", "--optim_args", "momentum=0.9"], "was started with optim at its default, got sgd"),
+        (["--load_best_model_at_end", "true"], "was started with load_best_model_at_end at its default, got True"),
+    ],
+)
+def test_both_values_are_told(tmp_path, out, options, said):
+    line, recipe = ["--recipe", "debug", *out], str(tmp_path / "recipe.yaml")
+    save_recipe(resolve_arguments(line), recipe)
+    with pytest.raises(InputError) as error:
+        check_same_run(recipe, resolve_arguments([*line, *options]))
+    assert said in str(error.value) and f"--recipe {recipe}" in str(error.value)
+
+
+def test_what_takes_effect_from_here_on_is_told_with_both_values(out):
+    line = ["--recipe", "debug", *out]
+    before, now = resolve_arguments(line), [*line, "--save_steps", "2", "--dataloader_num_workers", "1"]
+    assert applied_changes(resolved_recipe(before), before) == []
+    lines = applied_changes(resolved_recipe(before), resolve_arguments([*now, "--publish_weights", "ema"]))
+    assert lines == [
+        "the run was begun with publish_weights raw and goes on with ema",
+        "the run was begun with save_steps 3 and goes on with 2",
+    ]
