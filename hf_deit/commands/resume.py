@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..errors import InputError
 from ..hub.checksums import renew_checksums
 from ..hub.client import HUB_ERRORS, ask, keep_trying, why
-from ..hub.files import read_json, write_json
+from ..hub.files import read_json, write_json, writing
 from ..hub.run_folder import RECIPE_FILE, STATE_FILE, TornCheckpointError, check_whole, last_whole_checkpoint
 from ..recipes import load_recipe
 from ..recipes.resolve import Arguments, applied_changes, check_same_run, take_revisions, unused_at_the_end
@@ -22,12 +22,11 @@ from ..training.checkpoints import check_same_labels, check_unchanged, find_chec
 from ..training.label_source import LabelSource
 from ..training.processes import on_main_process
 from ..training.trainer import DistillationTrainer
+from .output_folder import UNFINISHED_CHECKPOINT, is_begun, remove_folder
 from .sources import resolve_sources
 
 logger = logging.get_logger(__name__)
 
-UNFINISHED_CHECKPOINT = "checkpoint.unfinished"
-UNFINISHED_TEACHER = "teacher.unfinished"
 _DOWNLOAD_SECONDS = 120.0
 
 
@@ -61,15 +60,22 @@ class Beginning:
         if (begins_with := self.fetched or self.checkpoint) is not None:
             on_main_process(lambda: check_same_labels(begins_with, id2label, "the run of"))
 
-    def take_checkpoint(self, trainer: DistillationTrainer) -> str | None:
-        """The checkpoint to go on from, in the run's own folder, or None.
+    def check_checkpoint(self, trainer: DistillationTrainer) -> None:
+        """Refuses a checkpoint that the run cannot go on from, before anything of the run is written anew.
 
         Raises:
-            InputError: the run cannot go on from it.
+            InputError: see `DistillationTrainer.check_checkpoint`.
         """
         if (begins_with := self.fetched or self.checkpoint) is not None:
             trainer.changes = on_main_process(lambda: self._changes(begins_with))
-            trainer.check_checkpoint(begins_with)  # before anything of the run is written anew
+            trainer.check_checkpoint(begins_with)
+
+    def take_checkpoint(self) -> str | None:
+        """The checkpoint to go on from, in the run's own folder, or None.
+
+        Raises:
+            CheckpointError: it cannot be written there.
+        """
         if self.fetched is None:
             return self.checkpoint
         return on_main_process(lambda: adopt_checkpoint(self.fetched, self.arguments.training.output_dir))
@@ -105,25 +111,26 @@ def begin(arguments: Arguments) -> Beginning:
         InputError: there is nothing to go on from, or the arguments are those of another run.
     """
     args = arguments.training
-    wish = resume_wish(args.resume_from_checkpoint)
-    recipe_file = os.path.join(args.output_dir, RECIPE_FILE)
-    if args.resume_from_hub is not None:
+    wish, folder = resume_wish(args.resume_from_checkpoint), args.output_dir
+    recipe_file = os.path.join(folder, RECIPE_FILE)
+
+    def look() -> tuple[str | None, bool, bool]:
+        own = last_whole_checkpoint(folder) if wish is True else wish
+        return own, is_begun(folder), os.path.isfile(recipe_file)
+
+    own, was_begun, has_recipe = on_main_process(look)
+    if args.resume_from_hub is not None and own is None:
         fetched, published = on_main_process(lambda: fetch_checkpoint(args.resume_from_hub))
         return _go_on(arguments, published, fetched=fetched)
+    if own is None and was_begun:
+        logger.warning("the run that was begun in %s has no checkpoint: it starts again", folder)
     if wish is None:
         return _start(arguments)
-    if not os.path.isfile(recipe_file):
-        beginning = _start(arguments)
-        if wish is True and os.path.isdir(os.path.join(args.output_dir, UNFINISHED_TEACHER)):
-            logger.warning("the run in %s was stopped while its teacher was trained: it starts again", args.output_dir)
-            return beginning
-    else:
-        beginning = _go_on(arguments, recipe_file)
-        if wish is True and last_whole_checkpoint(args.output_dir) is None:
-            logger.warning("the run in %s was stopped before its first checkpoint: it starts again", args.output_dir)
-            return beginning
-    beginning.checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    _check_recipe_beside(beginning)
+    beginning = _go_on(arguments, recipe_file) if has_recipe else _start(arguments)
+    if own is not None or not was_begun:
+        checkpoint = beginning.checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
+        on_main_process(lambda: check_unchanged(checkpoint))  # before anything that takes its time
+        _check_recipe_beside(beginning)
     return beginning
 
 
@@ -214,9 +221,17 @@ def adopt_checkpoint(fetched: str, output_dir: str) -> str:
 
     Returns:
         Its folder.
+
+    Raises:
+        CheckpointError: it cannot be written there.
     """
     unfinished = os.path.join(output_dir, UNFINISHED_CHECKPOINT)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    with writing(f"the checkpoint to {output_dir!r}"):
+        return _adopt(fetched, unfinished, output_dir)
+
+
+def _adopt(fetched: str, unfinished: str, output_dir: str) -> str:
+    remove_folder(unfinished)
     shutil.copytree(fetched, unfinished)
     path = os.path.join(unfinished, STATE_FILE)
     state = read_json(path)

@@ -3,9 +3,9 @@
 import functools
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from accelerate import PartialState
@@ -15,12 +15,12 @@ from transformers.utils import logging
 from ..data.image_data import ImageData
 from ..errors import InputError, PublishError, counted, rate
 from ..hub.facts import RunSources
+from ..hub.files import writing
 from ..hub.run_folder import RECIPE_FILE
-from ..hub.run_lock import is_lock_file, not_writable
 from ..hub.usage import note_on_fusion, usage
 from ..models.heads import CLASS, DISTILLATION, FUSED, PLAIN, words_of_answer
 from ..models.teacher import TeacherDescription
-from ..recipes.resolve import Arguments, published_recipe, resolve_arguments, save_recipe
+from ..recipes.resolve import Arguments, check_same_run, published_recipe, resolve_arguments, save_recipe
 from ..recipes.sameness import TRAINED_TEACHER
 from ..training.checkpoints import check_same_labels, resume_wish
 from ..training.kept_labels import LabelReport
@@ -30,13 +30,13 @@ from ..training.processes import holding, on_main_process
 from ..training.pushes import repository_of
 from ..training.trainer import DistillationTrainer
 from .command_line import STATUS_OF_PUBLISHING, run_command
+from .output_folder import UNFINISHED_TEACHER, begin_teacher, check_output_dir, clear_beginnings, is_begun
 from .prepare import PreparedRun, fitted_to, leaves_no_empty_folders, make_student, prepare
-from .resume import UNFINISHED_CHECKPOINT, UNFINISHED_TEACHER, begin
+from .resume import begin
 from .run_options import RunParser
 from .sources import describe_sources, with_teacher
 
 logger = logging.get_logger(__name__)
-
 
 _NOT_VALIDATED = (
     "The model was not validated, as there were no labelled images: --validation_dir takes some, one folder per class."
@@ -147,7 +147,7 @@ def run(arguments: Arguments) -> RunResult:
     beginning.check_labels(prepared.images.id2label)
     if repository is not None:
         on_main_process(repository.create)  # before a teacher is trained
-    lesson = _find_teacher(prepared, beginning.labels, start=start)
+    lesson = _find_teacher(prepared, beginning.labels, resuming=is_resuming, start=start)
     arguments = lesson.arguments
     trainer = DistillationTrainer(
         prepared.student,
@@ -161,15 +161,16 @@ def run(arguments: Arguments) -> RunResult:
         labels=lesson.labels,
     )
     on_main_process(trainer.check_card)
-    checkpoint = beginning.take_checkpoint(trainer)
+    beginning.check_checkpoint(trainer)
     used = beginning.as_used(arguments)
     if used is not arguments:
         left_out = {"teacher_model_name_or_path"} - lesson.sources.recipe.keys()
         recipe = {name: value for name, value in published_recipe(used).items() if name not in left_out}
         trainer.record.sources = replace(trainer.record.sources, recipe=recipe)
     if args.should_save:
+        clear_beginnings(args.output_dir, keep=beginning.checkpoint)
         save_recipe(used, os.path.join(args.output_dir, RECIPE_FILE))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=beginning.take_checkpoint())
     return _finish(trainer, start=start)
 
 
@@ -183,11 +184,12 @@ class _Lesson:
     labels: RunLabels | None = None
 
 
-def _find_teacher(prepared: PreparedRun, source: LabelSource | None, *, start: float) -> _Lesson:
+def _find_teacher(prepared: PreparedRun, source: LabelSource | None, *, resuming: bool, start: float) -> _Lesson:
     """The teacher that the arguments name, or one that is trained now, or none where kept labels take its place.
 
     Args:
         source: the label store that the arguments name, or None.
+        resuming: whether the run is told to go on.
         start: of the run, as `time.perf_counter()`.
 
     Raises:
@@ -212,7 +214,7 @@ def _find_teacher(prepared: PreparedRun, source: LabelSource | None, *, start: f
                 f"there are no labels in {source.name!r} yet, and there is no teacher to fill it: give "
                 "--teacher_model_name_or_path (a Hub id or a folder), or another --teacher_labels"
             )
-        folder = train_teacher(trained_by, prepared.images, arguments)
+        folder = train_teacher(trained_by, prepared.images, arguments, resuming=resuming)
         if args.should_save:  # from here on there is something to go on with; not before, for the refusals' sake
             save_recipe(arguments, os.path.join(args.output_dir, RECIPE_FILE))
         arguments = arguments._replace(model=replace(arguments.model, teacher_model_name_or_path=folder))
@@ -237,35 +239,41 @@ def _labels_suffice(labels: RunLabels) -> bool:
     return suffice or labels.args.teacher_labels_readonly
 
 
-def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> str:
+def train_teacher(recipe: str | None, images: ImageData, student: Arguments, *, resuming: bool = False) -> str:
     """Trains a teacher on the same data, into the folder "teacher" of the student's output folder.
 
     Args:
         recipe: of the teacher; its arguments but for the data.
         images: the student's.
         student: the student's arguments, of which the seed and the device are taken over.
+        resuming: whether the run is told to go on, so that a teacher that is there is its own.
 
     Returns:
         The folder, in the Hub's format. One that is complete from an earlier start of the run is taken as it is.
 
     Raises:
-        InputError: there is no recipe.
+        InputError: there is no recipe; or the teacher that is there is another one.
+        CheckpointError: something could not be written.
     """
     if recipe is None:
         raise InputError(
             "there is no teacher: give --teacher_model_name_or_path (a Hub id or a folder), or --teacher_recipe to "
             "train one on this data first, or --distillation_type none"
         )
-    folder = os.path.join(student.training.output_dir, TRAINED_TEACHER)
-    if os.path.isdir(folder):
-        check_same_labels(folder, images.id2label, "the teacher in")
-        return folder
-    unfinished = os.path.join(student.training.output_dir, UNFINISHED_TEACHER)
+    output_dir = student.training.output_dir
+    folder, unfinished = (os.path.join(output_dir, name) for name in (TRAINED_TEACHER, UNFINISHED_TEACHER))
     command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student.training.seed)]
     for name in ("use_cpu", "disable_tqdm", "log_format", "log_level", "on_bad_image"):
         command += [f"--{name}", str(getattr(student.training, name))]
     arguments = resolve_arguments(command)
-    args = arguments.training
+    stated, args = arguments._replace(data=student.data), arguments.training
+    if os.path.isdir(folder):
+        check_same_labels(folder, images.id2label, "the teacher in")
+        if not resuming:
+            check_same_run(os.path.join(folder, RECIPE_FILE), stated)
+            logger.warning("the teacher in %s is trained already: it is taken as it is", folder)
+        return folder
+    on_main_process(lambda: begin_teacher(output_dir))
     teacher, processor = make_student(arguments.model, images, args.seed)
     views, validation = fitted_to(teacher, processor, replace(images, unlabeled=None), args)
     trainer = DistillationTrainer(
@@ -276,8 +284,9 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments) -> 
     trainer.train()
     trainer.save_model()
     if args.should_save:
-        save_recipe(arguments._replace(data=student.data), os.path.join(unfinished, RECIPE_FILE))
-        os.replace(unfinished, folder)
+        save_recipe(stated, os.path.join(unfinished, RECIPE_FILE))
+        with writing(f"the teacher to {folder!r}"):
+            os.replace(unfinished, folder)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -288,8 +297,9 @@ def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
     trainer.pop_callback(LogTableCallback)  # the results have a table of their own
     metrics = {} if validation is None else trainer.evaluate()
     accuracies = _accuracies(trainer, metrics)
-    trainer.save_state()
-    trainer.save_metrics("eval", metrics)
+    with trainer.run_folder.writing("results", trainer.state.global_step):
+        trainer.save_state()
+        _save_metrics(trainer, metrics)
     publish_error = None
     try:
         trainer.save_model()
@@ -321,6 +331,13 @@ def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
     )
 
 
+def _save_metrics(trainer: DistillationTrainer, metrics: dict[str, float]) -> None:
+    if trainer.is_world_process_zero():  # transformers reads what is there, of which a killed run may have left a part
+        with suppress(FileNotFoundError):
+            os.remove(os.path.join(trainer.args.output_dir, "all_results.json"))
+    trainer.save_metrics("eval", metrics)
+
+
 def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict[str, float]:
     """The rows of the table: what the teacher, each head and the published model get right."""
     if not metrics:
@@ -346,38 +363,6 @@ def _words_of_answer(trainer: DistillationTrainer) -> str:
     return "fused" if words == FUSED.words else words
 
 
-def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = None) -> None:
-    """Refuses an output folder that cannot be written, or that holds another run.
-
-    Args:
-        output_dir: the folder.
-        resuming: whether the run that it holds is this one.
-        labels: a folder of kept labels, which may lie in it.
-
-    Raises:
-        InputError: with what to do.
-    """
-    state = PartialState()
-    try:
-        os.makedirs(output_dir, exist_ok=True)
-        occupied = set(os.listdir(output_dir)) - {UNFINISHED_TEACHER, UNFINISHED_CHECKPOINT}
-        occupied = {name for name in occupied if not is_lock_file(name)}
-        if labels is not None:
-            occupied.discard(os.path.relpath(labels, output_dir))
-        state.wait_for_everyone()  # another process's probe is no run
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise not_writable(output_dir, error) from error
-    # A run that was killed while its teacher was trained has nothing that is worth keeping.
-    if not resuming and occupied:
-        raise InputError(
-            f"the output folder {output_dir!r} holds another run: go on with it (--resume_from_checkpoint true), give "
-            "another --output_dir, or remove it"
-        )
-    state.wait_for_everyone()  # no process may write before all have looked
-
-
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and prints what came of it; see `run_command` for the exit status."""
     again = "stopped: the same command with --resume_from_checkpoint true goes on"
@@ -401,7 +386,7 @@ def _train(arguments: Sequence[str]) -> int:
         result = run(run_arguments)
     except KeyboardInterrupt:
         folder = run_arguments.training.output_dir
-        if os.path.isdir(folder) and os.listdir(folder):
+        if is_begun(folder):
             raise
         raise KeyboardInterrupt(
             "stopped before there was anything to go on with: the same command begins anew"

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..errors import InputError, escaped
+from ..errors import CheckpointError, InputError, escaped
 
 # Beside a file that is being written: 8 random digits keep it apart from those of other processes.
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
+_TEMPORARY_OF_SAFETENSORS = re.compile(r"\.tmp[0-9A-Za-z]{6}")
 # A repository in the Hub's cache, whose snapshots are links to its blobs.
 _CACHED = re.compile(r"(models|datasets|spaces)--.+")
 
@@ -30,8 +31,8 @@ def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str])
     Raises:
         OSError: it cannot be written.
     """
-    folder, name = os.path.split(os.fspath(path))
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    folder = os.path.dirname(os.fspath(path))
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -54,6 +55,58 @@ def name_of_temporary(name: str) -> str | None:
     """The name of the file that was to become of a temporary of `write_whole`, or None if the name is of none."""
     match = _TEMPORARY.fullmatch(name)
     return None if match is None else match[1]
+
+
+def temporary_beside(path: str | os.PathLike[str]) -> str:
+    """A new hidden name in the folder of a file, which `remove_leftovers` knows if its process is killed."""
+    folder, name = os.path.split(os.fspath(path))
+    return os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+
+
+def is_leftover(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one that a killed process was writing: by its name and, of safetensors, by how it begins.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    name = os.path.basename(path)
+    if os.path.islink(path) or not os.path.isfile(path):
+        return False
+    if not _TEMPORARY_OF_SAFETENSORS.fullmatch(name):
+        return name_of_temporary(name) is not None
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return not start or start[8:] == b"{"  # behind the header's size
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed processes were writing into a folder. For the one that owns it.
+
+    Raises:
+        OSError: the folder cannot be read, or nothing be removed from it.
+    """
+    for entry in list(os.scandir(folder)):
+        if is_leftover(entry.path):
+            os.remove(entry.path)
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Says what could not be written, where the disk refuses.
+
+    Args:
+        what: is written, as the object of the sentence.
+
+    Raises:
+        CheckpointError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
+        raise CheckpointError(
+            f"cannot write {what} ({reason}): free some space, or mend the folder's rights"
+        ) from error
 
 
 @contextmanager
@@ -190,7 +243,7 @@ def share_weights(folder: str | os.PathLike[str]) -> None:
     if not private:
         return
     # What a new file gets is seen on one: asking for the umask would change it meanwhile, for other threads, too.
-    example = os.path.join(folder, f".{secrets.token_hex(4)}.tmp")
+    example = temporary_beside(private[0])
     with open(example, "xb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     os.remove(example)

@@ -16,8 +16,8 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
 from ..data.arguments import DataArguments
-from ..errors import CheckpointError, InputError, not_one_of
-from ..hub.files import write_whole
+from ..errors import InputError, not_one_of
+from ..hub.files import write_whole, writing
 from ..hub.recipe_file import dump_recipe
 from ..models.student import lacked_fields
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
@@ -352,13 +352,8 @@ def save_recipe(arguments: Arguments, path: str | os.PathLike[str]) -> None:
     """
     versions = ", ".join(f"{name} {version(name)}" for name in ("hf_deit", "torch", "transformers", "timm", "pillow"))
     text = f"# Resolved arguments of a run with {versions}.\n{dump_recipe(resolved_recipe(arguments))}"
-    try:
+    with writing(f"the recipe of the run to {os.fspath(path)!r}"):
         write_whole(text, path)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write the recipe of the run to {os.fspath(path)!r} ({error.strerror or error}): free some space, "
-            "or mend the folder's rights"
-        ) from error
 
 
 def _take_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

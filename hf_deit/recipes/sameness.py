@@ -37,7 +37,7 @@ REFUSED = (
 # What weights depend on by rounding, or by the images that are skipped: the card says until when it was otherwise.
 NOTED = (
     *("bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode", "full_determinism"),
-    "on_bad_image",
+    *("on_bad_image", "on_bad_teacher_answer"),
 )
 # They take effect from the checkpoint on; a line says so.
 APPLIED = (

@@ -13,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 from ..data.batch_augment import Mixing, RandomErasing
 from ..errors import InputError, not_one_of, one_line
 from ..models.teacher import parse_input_size
+from .checkpoints import resume_wish
 from .hardware import bf16_of, check_fp16, check_precision, num_workers_of, use_cpu_of
 from .reporters import check_reporters, reporters_of
 
@@ -255,8 +256,11 @@ class DistillationTrainingArguments(TrainingArguments):
                 f"load_best_model_at_end keeps the best of what is both evaluated and saved, got eval_strategy "
                 f"{evaluated!r} and save_strategy {saved!r}: make them alike, or give --load_best_model_at_end false"
             )
-        if self.resume_from_hub and self.resume_from_checkpoint:
-            raise InputError("give either --resume_from_hub or --resume_from_checkpoint, not both")
+        if self.resume_from_hub and resume_wish(self.resume_from_checkpoint) not in (None, True):
+            raise InputError(
+                "give either --resume_from_hub or a checkpoint on disk, not both; --resume_from_checkpoint true takes "
+                "the newest on disk, if there is one"
+            )
         if self.publish_weights == "ema" and not self.ema_decay:
             raise InputError('publish_weights "ema" needs a moving average: give --ema_decay, say 0.99996')
         schedules = [schedule.value for schedule in SchedulerType]

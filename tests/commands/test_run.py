@@ -189,16 +189,26 @@ def test_a_torn_checkpoint_is_left_out(main, tmp_path, finished_run, caplog):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_again(main, tmp_path, finished_run, caplog):
-    run = tmp_path / "run"
-    run.mkdir()
+@pytest.mark.parametrize("resuming", [True, False])
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(main, tmp_path, finished_run, caplog, resuming):
+    """With `--resume_from_checkpoint true` and without, and with the teacher that it had trained."""
+    run, options = tmp_path / "run", ["--resume_from_checkpoint", "true"] if resuming else []
+    for folder in ("checkpoint-3", "teacher.unfinished"):
+        (run / folder).mkdir(parents=True)
     shutil.copytree(finished_run / "teacher", run / "teacher")
     shutil.copy(finished_run / "recipe.yaml", run)
+    leftovers = [
+        run / ".recipe.yaml.0123abcd.tmp",
+        run / "teacher.unfinished" / "config.json",
+        run / "checkpoint-3" / "torn",
+    ]
+    for path in leftovers:
+        path.write_text("")
     before = (run / "teacher" / "model.safetensors").stat().st_mtime_ns
     command = ["--recipe", "debug", "--output_dir", str(run), "--use_cpu", "true"]
-    assert main(command) == 2
-    assert main([*command, "--resume_from_checkpoint", "true"]) == 0
-    assert "before its first checkpoint" in caplog.text
+    assert main([*command, *options]) == 0
+    assert "it starts again" in caplog.text
+    assert not any(path.exists() for path in leftovers)
     assert (run / "teacher" / "model.safetensors").stat().st_mtime_ns == before
     one, other = weights(finished_run), weights(run)
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -247,7 +247,7 @@ NOT_TO_GO_ON = {
     "no such repository": (["--resume_from_hub", "ada/none"], "cannot go on from 'ada/none'"),
     "no checkpoint": (["--resume_from_hub", TEACHER], "has no checkpoint to go on from"),
     "another run": (["--resume_from_hub", STUDENT, "--learning_rate", "0.5"], "was started with learning_rate"),
-    "both": (["--resume_from_hub", STUDENT, "--resume_from_checkpoint", "true"], "either --resume_from_hub or"),
+    "both": (["--resume_from_hub", STUDENT, "--resume_from_checkpoint", "nowhere"], "either --resume_from_hub or"),
 }
 
 
