@@ -9,5 +9,6 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
+    HF_DEIT_TRACEBACK="1",  # where a test fails by an error that nobody foresaw
     OMP_NUM_THREADS="1",  # the models are tiny: a second thread only slows them down
 )

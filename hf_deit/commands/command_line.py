@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import os
+import select
 import shutil
 import signal
 import sys
@@ -23,11 +24,14 @@ from ..errors import (
     not_one_of,
 )
 from .quiet import quiet_libraries
+from .unforeseen import describe_unforeseen
 
 # Of what ends a command with a message; input that cannot be used is 2, as argparse has it.
 _STATUSES = {CheckpointError: 1, TrainingDivergedError: 1, PublishError: 3}
 STATUS_OF_INPUT = 2
+STATUS_OF_UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 STATUS_OF_INTERRUPT = 130
+STATUS_OF_CLOSED_OUTPUT = 141  # as a shell has it of programs that SIGPIPE ends
 STATUS_OF_PUBLISHING = _STATUSES[PublishError]
 # A launcher ends all processes when one of them leaves: the one that speaks for all must have said why before.
 _SECONDS_TO_SPEAK = 1.0
@@ -81,7 +85,8 @@ def run_command(
 
     Returns:
         The exit status: 0 when all is done, 1 when the training diverged or a checkpoint could not be written, 2 when
-        the input cannot be used, 3 when the Hub refused or could not be reached, 130 after Ctrl-C.
+        the input cannot be used, 3 when the Hub refused or could not be reached, 70 after an error that was not
+        foreseen (see `describe_unforeseen`), 130 after Ctrl-C, 141 when nobody reads the output any more.
     """
     try:
         for argument in arguments:
@@ -100,6 +105,50 @@ def run_command(
             if is_main_process():
                 print(f"\n{str(interrupt) or if_interrupted}", file=sys.stderr, flush=True)
         return STATUS_OF_INTERRUPT
+    except (Exception, SystemExit) as error:
+        return end_unforeseen(error, arguments)
+
+
+def end_unforeseen(error: Exception | SystemExit, arguments: Sequence[str]) -> int:
+    """Tells an error that nobody foresaw in one line on stderr, in whichever process it has come up.
+
+    Args:
+        error: one that no part of a command handles.
+        arguments: the command line.
+
+    Returns:
+        The exit status.
+    """
+    if isinstance(error, SystemExit) and error.code in (0, None):  # after its help
+        return 0
+    if isinstance(error, BrokenPipeError) and _is_output_closed():
+        return STATUS_OF_CLOSED_OUTPUT
+    process = "" if is_main_process() else f" in process {os.environ.get('RANK', '?')}"
+    sys.stderr.write(f"\nerror{process}: {describe_unforeseen(error, arguments)}\n")
+    sys.stderr.flush()
+    return STATUS_OF_UNFORESEEN
+
+
+def _is_output_closed() -> bool:
+    """Whether nobody reads what is printed, as behind `| head`; the rest of it is then thrown away."""
+    try:
+        sys.stdout.flush()
+        watched = select.poll()
+        watched.register(sys.stdout.fileno(), 0)  # errors are told of, whatever is asked for
+        if not any(event & select.POLLERR for _, event in watched.poll(0)):
+            return False
+    except BrokenPipeError:
+        pass
+    except (OSError, ValueError, AttributeError):  # it is no file, or there is no poll
+        return False
+    _discard_output()
+    return True
+
+
+def _discard_output() -> None:
+    """Throws away what can be written no more; else the interpreter complains when it ends."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @contextmanager
@@ -124,6 +173,12 @@ def exit_command(status: int) -> NoReturn:
 
     Threads of an open one can abort a process that leaves, after all is done and written.
     """
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError as error:  # nobody reads it, or the disk is full
+            status = status or end_unforeseen(error, sys.argv[1:])
+            _discard_output()
     if status == STATUS_OF_INTERRUPT:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     elif status not in (0, STATUS_OF_PUBLISHING) and not is_main_process():

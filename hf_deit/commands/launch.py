@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .command_line import STATUS_OF_INTERRUPT, CommandParser, run_command
 
 _DESCRIPTION = (
     "Runs a command on several devices: `accelerate launch` with its options. What it adds: the exit status is the "
     "command's, its message is all that is said when it is refused or stopped, and no option must be given."
 )
+_MOST_PROCESSES = 100_000
 _EXAMPLES = """options, among those that `accelerate launch --help` shows:
   --config_file FILE     what the other options would say; scripts/accelerate_configs has some
   --num_processes N      by default one on each GPU
@@ -53,6 +54,7 @@ def _launch(arguments: Sequence[str]) -> int:
         raise InputError(f"there is no command {name!r} to launch: expected one of {', '.join(known)}")
     options.training_script_args = [name, *options.training_script_args]
     options.training_script = __package__.partition(".")[0]
+    _check_launch(options)
     _let_cpu_have_processes(options)
     # Not that DDP has looked in vain for unused parameters, as it does in a convnet that teaches.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -68,6 +70,31 @@ def _launch(arguments: Sequence[str]) -> int:
         except ValueError as error:
             raise InputError(str(error)) from error
     return 0
+
+
+def _check_launch(options: Namespace) -> None:
+    """Refuses what `accelerate launch` would end in a traceback for, or wait for ever.
+
+    Raises:
+        InputError: there is no such configuration, or it is none of accelerate's; no possible number of processes.
+    """
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    if options.config_file is not None:
+        if not os.path.isfile(options.config_file):
+            raise InputError(f"there is no file {options.config_file!r}: --config_file is made by accelerate config")
+        try:
+            load_config_from_file(options.config_file)
+        except Exception as error:  # of any kind: it is read without a check
+            raise InputError(
+                f"{options.config_file!r} is no configuration of accelerate ({one_line(error)}): make one with "
+                "accelerate config"
+            ) from error
+    for name in ("num_processes", "num_machines", "num_cpu_threads_per_process"):
+        if (number := getattr(options, name)) is not None and not 1 <= number <= _MOST_PROCESSES:
+            raise InputError(f"{name} must lie in [1, {_MOST_PROCESSES}], got {number}")
+    if (port := options.main_process_port) is not None and not 0 <= port < 65536:
+        raise InputError(f"main_process_port must lie in [0, 65535], got {port}")
 
 
 def _let_cpu_have_processes(options: Namespace) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import InputError, did_you_mean
-from .command_line import STATUS_OF_INPUT, STATUS_OF_INTERRUPT, exit_command, report_error
+from .command_line import STATUS_OF_INPUT, STATUS_OF_INTERRUPT, end_unforeseen, exit_command, report_error
 
 # What each command does; its module has its name. Nothing is loaded before one is chosen.
 COMMANDS = {
@@ -63,7 +63,11 @@ def main(arguments: Sequence[str]) -> int:
         near = f"; did you mean {meant!r}?" if meant else did_you_mean(name, COMMANDS)
         report_error(InputError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{near}"))
         return STATUS_OF_INPUT
-    return importlib.import_module(f"{__package__}.{name}").main(rest)
+    try:
+        command = importlib.import_module(f"{__package__}.{name}")
+    except (Exception, SystemExit) as error:  # an installation that is not whole
+        return end_unforeseen(error, arguments)
+    return command.main(rest)
 
 
 def run() -> NoReturn:
@@ -72,4 +76,6 @@ def run() -> NoReturn:
         status = main(sys.argv[1:])
     except KeyboardInterrupt:  # while the command was loaded
         status = STATUS_OF_INTERRUPT
+    except (Exception, SystemExit) as error:  # such as of an output that cannot be written
+        status = end_unforeseen(error, sys.argv[1:])
     exit_command(status)

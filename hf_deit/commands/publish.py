@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from transformers.hf_argparser import string_to_bool
 
+from ..data.arguments import check_ranges
 from ..errors import InputError
 from ..hub.publishing import publish_folder
 from ..labels.files import is_store
@@ -35,6 +36,7 @@ def _publish(arguments: Sequence[str]) -> int:
     parser.add_argument("--hub_revision", help="branch to push to; made if it is not there")
     parser.add_argument("--hub_push_timeout", type=float, default=600.0, help="seconds after which it is given up")
     options = parser.parse_args(arguments)
+    check_ranges(options, {"(0, 1000000000)": ("hub_push_timeout",)})
     url = _publish_labels(options) if is_store(options.folder) else _publish_model(options)
     print(f"{options.folder} is published at {url}")
     return 0

@@ -1,13 +1,24 @@
 """Which images a run takes, as its command line names them. Loads no library."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
+
+from ..errors import InputError
 
 DIGITS = "sklearn:digits"  # in place of a data set's name
 # A data set's name may be that of a local folder, too.
 _PATHS = ("dataset_name", "train_dir", "validation_dir", "unlabeled_dir", "unlabeled_dataset_name")
+
+COUNTS, SEEDS = "[1, 2147483648)", "[0, 4294967296)"  # what the libraries' integers hold
+# Where numbers must lie, by interval.
+_RANGES = {
+    COUNTS: ("labels_kept", "images_per_epoch", "shuffle_buffer_size"),
+    SEEDS: ("validation_seed",),
+    "(0, 1)": ("validation_fraction",),
+}
 
 
 @dataclass
@@ -15,6 +26,9 @@ class DataArguments:
     """Which images to train on and to validate with; `hf_deit.data.load.load_data` loads them.
 
     Folders and local data sets may be given as `os.PathLike`; the fields then hold them as text.
+
+    Raises:
+        InputError: a number outside its range, or something else where one is expected.
     """
 
     dataset_name: str | None = field(
@@ -70,7 +84,34 @@ class DataArguments:
     def __post_init__(self) -> None:
         for name in _PATHS:
             if (path := getattr(self, name)) is not None:
+                if not isinstance(path, str | os.PathLike):
+                    raise InputError(f"{name} must be a name or a path, got {path!r}")
                 setattr(self, name, os.fspath(path))
+        check_ranges(self, _RANGES)
+
+
+def check_ranges(arguments: object, ranges: Mapping[str, Sequence[str]]) -> None:
+    """Refuses numbers outside their ranges, those that are not finite among them; None is no number.
+
+    Args:
+        arguments: with fields of these names.
+        ranges: names of fields by interval, such as "[0, 1)" or "(0, ∞)".
+
+    Raises:
+        InputError: names the first of them.
+    """
+    for interval, names in ranges.items():
+        lowest, highest = (float(end.replace("∞", "inf")) for end in interval[1:-1].split(", "))
+        for name in names:
+            value = getattr(arguments, name)
+            if value is None:
+                continue
+            if not isinstance(value, Real):
+                raise InputError(f"{name} must be a number in {interval}, got {value!r}")
+            is_above = value >= lowest if interval[0] == "[" else value > lowest
+            is_below = value <= highest if interval[-1] == "]" else value < highest
+            if not (is_above and is_below):
+                raise InputError(f"{name} must lie in {interval}, got {value}")
 
 
 def why_unused(name: str, options: Mapping[str, Any]) -> str | None:

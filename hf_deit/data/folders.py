@@ -7,7 +7,7 @@ are followed.
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -70,7 +70,7 @@ def load_class_folders(
                 f"{which_of(unknown[0], names)}"
             )
     names = names or found
-    top = (os.path.realpath(folder),)
+    top = [_identity(folder)]
     # The files of a folder come before those of the folders in it.
     files = {name: sorted(_files_below(os.path.join(folder, name), top), key=os.path.split) for name in found}
     empty = [name for name in found if not files[name]]
@@ -182,18 +182,38 @@ def _refuse_other_encodings(paths: list[str], folder: str) -> None:
         )
 
 
-def _files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+def _identity(folder: str) -> tuple[int, int]:
+    """The same for all paths that lead to a folder."""
+    try:
+        state = os.stat(folder)
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder!r}: {error.strerror}") from error
+    return state.st_dev, state.st_ino
+
+
+def _files_below(folder: str, above: Iterable[tuple[int, int]] = ()) -> Iterator[str]:
     """All files in a folder, at any depth, in the order of their names.
 
-    A link to a folder that lies above would go round in circles and is not followed: `above` has the real paths of the
-    folders on the way.
+    A folder that several links lead to is gone through once, so that links can neither go round in circles nor make
+    many folders of few.
+
+    Args:
+        above: of folders that are passed over, too; see `_identity`.
     """
-    here = os.path.realpath(folder)
-    if here in above:
-        return
-    for entry in _entries_of(folder):
-        if _is_folder(entry):
-            yield from _files_below(entry.path, (*above, here))
+    seen = set(above)
+    waiting: list[Iterator[str | os.DirEntry[str]]] = [
+        iter([folder])
+    ]  # not by recursion: folders may lie deeper in each other than Python calls
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+        elif isinstance(entry, str) or _is_folder(entry):
+            path = entry if isinstance(entry, str) else entry.path
+            here = _identity(path)
+            if here not in seen:
+                seen.add(here)
+                waiting.append(iter(_entries_of(path)))
         elif os.path.isfile(entry.path) or entry.is_symlink():  # a link to nowhere is no image, and said to be none
             yield entry.path
 

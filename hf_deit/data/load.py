@@ -70,8 +70,6 @@ def _check_choice(data_args: DataArguments) -> None:
             f"give either --dataset_name or --train_dir, got {dataset_name!r} and {train_dir!r}"
             + ("" if dataset_name else f'; "{DIGITS}" is a small data set that needs no download')
         )
-    if not 0 < data_args.validation_fraction < 1:
-        raise InputError(f"validation_fraction must lie in (0, 1), got {data_args.validation_fraction}")
     _check_uses(data_args)
     if data_args.streaming and has_unlabeled:
         raise InputError("streaming needs a --dataset_name for load_dataset, and no unlabelled images beside it")

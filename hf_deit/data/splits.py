@@ -18,10 +18,7 @@ from .columns import (
     with_class_labels,
 )
 from .image_data import ImageData
-from .streams import ImageStream
-
-# What load_dataset raises for names, folders and files that it cannot make a data set of.
-_NO_DATA_SET = (OSError, ValueError, RuntimeError, IndexError, datasets.exceptions.DatasetsError)
+from .streams import READING_ERRORS, ImageStream
 
 
 def load_splits(data_args: DataArguments, on_bad_image: str) -> ImageData:
@@ -76,7 +73,7 @@ def open_stream(data_args: DataArguments, on_bad_image: str) -> ImageData:
         splits = datasets.load_dataset(
             name, data_args.dataset_config_name, revision=data_args.dataset_revision, streaming=True
         )
-    except _NO_DATA_SET as error:
+    except READING_ERRORS as error:
         raise InputError(f"cannot open the data set {name!r} as a stream: {_cause_of(error)}") from error
     validation_split = _validation_split(data_args, splits)
     if train_split not in splits or validation_split not in splits or train_split == validation_split:
@@ -104,7 +101,7 @@ def open_stream(data_args: DataArguments, on_bad_image: str) -> ImageData:
 def _load_all_splits(name: str, config_name: str | None = None, revision: str | None = None) -> datasets.DatasetDict:
     try:
         return datasets.load_dataset(name, config_name, revision=revision)
-    except _NO_DATA_SET as error:
+    except READING_ERRORS as error:
         raise InputError(
             f"cannot load the data set {name!r}: {_cause_of(error)}. Expected a Hub id, a local path that "
             f'datasets.load_dataset takes, or "{DIGITS}"'

@@ -9,18 +9,25 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow as pa
 import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import Sampler
+from yaml import YAMLError
 
-from ..errors import BadImageError, InputError, image_name
+from ..errors import BadImageError, InputError, first_line, image_name
 from ..models.keyed import fold
 from .columns import IGNORED_LABEL, without_format
 from .decoding import decode_image
 from .view_dataset import KeyedViews
 
 _REMEMBERED = 50_000  # keys, without their images, by which a view can still be named
+# What datasets raises for names, folders and files that it cannot make a data set of, or read no further.
+READING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, StopIteration, pa.ArrowException),
+    *(YAMLError, datasets.exceptions.DatasetsError),
+)
 
 
 class StreamKey(NamedTuple):
@@ -98,7 +105,7 @@ class ImageStream:
         # of many shards are nearly equal, and unequal ones do no harm, as a pass that ends begins again.
         strategy = "shards" if dataset.num_shards >= 10 * num_processes else "auto"
         part = split_dataset_by_node(dataset, rank=rank, world_size=num_processes, strategy=strategy)
-        for position, row in enumerate(part):
+        for position, row in enumerate(_readable(part)):
             image, label = row[self.image_column], row[self.label_column]
             if label is not None and not -1 <= label < num_labels:
                 path = image.get("path") if image else None
@@ -107,6 +114,20 @@ class ImageStream:
                     f"{label}: expected one in [0, {num_labels}), or -1 for none. Mend or remove it"
                 )
             yield image, IGNORED_LABEL if label in (None, -1) else label
+
+
+def _readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of a data set that may turn out to be damaged only as it is read.
+
+    Raises:
+        InputError: it is.
+    """
+    try:
+        yield from rows
+    except READING_ERRORS as error:
+        raise InputError(
+            f"the stream cannot be read any further ({first_line(error)}): mend or replace its files"
+        ) from error
 
 
 class StreamSampler(Sampler[StreamKey | None]):

@@ -65,7 +65,8 @@ def build_train_transform(
         transform.transforms[0] = transforms.Compose(
             [
                 transforms.Resize(min(image_size), interpolation=transforms.InterpolationMode.BICUBIC),
-                transforms.RandomCrop(image_size, padding=_SMALL_INPUT_PADDING),
+                # More padding is needed only by inputs that are far from square.
+                transforms.RandomCrop(image_size, padding=_SMALL_INPUT_PADDING, pad_if_needed=True),
             ]
         )
     return transform

@@ -7,7 +7,6 @@ file is ever run. Where other libraries are handed what may be damaged, any exce
 import argparse
 import functools
 import glob
-import json
 import math
 import os
 import re
@@ -21,6 +20,7 @@ from timm.data import ImageNetInfo
 from transformers import ViTImageProcessor
 
 from ..errors import InputError, one_line
+from ..hub.files import read_json
 from ..hub.run_folder import check_weights
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair, label2id_of
@@ -66,13 +66,9 @@ def read_checkpoint(source: str | os.PathLike[str], *, ema: bool = False) -> Che
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path!r}: {one_line(error)}") from error
-    if isinstance(content, dict):
-        return content
-    raise InputError(f"{path!r} must hold an object, got {type(content).__name__}")
 
 
 def _read_file(path: str, ema: bool) -> Checkpoint:

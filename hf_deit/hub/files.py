@@ -265,10 +265,16 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds no JSON.
+        ValueError: it holds no JSON, or no object.
     """
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        try:
+            content = json.load(file)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"it must hold an object, got {type(content).__name__}")
+    return content
 
 
 def write_json(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

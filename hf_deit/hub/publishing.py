@@ -9,6 +9,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import InputError, first_line, shortlist
 from ..models.class_names import unique_names
+from ..models.extent import check_checkpoint
 from ..models.modeling_common import quantized_types
 from ..models.pretrained import LOADING_ERRORS, absent_weights, load_config, load_image_processor
 from .card import card_faults
@@ -72,6 +73,7 @@ def _check_references(folder: str, names: Collection[str]) -> None:
 
 
 def _check_weights(folder: str) -> PreTrainedModel:
+    check_checkpoint(folder)
     try:
         if types := quantized_types(folder):
             raise InputError(

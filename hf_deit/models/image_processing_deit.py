@@ -12,6 +12,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import did_you_mean
+from .extent import LARGEST_IMAGE
 
 # Pillow's other modes have 16 or 32 bits per channel, and it converts what passes 255 to white, and floats up to 1 to
 # black.
@@ -105,6 +106,11 @@ class _DeiTPreprocessing:
         if not 0 < crop_ratio <= 1:
             raise ValueError(f"crop_ratio must lie in (0, 1], got {crop_ratio}")
         shorter_side = min(crop_size.height, crop_size.width)
+        if shorter_side / crop_ratio > LARGEST_IMAGE:
+            raise ValueError(
+                f"crop_ratio {crop_ratio:g} would resize images to {shorter_side / crop_ratio:g} pixels, expected at "
+                f"most {LARGEST_IMAGE}"
+            )
         if size is None:
             kwargs["size"] = SizeDict(shortest_edge=int(shorter_side / crop_ratio))
         elif size.shortest_edge and size.shortest_edge != int(shorter_side / crop_ratio):

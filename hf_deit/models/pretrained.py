@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import tempfile
 import zipfile
@@ -24,11 +25,12 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..errors import InputError, command, first_line, one_line
 from .configuration_deit import DeiTConfigBase, warn_of_foreign_code, without_foreign_code
+from .extent import check_preprocessing
 
 # What transformers, timm, safetensors and the Hub's client raise for checkpoints that are not there, or not whole.
 LOADING_ERRORS = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError),
-    *(StrictDataclassError, HfHubHTTPError),
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError),
+    *(StrictDataclassError, HfHubHTTPError, ArithmeticError, AssertionError, EOFError, pickle.UnpicklingError),
 )
 _NAMES_OF_CLASS = ("image_processor_type", "feature_extractor_type")
 _REMEDY = "save its image processor beside the weights (processor.save_pretrained), with the statistics of training"
@@ -325,16 +327,20 @@ def _without_backend_warning() -> Iterator[None]:
 def _stated_preprocessing(name_or_path: str, revision: str | None, config: Any) -> Mapping[str, Any]:
     """What a checkpoint's files say of its preprocessing, without the defaults of any class."""
     if config.model_type == "timm_wrapper":
-        return getattr(config, "pretrained_cfg", None) or {}
+        stated = getattr(config, "pretrained_cfg", None) or {}
+        check_preprocessing(stated, f"pretrained_cfg in config.json of {name_or_path!r}")
+        return stated
     try:
         path = cached_file(name_or_path, "preprocessor_config.json", revision=revision)
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError, TypeError) as error:
+            stated = json.load(file)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{name_or_path!r} has no readable preprocessor_config.json, so what its pixels must look like is "
             f"unknown: {_REMEDY}"
         ) from error
+    check_preprocessing(stated, f"preprocessor_config.json of {name_or_path!r}")
+    return stated
 
 
 def stated_input_size(
@@ -404,13 +410,23 @@ def measure_processor(
         the output for black, (3,) float64; and the output's (height, width).
 
     Raises:
-        InputError: the output is not of shape (B, 3, H, W).
+        InputError: it fails, or the output is not of shape (B, 3, H, W), or not finite.
     """
     colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
     images = [Image.new("RGB", (edge, edge), colour) for colour in colours]
-    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
-    if pixels.ndim != 4 or pixels.shape[1] != 3:
+    try:
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    except Exception as error:  # of any kind: libraries meet odd settings only as they come to use them
+        raise InputError(
+            f"the image processor of {name} fails on an image ({first_line(error)}): mend its preprocessor_config.json"
+        ) from error
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.numel():
         raise InputError(f"the image processor of {name} must give (B, 3, H, W) pixels, got {tuple(pixels.shape)}")
+    if not pixels.isfinite().all():
+        raise InputError(
+            f"the image processor of {name} gives pixels that are not finite: mend the mean, standard deviation and "
+            "rescale_factor in its preprocessor_config.json"
+        )
     height, width = pixels.shape[-2:]
     centre = pixels[:, :, height // 2, width // 2].double()
     return (centre[1:] - centre[0]).T, centre[0], (height, width)

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from ..errors import InputError, command, did_you_mean, first_line, shortlist
 from .class_names import in_order, label_changes, match_labels, unique_names
 from .configuration_deit import DistilledDeiTConfig, as_pair, label2id_of
+from .extent import LARGEST_IMAGE, check_checkpoint, check_config
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .modeling_common import ImageClassifierBase, quantized_types
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
@@ -75,8 +76,8 @@ def load_student(
             labels; a size or a processor that the student cannot have.
     """
     name_or_path, overrides, id2label = os.fspath(name_or_path), overrides or {}, unique_names(id2label)
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size must be at least 1, got {image_size}")
+    if image_size is not None and not 1 <= image_size <= LARGEST_IMAGE:
+        raise InputError(f"image_size must lie in [1, {LARGEST_IMAGE}], got {image_size}")
     if name_or_path in list_models() or name_or_path in CONFIG_MAPPING:
         if revision is not None or replace_head:
             raise InputError(f"student_revision and replace_head are for checkpoints; {name_or_path!r} is made anew")
@@ -124,7 +125,7 @@ def _made_anew(
         )
     except InputError:
         raise
-    except (*LOADING_ERRORS, IndexError, AssertionError, ArithmeticError) as error:
+    except LOADING_ERRORS as error:
         given = f" with {overrides}" if overrides else ""
         raise InputError(f"cannot make the student {name!r}{given}: {error}") from error
     return model, processor
@@ -171,6 +172,7 @@ def lacked_fields(
     elif is_weight_file(name_or_path):
         return []
     else:
+        check_config(name_or_path, revision)
         try:
             config, _ = _checkpoint_class(name_or_path, revision)
         except LOADING_ERRORS:
@@ -222,6 +224,7 @@ def _load_checkpoint(
 ) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
     try:
         revision = resolve_revision(name_or_path, revision) or revision
+        check_checkpoint(name_or_path, revision)
         config, model_class = _checkpoint_class(name_or_path, revision)
         _check_fields(name_or_path, _lacked_by_checkpoint(config, overrides), _fields(config))
         is_timm = config.model_type == "timm_wrapper"

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from ..errors import InputError, did_you_mean, shortlist
 from .answers import has_answer
 from .class_names import in_order, match_labels, unique_names
+from .extent import LARGEST_IMAGE, check_checkpoint, check_config
 from .modeling_common import quantized_types
 from .pretrained import (
     LOADING_ERRORS,
@@ -244,6 +245,7 @@ def describe_teacher(
     name_or_path, dtype, input_size = os.fspath(name_or_path), _as_dtype(dtype), parse_input_size(input_size)
     refuse_file(name_or_path, role="teacher")
     commit = resolve_revision(name_or_path, revision)
+    check_checkpoint(name_or_path, commit or revision)
     try:
         config = load_config(name_or_path, commit or revision)
     except LOADING_ERRORS as error:
@@ -293,9 +295,12 @@ def parse_input_size(value: str | int) -> InputSize:
     text = str(value).strip()
     if text in ("own", "student"):
         return text
-    if text.isascii() and text.isdigit() and int(text) > 0:
+    if text.isascii() and text.isdigit() and len(text) < 10 and 0 < int(text) <= LARGEST_IMAGE:
         return int(text)
-    raise InputError(f'the teacher\'s input size must be "own", "student" or a number of pixels, got {value!r}')
+    raise InputError(
+        f'the teacher\'s input size must be "own", "student" or a number of pixels up to {LARGEST_IMAGE}, got '
+        f"{value!r}"
+    )
 
 
 def size_in_words(size: Size) -> str:
@@ -322,6 +327,7 @@ def load_labels(name_or_path: str | os.PathLike[str], revision: str | None = Non
     """
     name_or_path = os.fspath(name_or_path)
     refuse_file(name_or_path, role="teacher")
+    check_config(name_or_path, revision)
     try:
         id2label = load_config(name_or_path, revision).id2label
     except LOADING_ERRORS as error:

@@ -12,19 +12,19 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from ..data.arguments import DataArguments
-from ..errors import InputError, did_you_mean
-from ..hub.recipe_file import parse_recipe
+from ..errors import InputError, did_you_mean, one_line
+from ..hub.recipe_file import parse_recipe, read_recipe_file
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
 from .option_names import meant_by
 from .uses import settle
 
+_MOST_BASES = 20  # on top of each other
 ARGUMENT_CLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
 
 
@@ -93,8 +93,13 @@ def as_mapping(name: str, value: Any) -> Any:
 
 
 def _with_bases(name_or_file: str, above: list[str]) -> list[dict[str, Any]]:
-    if name_or_file in above:
+    # By where they lie: through a link to its own folder a file has endlessly many names.
+    if os.path.realpath(name_or_file) in map(os.path.realpath, above):
         raise InputError(f"the recipes {' → '.join([*above, name_or_file])} stand on each other: drop one base")
+    if len(above) == _MOST_BASES:
+        raise InputError(
+            f"the recipe {above[0]!r} stands on more than {_MOST_BASES} others: put some of them together"
+        )
     recipe = _read_recipe(name_or_file)
     base = recipe.pop("base", None)
     if base is None:
@@ -112,7 +117,7 @@ def _read_recipe(name_or_file: str) -> dict[str, Any]:
         text = packaged.read_text(encoding="utf-8")
     elif os.path.isfile(name_or_file):
         try:
-            text = Path(name_or_file).read_text(encoding="utf-8")
+            text = read_recipe_file(name_or_file)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the recipe {name_or_file!r}: {error}") from error
     else:
@@ -123,7 +128,7 @@ def _read_recipe(name_or_file: str) -> dict[str, Any]:
     try:
         recipe = parse_recipe(text, text_keys=_text_arguments())
     except yaml.YAMLError as error:
-        raise InputError(f"the recipe {name_or_file!r} is no YAML: {error}") from error
+        raise InputError(f"the recipe {name_or_file!r} is no YAML of arguments: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"the recipe {name_or_file!r} must be a mapping of arguments, got {type(recipe).__name__}")
     for key in recipe:

@@ -4,17 +4,28 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from ..data.arguments import COUNTS, SEEDS, check_ranges
 from ..data.batch_augment import Mixing, RandomErasing
 from ..errors import InputError, not_one_of, one_line
+from ..models.extent import LARGEST_IMAGE
 from ..models.teacher import parse_input_size
 from .checkpoints import resume_wish
-from .hardware import bf16_of, check_fp16, check_precision, num_workers_of, use_cpu_of
+from .hardware import (
+    bf16_of,
+    check_compilation,
+    check_fp16,
+    check_loading,
+    check_precision,
+    num_workers_of,
+    use_cpu_of,
+)
 from .reporters import check_reporters, reporters_of
 
 DistillationType = Literal["hard", "soft", "none"]
@@ -62,22 +73,24 @@ _RANGES = {
     ),
     "[0, 1)": ("label_smoothing_factor", "ema_decay", "adam_beta1", "adam_beta2"),
     "(0, 1]": ("crop_scale_min",),
-    "(0, ∞)": (
-        *("distillation_temperature", "num_train_epochs", "hub_push_timeout", "adam_epsilon", "save_steps"),
-        *("ddp_timeout", "ddp_bucket_cap_mb"),
-    ),
+    "(0, ∞)": ("distillation_temperature", "adam_epsilon"),
     "[0, ∞)": (
-        *("teacher_labels_top_k", "mixup", "cutmix", "warmup_epochs", "warmup_steps", "warmup_learning_rate"),
-        *("min_learning_rate", "learning_rate", "weight_decay", "max_grad_norm", "logging_steps", "eval_epochs"),
-        *("eval_steps", "eval_delay", "save_total_limit"),
+        *("mixup", "cutmix", "warmup_learning_rate", "min_learning_rate", "learning_rate", "weight_decay"),
+        "max_grad_norm",
     ),
-    "[1, ∞)": (
+    "(0, 1000000000)": (*("num_train_epochs", "hub_push_timeout", "save_steps", "ddp_timeout", "ddp_bucket_cap_mb"),),
+    "[0, 1000000000)": (
+        *("teacher_labels_top_k", "warmup_epochs", "warmup_steps", "logging_steps", "eval_epochs", "eval_steps"),
+        *("eval_delay", "save_total_limit"),
+    ),
+    COUNTS: (
         *("repeated_augmentation", "per_device_train_batch_size", "per_device_eval_batch_size"),
         *("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"),
-        *("dataloader_prefetch_factor",),
+        *("dataloader_prefetch_factor", "mixup_group_size"),
     ),
-    "[0, 4294967296)": ("seed",),
+    SEEDS: ("seed", "data_seed"),
 }
+_RANGES_OF_MODELS = {f"[1, {LARGEST_IMAGE}]": ("image_size",), "(0, 1]": ("crop_ratio",)}
 
 
 @dataclass
@@ -244,7 +257,7 @@ class DistillationTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_ranges(self)
+        _check_numbers(self)
         check_fit(self)
         if self.save_strategy == SaveStrategy.BEST and not self.metric_for_best_model:
             raise InputError('save_strategy "best" saves by a metric: give --metric_for_best_model, say top1')
@@ -271,6 +284,7 @@ class DistillationTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch would only warn at every epoch
         self.bf16, self.dataloader_num_workers = bf16_of(self), num_workers_of(self)
+        check_loading(self)
         self.report_to = reporters_of(self.report_to)
         check_precision(self)
         self.use_cpu = use_cpu_of(self)
@@ -278,9 +292,12 @@ class DistillationTrainingArguments(TrainingArguments):
         self.logging_steps = chosen or DEFAULT_LOGGING_STEPS  # until the number of steps is known
         try:
             super().__post_init__()
-        except (TypeError, ValueError, OSError, ImportError, RuntimeError) as error:
+        except (TypeError, ValueError, OSError, ImportError, RuntimeError, LookupError, ArithmeticError) as error:
             raise InputError(one_line(error)) from error
+        except (AttributeError, AssertionError) as error:  # of what is handed on as it is given, such as JSON
+            raise InputError(f"an argument has a value of another kind than it takes: {one_line(error)}") from error
         check_fp16(self)
+        check_compilation(self)
         check_reporters(self.report_to)
         self.logging_steps = chosen and self.logging_steps
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
@@ -439,6 +456,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        check_ranges(self, _RANGES_OF_MODELS)
         for name in ("student", "teacher_model_name_or_path", "teacher_recipe"):
             if isinstance(getattr(self, name), os.PathLike):
                 setattr(self, name, os.fspath(getattr(self, name)))
@@ -472,15 +490,9 @@ def _check_choices(arguments: object) -> None:
             raise InputError(not_one_of(item.name, getattr(arguments, item.name), choices))
 
 
-def _check_ranges(args: DistillationTrainingArguments) -> None:
-    """Refuses numbers outside `_RANGES`, those that are not finite among them; None is no number."""
-    for interval, names in _RANGES.items():
-        lowest, highest = (float(end.replace("∞", "inf")) for end in interval[1:-1].split(", "))
-        for name in names:
-            value = getattr(args, name)
-            is_above = value is None or (value >= lowest if interval[0] == "[" else value > lowest)
-            is_below = value is None or (value <= highest if interval[-1] == "]" else value < highest)
-            if not (is_above and is_below):
-                raise InputError(f"{name} must lie in {interval}, got {value}")
-    if args.max_steps < 1 and args.max_steps != -1:
-        raise InputError(f"max_steps must lie in [1, ∞), or be -1 for num_train_epochs, got {args.max_steps}")
+def _check_numbers(args: DistillationTrainingArguments) -> None:
+    """Refuses numbers outside `_RANGES`; see `check_ranges`."""
+    check_ranges(args, _RANGES)
+    is_number = isinstance(args.max_steps, Real)
+    if not is_number or (args.max_steps != -1 and not 1 <= args.max_steps < 2**31):
+        raise InputError(f"max_steps must lie in {COUNTS}, or be -1 for num_train_epochs, got {args.max_steps}")

@@ -1,5 +1,6 @@
 """What "auto" is on the hardware of a run, and the precisions that it cannot have; asked before anything is loaded."""
 
+import multiprocessing
 import os
 
 import torch
@@ -11,9 +12,10 @@ from transformers.utils import (
     strtobool,
 )
 
-from ..errors import InputError
+from ..errors import InputError, not_one_of
 
 _MOST_WORKERS, _MOST_WORKERS_BESIDE_CPU_TRAINING = 16, 2
+_MOST_WORKERS_TO_ASK_FOR = 512  # on each device: more are a slip, and would bring the machine down
 
 
 def bf16_of(args: TrainingArguments) -> bool:
@@ -55,13 +57,34 @@ def num_workers_of(args: TrainingArguments) -> int:
     """
     given = args.dataloader_num_workers
     if given != "auto":
-        if not isinstance(given, int) or given < 0:
-            raise InputError(f'dataloader_num_workers must be a number from 0, or "auto", got {given!r}')
+        if not isinstance(given, int) or not 0 <= given <= _MOST_WORKERS_TO_ASK_FOR:
+            raise InputError(
+                f'dataloader_num_workers must be a number from 0, at most {_MOST_WORKERS_TO_ASK_FOR}, or "auto", got '
+                f"{given!r}"
+            )
         return given
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
     return max(1, min(free, _MOST_WORKERS_BESIDE_CPU_TRAINING if on_cpu else _MOST_WORKERS))
+
+
+def check_loading(args: TrainingArguments) -> None:
+    """Refuses a way to start a loader's processes that torch would refuse when training begins.
+
+    Raises:
+        InputError: there is no such way, or there are no such processes.
+    """
+    wanted = getattr(args, "dataloader_multiprocessing_context", None)
+    if not wanted:
+        return
+    if wanted not in (ways := multiprocessing.get_all_start_methods()):
+        raise InputError(not_one_of("dataloader_multiprocessing_context", wanted, ways))
+    if not args.dataloader_num_workers:
+        raise InputError(
+            "dataloader_multiprocessing_context is about the processes that load images, of which there are none: "
+            "give --dataloader_num_workers, or leave it out"
+        )
 
 
 def check_precision(args: TrainingArguments) -> None:
@@ -80,6 +103,26 @@ def check_precision(args: TrainingArguments) -> None:
             )
     if args.tf32 and not is_torch_tf32_available():
         raise InputError("tf32 needs an NVIDIA GPU from Ampere (2020) on, and there is none: leave --tf32 out")
+
+
+def check_compilation(args: TrainingArguments) -> None:
+    """Refuses modes and backends that torch.compile has not, which it would notice when training begins.
+
+    Raises:
+        InputError: see above.
+    """
+    if args.torch_compile_mode is not None:
+        from torch._inductor import list_mode_options  # which takes a second
+
+        modes = list(list_mode_options())
+        if args.torch_compile_mode not in modes:
+            raise InputError(not_one_of("torch_compile_mode", args.torch_compile_mode, modes))
+    if args.torch_compile_backend not in (None, "inductor"):
+        from torch._dynamo import list_backends
+
+        backends = list_backends(exclude_tags=())
+        if args.torch_compile_backend not in backends:
+            raise InputError(not_one_of("torch_compile_backend", args.torch_compile_backend, backends))
 
 
 def check_fp16(args: TrainingArguments) -> None:

@@ -278,6 +278,11 @@ def test_the_status_of_a_launched_command_is_its_own_and_nothing_is_added(launch
         (["--num_prozesses", "2", "train"], "unrecognized arguments: --num_prozesses"),
         (["--num_processes", "two", "train"], "invalid int value: 'two'"),
         (["--num_processes", "2"], "the following arguments are required"),
+        (["--num_processes", "0", "train"], "num_processes must lie in [1, 100000], got 0"),
+        (["--main_process_port", "65536", "train"], "main_process_port must lie in [0, 65535]"),
+        (["--config_file", "nowhere.yaml", "train"], "there is no file 'nowhere.yaml'"),
+        (["--config_file", "/dev/zero", "train"], "there is no file '/dev/zero'"),
+        (["--config_file", str(ROOT / "LICENSE"), "train"], "is no configuration of accelerate"),
     ],
 )
 def test_what_cannot_be_launched_is_refused_in_a_line(launched, capsys, line, message):

@@ -1,5 +1,6 @@
 """Contract: what is trained on is what the user has, column by column and label by label, or the reason why not."""
 
+import errno
 import io
 import os
 import shutil
@@ -30,7 +31,7 @@ from hf_deit.data import arguments
 from hf_deit.data.arguments import DataArguments
 from hf_deit.data.columns import check_images, find_columns
 from hf_deit.data.digits import load_digits
-from hf_deit.data.folders import load_class_folders, load_images
+from hf_deit.data.folders import _files_below, load_class_folders, load_images
 from hf_deit.errors import InputError
 
 
@@ -156,6 +157,56 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path):
     class_folders(alone, {"ape": 2, "bee": 2})
     (alone / "circle").symlink_to(alone)
     assert "class folders without images" in refusal(train_dir=str(alone))
+
+
+def test_a_folder_behind_many_links_is_gone_through_once(tmp_path):
+    """24 folders with two links each to the next one: by 2^23 paths to the last."""
+    path = class_folders(tmp_path / "photos", {"ape": 2, "bee": 2})
+    for index in range(24):
+        here = tmp_path / f"links/{index}"
+        here.mkdir(parents=True)
+        for name in "ab":
+            (here / name).symlink_to(tmp_path / (f"links/{index + 1}" if index < 23 else "photos/bee"))
+    (tmp_path / "photos" / "ape" / "more").symlink_to(tmp_path / "links/0")
+    data = load(train_dir=path, validation_dir=path, unlabeled_dir=str(tmp_path / "links"))
+    assert sorted(number for _, number in identities(data.train)) == [0, 1, 2, 2, 3, 3]
+    assert sorted(number for _, number in identities(data.unlabeled)) == [2, 3]
+
+
+def test_folders_may_lie_deeper_in_each_other_than_functions_call(tmp_path):
+    before, depth = os.getcwd(), 1200
+    os.chdir(tmp_path)
+    try:
+        for _ in range(depth):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("7.png").touch()
+        os.chdir(tmp_path)
+        (found,) = _files_below("d")
+        assert found.count("d/") == depth and found.endswith("/7.png")
+    finally:  # the tests' own folders are removed by a function that calls itself
+        for _ in range(depth):
+            os.chdir("d")
+        os.remove("7.png")
+        for _ in range(depth):
+            os.chdir("..")
+            os.rmdir("d")
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("option", ["train_dir", "validation_dir", "unlabeled_dir"])
+def test_a_folder_that_must_not_be_read_is_named(tmp_path, monkeypatch, option):
+    path, whole = (class_folders(tmp_path / name, {"ape": 2, "bee": 2}) for name in ("photos", "whole"))
+    scan = os.scandir
+
+    def scan_all_but_one(folder):
+        if os.fspath(folder) == f"{path}/bee":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scan_all_but_one)
+    options = {"train_dir": whole, "validation_dir": whole, option: path}
+    assert f"cannot read the folder '{path}/bee': Permission denied" in refusal(**options)
 
 
 @pytest.mark.parametrize("target", ["nowhere", "link.png"])

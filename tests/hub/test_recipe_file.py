@@ -3,6 +3,9 @@ what was written by hand is a text wherever its argument takes one.
 """
 
 import dataclasses
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,4 +150,122 @@ def test_what_would_make_other_objects_is_refused(tmp_path, text):
         parse_recipe(text, text_keys={"a"})
     (tmp_path / "mine.yaml").write_text(text.replace("a:", "teacher_revision:"))
     with pytest.raises(InputError, match="is no YAML"):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+# What takes for ever, or is no argument
+
+
+def chain(count: int, times: int) -> str:
+    """An anchor of two things, and others of so many aliases each of the one before."""
+    lines = (f"b{index}: &a{index + 1} [{', '.join([f'*a{index}'] * times)}]" for index in range(count))
+    return "\n".join(["b: &a0 [x, x]", *lines])
+
+
+REFUSED = {
+    "!!int x": "seed: !!int x",
+    "!!float x": "seed: !!float x",
+    "!!bool x": "seed: !!bool x",
+    "!!timestamp x": "seed: !!timestamp x",
+    "!!set": "seed: !!set {1, 2}",
+    "!!set as a whole": "!!set {seed, output_dir}",
+    "!!binary": "student_overrides: {a: !!binary aGk=}",
+    "!!omap": "seed: !!omap [a: 1]",
+    "!!pairs": "seed: !!pairs [a: 1]",
+    "a date that is none": "seed: !!timestamp 2026-99-99",
+    "aliases of aliases": chain(30, 9),
+    "merges of merges": "b0: &a0 {x: 1}\n"
+    + "".join(f"b{index + 1}: &a{index + 1} {{<<: [*a{index}, *a{index}]}}\n" for index in range(40)),
+    "itself": "seed: &a [*a]",
+    "a mapping of itself": "student_overrides: &a {a: *a}",
+    "an alias of nothing": "seed: *a",
+    "deep lists": "seed: " + "[" * 5000 + "]" * 5000,
+    "deep mappings": "seed: " + "{a: " * 3000 + "}" * 3000,
+    "deep blocks": "- " * 5000 + "a",
+    "an open list": "seed: " + "[" * 5000,
+    "twice": "seed: 1\nseed: 2",
+    "twice within": "student_overrides: {hidden_size: 32, hidden_size: 64}",
+    "two documents": "seed: 1\n---\nseed: 2",
+    "tabs": "\tseed: 1",
+    "a large number": "seed: " + "9" * 5000,
+    "a larger one": "seed: 0x" + "f" * 5000,
+    "a number of many minutes": "seed: 1" + ":59" * 3000,
+    "NUL": 'train_dir: "a\\0b"',
+    "a control character": "seed: \x01",
+    "many things": "seed: [" + "1, " * 30_000 + "]",
+    "many characters": "seed: " + "x" * 1_000_001,
+}
+
+
+@pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
+def test_what_is_no_argument_or_takes_for_ever_is_refused(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    start = time.monotonic()
+    with pytest.raises(InputError) as error:
+        resolve_arguments(["--recipe", str(path)])
+    assert time.monotonic() - start < 5 and "\n" not in str(error.value)
+    assert str(path) in str(error.value) or "train_dir" in str(error.value), error.value
+
+
+def test_merges_and_aliases_of_a_usual_size_are_read():
+    text = "a: &sizes {hidden_size: 32, image_size: 16}\nb: {<<: *sizes, image_size: 32}\nc: [*sizes, *sizes]\n"
+    sizes = {"hidden_size": 32, "image_size": 16}
+    assert_same(parse_recipe(text), {"a": sizes, "b": {"hidden_size": 32, "image_size": 32}, "c": [sizes, sizes]})
+    assert_same(parse_recipe("a: 2026-01-01\n"), {"a": "2026-01-01"})
+
+
+def links_to_itself(folder: Path) -> str:
+    (folder / "again").symlink_to(folder)
+    (folder / "mine.yaml").write_text("base: again/mine.yaml\n")
+    return "stand on each other"
+
+
+def many_bases(folder: Path) -> str:
+    for index in range(30):
+        (folder / f"{index}.yaml").write_text(f"base: {index + 1}.yaml\n")
+    (folder / "mine.yaml").write_text("base: 0.yaml\n")
+    return "stands on more than 20 others"
+
+
+def pipe(folder: Path) -> str:
+    os.mkfifo(folder / "pipe.yaml")
+    (folder / "mine.yaml").write_text("base: pipe.yaml\n")
+    return "no recipe"
+
+
+def based_on(base: str, message: str) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        (folder / "mine.yaml").write_text(f"base: {base}\n")
+        return message
+
+    return write
+
+
+def of_other_bytes(content: bytes) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        (folder / "mine.yaml").write_bytes(content)
+        return "cannot read the recipe"
+
+    return write
+
+
+FILES = {
+    "links to itself": links_to_itself,
+    "many bases": many_bases,
+    "a pipe": pipe,
+    "a folder": based_on(".", "no recipe"),
+    "a device": based_on("/dev/zero", "no recipe"),
+    "a file of the kernel": based_on("/proc/self/maps", "must be a mapping"),
+    "memory": based_on("/proc/self/mem", "must be a mapping"),
+    "what waits for ever": based_on("/proc/kmsg", "the recipe '/proc/kmsg'"),
+    "other letters": of_other_bytes(b"seed: 1 # caf\xe9"),
+    "a large file": of_other_bytes(b"#" * 1_000_001),
+}
+
+
+@pytest.mark.parametrize("write", FILES.values(), ids=FILES)
+def test_what_is_no_file_of_a_recipe_is_refused_at_once(tmp_path, write):
+    message = write(tmp_path)
+    with pytest.raises(InputError, match=message):
         load_recipe(str(tmp_path / "mine.yaml"))

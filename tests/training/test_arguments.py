@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -14,7 +15,11 @@ from support import tiny
 from transformers import TrainingArguments
 
 from hf_deit import DistillationTrainingArguments, InputError
-from hf_deit.training.arguments import UNFIT_OPTIONS
+from hf_deit.data import arguments as data_arguments
+from hf_deit.data.arguments import DataArguments
+from hf_deit.recipes import ARGUMENT_CLASSES
+from hf_deit.training import arguments
+from hf_deit.training.arguments import UNFIT_OPTIONS, ModelArguments
 from hf_deit.training.datasets import check_arguments
 
 # Of each, a value that is refused at the start.
@@ -172,14 +177,58 @@ def test_what_cannot_be_made_is_refused_before_training(tmp_path, settings, mess
         *((name, (-1, 0)) for name in ("eval_accumulation_steps", "dataloader_prefetch_factor")),
         *((name, (-1,)) for name in ("eval_steps", "save_total_limit", "logging_steps")),
         ("num_train_epochs", (0, -1, math.nan, math.inf)),
-        ("seed", (-1, 2**32)),
-        ("max_steps", (0, -5)),
+        *((name, (-1, 2**32, 2**64)) for name in ("seed", "data_seed")),
+        *((name, (0, -1, 2**31)) for name in ("per_device_train_batch_size", "repeated_augmentation")),
+        ("hub_push_timeout", (0, math.nan, 10**10)),
+        ("max_steps", (0, -5, 2**31)),
     ],
 )
 def test_a_number_outside_its_range_is_refused_at_the_start(tmp_path, name, values):
     for value in values:
         with pytest.raises(InputError, match=rf"^{name} must lie in [\[(]\d, .*, got {value}$"):
             tiny.arguments(tmp_path, **{name: value})
+
+
+# Numbers that are checked elsewhere, or that transformers itself does not look at.
+CHECKED_ELSEWHERE = {"max_steps", "dataloader_num_workers", "neftune_noise_alpha", "local_rank"}
+
+
+def test_every_number_has_a_range():
+    ranges = (arguments._RANGES, arguments._RANGES_OF_MODELS, data_arguments._RANGES)
+    ranged = {name for part in ranges for names in part.values() for name in names}
+    hints = {name: hint for part in ARGUMENT_CLASSES for name, hint in get_type_hints(part).items()}
+    numbers = {name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)}}
+    fields = {field.name for part in ARGUMENT_CLASSES for field in dataclasses.fields(part) if field.init}
+    assert (numbers & fields) - ranged == CHECKED_ELSEWHERE and ranged <= numbers
+
+
+def of_training(**settings):
+    return lambda folder: tiny.arguments(folder, **settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (of_training(dataloader_num_workers=-1), "must be a number from 0, at most 512"),
+        (of_training(dataloader_num_workers=10**6), "must be a number from 0, at most 512"),
+        (of_training(learning_rate=[1]), r"learning_rate must be a number in \[0, ∞\), got"),
+        (of_training(max_steps=[1]), "max_steps must lie in"),
+        (of_training(torch_compile_mode="fast"), "torch_compile_mode must be one of default"),
+        (of_training(torch_compile_backend="x"), "torch_compile_backend must be one of"),
+        (of_training(dataloader_multiprocessing_context="spwan"), "did you mean 'spawn'"),
+        (of_training(dataloader_multiprocessing_context="spawn"), "--dataloader_num_workers"),
+        (lambda _: DataArguments(train_dir=["a"]), "train_dir must be a name or a path"),
+        (lambda _: DataArguments(validation_seed=2**64), r"validation_seed must lie in \[0, 4294967296\)"),
+        (lambda _: DataArguments(validation_fraction=math.nan), r"validation_fraction must lie in \(0, 1\)"),
+        (lambda _: DataArguments(labels_kept=0), r"labels_kept must lie in \[1, "),
+        (lambda _: ModelArguments(image_size=10**6), r"image_size must lie in \[1, 4096\]"),
+        (lambda _: ModelArguments(crop_ratio=math.nan), r"crop_ratio must lie in \(0, 1\]"),
+        (lambda _: ModelArguments(teacher_input_size="9" * 5000), "a number of pixels up to 4096"),
+    ],
+)
+def test_what_would_end_a_run_later_is_refused_when_it_is_given(tmp_path, make, message):
+    with pytest.raises(InputError, match=message):
+        make(tmp_path)
 
 
 def test_what_can_be_made_is_taken(tmp_path):

@@ -1,0 +1,160 @@
+"""Whether what a checkpoint's small files state can be, before memory and time are spent on what they ask for."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig
+
+from ..errors import InputError, counted
+from .configuration_deit import without_foreign_code
+
+LARGEST_IMAGE = 4096  # pixels of an edge; a batch of them is a gigabyte
+# The largest that there are have a hundredth of it.
+_MOST = {"layers": 2_000, "labels": 2_000_000, "any": 2**24}
+_OF_LAYERS = ("layer", "depth", "block", "stage")
+_OF_LABELS = ("num_labels", "num_classes")
+_OF_IMAGES = ("image_size", "input_size", "img_size", "crop_size", "pad_size", "size")
+_RATIOS = ("crop_pct", "crop_ratio")
+_STATISTICS = ("image_mean", "image_std", "mean", "std")
+_WEIGHTS = (".safetensors", ".bin")
+
+
+def check_checkpoint(name_or_path: str | os.PathLike[str], revision: str | None = None) -> None:
+    """Refuses a checkpoint whose configuration asks for far more than its weights can be.
+
+    No weight is allocated, and no code of the checkpoint is run. What else may be wrong, loading says.
+
+    Args:
+        name_or_path: a Hub id or a folder.
+        revision: branch, tag or commit.
+
+    Raises:
+        InputError: numbers that no model has; in a folder, many times more weights than its files hold, elsewhere
+            more than this machine's memory.
+    """
+    stated = _stated(name_or_path, revision)
+    if stated is None:
+        return
+    check_numbers(stated, f"config.json of {os.fspath(name_or_path)!r}")
+    try:
+        harmless, _ = without_foreign_code(stated)  # making a model follows what leads to code
+        config = CONFIG_MAPPING[stated["model_type"]].from_dict(harmless)
+        found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+        with torch.device("meta"):
+            model = (found[0] if isinstance(found, tuple) else found)(config)
+        wanted = sum(parameter.numel() for parameter in model.parameters())
+    except Exception:  # of any kind: loading it says what is wrong
+        return
+    if os.path.isdir(name_or_path):
+        there = sum(
+            entry.stat().st_size
+            for entry in os.scandir(name_or_path)
+            if entry.name.endswith(_WEIGHTS) and entry.is_file()
+        )
+        if there and wanted > 4 * there + 10_000_000:
+            raise InputError(
+                f"config.json of {os.fspath(name_or_path)!r} wants {wanted:,} weights, and its files have "
+                f"{there:,} bytes: they are not of one model"
+            )
+    elif 4 * wanted > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise InputError(
+            f"{os.fspath(name_or_path)!r} wants {4 * wanted / 1e9:,.0f} GB of weights, and this machine has "
+            f"{memory / 1e9:,.0f} GB of memory: take a smaller model"
+        )
+
+
+def check_config(name_or_path: str | os.PathLike[str], revision: str | None = None) -> None:
+    """Refuses a configuration with numbers that no model has: some cost memory as soon as it is loaded.
+
+    Raises:
+        InputError: see `check_numbers`.
+    """
+    stated = _stated(name_or_path, revision)
+    if stated is not None:
+        check_numbers(stated, f"config.json of {os.fspath(name_or_path)!r}")
+
+
+def _stated(name_or_path: str | os.PathLike[str], revision: str | None) -> Mapping[str, Any] | None:
+    try:
+        stated, _ = PreTrainedConfig.get_config_dict(os.fspath(name_or_path), revision=revision)
+    except Exception:  # of any kind: loading it says what is wrong
+        return None
+    return stated if isinstance(stated, Mapping) else None
+
+
+def check_numbers(stated: Mapping[str, Any], where: str) -> None:
+    """Refuses sizes and counts in a checkpoint's JSON that no model has.
+
+    Args:
+        stated: what a config.json or preprocessor_config.json holds.
+        where: subject of the message.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    for name, number in _numbers(stated, "", 0):
+        if any(word in name for word in _OF_LAYERS):
+            most, kind = _MOST["layers"], "layers"
+        elif name in _OF_LABELS:
+            most, kind = _MOST["labels"], "labels"
+        elif name in _OF_IMAGES:
+            most, kind = LARGEST_IMAGE, "pixels of an edge"
+        else:
+            most, kind = _MOST["any"], "of anything"
+        if number > most:
+            raise InputError(
+                f"{where} states {name} {number:g}, which no model has: expected at most {most:,} ({kind})"
+            )
+
+
+def _numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, float]]:
+    """The numbers in a value of JSON, each with the name that it stands under. Labels by index are none."""
+    if isinstance(value, bool) or depth > 6:
+        return
+    if isinstance(value, int | float):
+        if isinstance(value, int) or (math.isfinite(value) and value > _MOST["any"]):
+            yield name, value
+    elif isinstance(value, list | tuple):
+        for item in value[:1000]:
+            yield from _numbers(item, name, depth + 1)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in ("id2label", "label2id"):
+                # {"height": …} belongs to the size that it stands in.
+                yield from _numbers(item, name if name in _OF_IMAGES else str(key), depth + 1)
+
+
+def check_preprocessing(stated: Any, where: str) -> None:
+    """Refuses what an image processor cannot be told, and what would have it make enormous images.
+
+    Args:
+        stated: what a preprocessor_config.json, or timm's pretrained_cfg, holds.
+        where: subject of the message.
+
+    Raises:
+        InputError: names what is wrong.
+    """
+    if not isinstance(stated, Mapping):
+        raise InputError(f"{where} must hold an object, got {type(stated).__name__}")
+    check_numbers(stated, where)
+    for name in _STATISTICS:
+        value = stated.get(name)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        is_well = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
+        if value is not None and not (is_well and len(numbers) in (1, 3)):
+            raise InputError(f"{where} states {name} {value!r}: expected three numbers, one for each channel")
+    edges = [number for name, number in _numbers(stated, "", 0) if name in _OF_IMAGES]
+    for name in _RATIOS:
+        ratio = stated.get(name)
+        if ratio is None:
+            continue
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+            raise InputError(f"{where} states {name} {ratio!r}: expected a number in (0, 1]")
+        if max(edges, default=0) / ratio > LARGEST_IMAGE:
+            raise InputError(
+                f"{where} states {name} {ratio:g}, by which images would be resized to {max(edges) / ratio:,.0f} "
+                f"pixels: expected at most {counted(LARGEST_IMAGE, 'pixel')}"
+            )
