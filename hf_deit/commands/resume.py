@@ -20,6 +20,7 @@ from ..recipes.resolve import Arguments, applied_changes, check_same_run, take_r
 from ..recipes.sameness import NOTED, is_same_path
 from ..training.checkpoints import check_same_labels, check_unchanged, find_checkpoint, resume_wish
 from ..training.label_source import LabelSource
+from ..training.origin import compared_in
 from ..training.processes import on_main_process
 from ..training.trainer import DistillationTrainer
 from .output_folder import UNFINISHED_CHECKPOINT, is_begun, remove_folder
@@ -126,7 +127,7 @@ def begin(arguments: Arguments) -> Beginning:
         logger.warning("the run that was begun in %s has no checkpoint: it starts again", folder)
     if wish is None:
         return _start(arguments)
-    beginning = _go_on(arguments, recipe_file) if has_recipe else _start(arguments)
+    beginning = _go_on(arguments, recipe_file, checkpoint=own) if has_recipe else _start(arguments)
     if own is not None or not was_begun:
         checkpoint = beginning.checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
         on_main_process(lambda: check_unchanged(checkpoint))  # before anything that takes its time
@@ -139,7 +140,11 @@ def _check_recipe_beside(beginning: Beginning) -> None:
     folder = os.path.dirname(os.path.normpath(beginning.checkpoint))
     recipe = os.path.join(folder, RECIPE_FILE)
     if os.path.isfile(recipe) and not is_same_path(folder, beginning.arguments.training.output_dir):
-        check_same_run(recipe, beginning.arguments)
+        check_same_run(recipe, beginning.arguments, compared=_compared(beginning.checkpoint))
+
+
+def _compared(checkpoint: str | None) -> set[str]:
+    return set() if checkpoint is None else on_main_process(lambda: compared_in(checkpoint))
 
 
 def _start(arguments: Arguments) -> Beginning:
@@ -147,9 +152,15 @@ def _start(arguments: Arguments) -> Beginning:
     return Beginning(resolve_sources(arguments, labels), labels)
 
 
-def _go_on(arguments: Arguments, recipe: str | dict[str, Any], *, fetched: str | None = None) -> Beginning:
+def _go_on(
+    arguments: Arguments,
+    recipe: str | dict[str, Any],
+    *,
+    checkpoint: str | None = None,
+    fetched: str | None = None,
+) -> Beginning:
     beginning = _start(take_revisions(recipe, arguments))
-    check_same_run(recipe, beginning.arguments)
+    check_same_run(recipe, beginning.arguments, compared=_compared(fetched or checkpoint))
     for line in applied_changes(recipe, beginning.arguments):
         logger.warning("%s", line)
     beginning.fetched, beginning.before = fetched, unused_at_the_end(recipe, beginning.arguments)

@@ -198,6 +198,7 @@ class EvaluationDataset(Dataset):
         self.dataset = without_format(dataset)
         self.processor = processor
         self.on_bad_image = on_bad_image
+        self.image_column, self.label_column = image_column, label_column
         self._decode = ImageDecoder(self.dataset, image_column)
         self.labels = labels_of(self.dataset, label_column)
 

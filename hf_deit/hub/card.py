@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..errors import counted, rate, shortlist
+from ..errors import counted, one_line, rate, shortlist
 from .facts import (
     LOCAL_CHECKPOINT,
     LOCAL_DATA_SET,
@@ -61,7 +61,7 @@ def update_card(existing: str | None, facts: RunFacts, repo_id: str, revision: s
     if not (existing or "").strip():
         return make_card(facts, repo_id, revision)
     metadata = _metadata(facts, repo_id).to_dict()
-    old, text = _split(existing)
+    old, text = split_card(existing)
     start, end = text.find(BEGIN), text.rfind(END)
     has_marks = 0 <= start < end
     if has_marks:
@@ -77,7 +77,7 @@ def merge_cards(remote: str | None, local: str | None) -> str | None:
     """The card on the Hub, with what people have written into the local one alone. Either may be missing."""
     if not remote or not local:
         return remote or local
-    (metadata, text), (others, other_text) = _split(remote), _split(local)
+    (metadata, text), (others, other_text) = split_card(remote), split_card(local)
     merged = {**metadata, **{key: value for key, value in _foreign(others).items() if key != "tags"}}
     tags = [*_as_list(metadata.get("tags")), *_as_list(_foreign(others).get("tags"))]
     if tags:
@@ -86,14 +86,21 @@ def merge_cards(remote: str | None, local: str | None) -> str | None:
     return _joined(merged, "\n\n".join([text.rstrip(), *added]) + "\n")
 
 
-def _split(card: str) -> tuple[dict[str, Any], str]:
+def split_card(card: str) -> tuple[dict[str, Any], str]:
     """A card's metadata and its text. Metadata that are no mapping count as none."""
     match = _METADATA.match(card)
     try:
-        metadata = yaml.safe_load(match[1]) if match else {}
+        metadata = _parsed(match[1]) if match else {}
     except yaml.YAMLError:
         metadata = {}
     return metadata if isinstance(metadata, dict) else {}, card[match.end() :] if match else card
+
+
+def _parsed(metadata: str) -> Any:
+    try:
+        return yaml.safe_load(metadata)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise yaml.YAMLError(one_line(error)) from error  # as of a date that there is not
 
 
 def _joined(metadata: dict[str, Any], text: str) -> str:
@@ -122,7 +129,7 @@ def card_faults(text: str) -> list[str]:
     """What a card lacks that its readers need: a sentence for each fault."""
     match = _METADATA.match(text)
     try:
-        metadata = yaml.safe_load(match[1]) if match else None
+        metadata = _parsed(match[1]) if match else None
     except yaml.YAMLError as error:
         return [f"its metadata is no YAML ({str(error).splitlines()[0]})"]
     if not isinstance(metadata, dict):

@@ -9,7 +9,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import InputError, first_line, shortlist
 from ..models.class_names import unique_names
-from ..models.extent import check_checkpoint
+from ..models.extent import check_extent
 from ..models.modeling_common import quantized_types
 from ..models.pretrained import LOADING_ERRORS, absent_weights, load_config, load_image_processor
 from .card import card_faults
@@ -73,8 +73,9 @@ def _check_references(folder: str, names: Collection[str]) -> None:
 
 
 def _check_weights(folder: str) -> PreTrainedModel:
-    check_checkpoint(folder)
     try:
+        config = load_config(folder)
+        check_extent(folder, config)
         if types := quantized_types(folder):
             raise InputError(
                 f"the weights in {folder!r} are quantised ({', '.join(types)}), and how is not published, as it leads "
@@ -82,7 +83,7 @@ def _check_weights(folder: str) -> PreTrainedModel:
             )
         model, info = AutoModelForImageClassification.from_pretrained(
             folder,
-            config=load_config(folder),
+            config=config,
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,

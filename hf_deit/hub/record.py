@@ -29,7 +29,7 @@ _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _RECORD_FILES = {CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RUN_FILE}
 # Pickled arguments: they name folders of this machine, and hold the token if it was given as an argument.
 _NEVER_PUBLISHED = {"training_args.bin"}
-_OF_DEEPSPEED = "zero_to_fp32.py"  # which it copies into its checkpoints
+_CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".sh")
 
 logger = logging.get_logger(__name__)
 
@@ -142,7 +142,7 @@ def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
     processor = os.path.join(tree, _PREPROCESSOR)
     if _PREPROCESSOR not in names and os.path.isfile(processor):  # a run has written it
         write_json(_without_code(processor), processor)
-    _leave_out({name for name in os.listdir(tree) if name.endswith(".py")} - code, tree)
+    _leave_out({name for name in os.listdir(tree) if name.endswith(_CODE)} - code, tree)
     if facts is not None and facts.needs_code != bool(code):  # in the record of an earlier version, or a false one
         write_json(replace(facts, needs_code=bool(code)).to_dict(), os.path.join(tree, RUN_FILE))
 
@@ -160,8 +160,11 @@ def _put(folder: str | os.PathLike[str], name: str, tree: str | os.PathLike[str]
 
 
 def _without_code(path: str, name: str = _PREPROCESSOR) -> dict[str, Any]:
-    """What a configuration states, without what leads to others' code, and with this package's for a model of ours."""
-    stated = read_json(path)
+    """What a configuration states, without what leads to others' code, and with this package's for a model of ours.
+
+    The folder that it was loaded from is left out, too: earlier releases of transformers wrote it.
+    """
+    stated = {key: value for key, value in read_json(path).items() if key != "_name_or_path"}
     own_code: Mapping[str, str] = {}
     if os.path.basename(name) == _CONFIG:
         model_type = stated.get("model_type")
@@ -213,7 +216,7 @@ def stage_checkpoint(checkpoint: str | os.PathLike[str], tree: str | os.PathLike
             if os.path.islink(os.path.join(root, name)):
                 regular_file(checkpoint, os.path.join(within, name))  # which it is not
         os.makedirs(os.path.join(tree, within), exist_ok=True)
-        code = {name for name in names if name.endswith(".py")} - {_OF_DEEPSPEED}
+        code = {name for name in names if name.endswith(_CODE)}
         for name in sorted({*names} - _NEVER_PUBLISHED - {STATE_FILE} - code):
             path = os.path.normpath(os.path.join(within, name))
             if _put(checkpoint, path, tree):

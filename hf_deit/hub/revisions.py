@@ -2,11 +2,12 @@
 
 import os
 
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from transformers.utils import cached_file
 
 from ..errors import InputError
+from .card import split_card
 from .client import HUB_ERRORS, ask, why
 
 
@@ -45,7 +46,8 @@ def declared_datasets(repo_id: str, revision: str | None = None) -> list[str] | 
     try:
         path = cached_file(repo_id, "README.md", revision=revision)
         with open(path, encoding="utf-8") as file:
-            names = ModelCard(file.read(), ignore_metadata_errors=True).data.datasets
-    except (OSError, ValueError, TypeError):
+            names = split_card(file.read())[0].get("datasets")
+    except (OSError, ValueError):
         return None
-    return [names] if isinstance(names, str) else names or None
+    names = names if isinstance(names, list) else [names]
+    return [name for name in names if isinstance(name, str)] or None

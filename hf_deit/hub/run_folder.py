@@ -72,6 +72,8 @@ def step_of(path: str | os.PathLike[str]) -> int | None:
 def read_state(checkpoint: str | os.PathLike[str]) -> TrainerState:
     """The Trainer's state in a checkpoint, without the fields that this release of transformers does not know.
 
+    It names the best checkpoint by its place: where the run's folder was moved, it is the one beside this one.
+
     Raises:
         TornCheckpointError: it is not there, or its end is not.
         InputError: it cannot be read, or says something else. The checkpoint may be a good one all the same.
@@ -105,7 +107,11 @@ def read_state(checkpoint: str | os.PathLike[str]) -> TrainerState:
     known = {field.name for field in dataclasses.fields(TrainerState)}
     if unknown := sorted(set(stated) - known):  # of a newer release of transformers
         logger.info("%s has fields that are not known here: %s", path, ", ".join(unknown))
-    return TrainerState(**{name: value for name, value in stated.items() if name in known})
+    state = TrainerState(**{name: value for name, value in stated.items() if name in known})
+    if best := state.best_model_checkpoint:
+        beside = os.path.join(os.path.dirname(os.path.normpath(checkpoint)), os.path.basename(best))
+        state.best_model_checkpoint = beside if os.path.isdir(beside) else best
+    return state
 
 
 def _shown(value: Any) -> str:

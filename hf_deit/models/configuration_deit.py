@@ -23,9 +23,10 @@ _PUBLISHED_ARCHITECTURES = {
 }
 
 # What leads transformers from a configuration to code of any repository (classes, pipelines, quantisers, kernels), or
-# gives such a statement another name.
+# gives such a statement another name; and to weights in other files than those that are looked at.
 _LEADS_TO_CODE = {
     *("auto_map", "custom_pipelines", "quantization_config", "use_kernels", "kernel_config", "attribute_map"),
+    "transformers_weights",
     *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
 }
 _ATTENTION = {"attn_implementation", "_attn_implementation", "_attn_implementation_internal"}
@@ -87,7 +88,7 @@ def _in_short(value: Any) -> str:
 def warn_of_foreign_code(left_out: list[str]) -> None:
     """Says, once for the same, what `without_foreign_code` has left out."""
     if left_out:
-        logger.warning_once("left out of a model's configuration, as it leads to others' code: " + "; ".join(left_out))
+        logger.warning_once("left out of a model's configuration, as it leads elsewhere: " + "; ".join(left_out))
 
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
@@ -205,14 +206,14 @@ class DeiTConfigBase(PreTrainedConfig):
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def to_dict(self) -> dict[str, Any]:
-        output, _ = without_foreign_code(super().to_dict(), self.own_code)
+        output, _ = without_foreign_code(super().to_dict(), type(self).own_code)
         if output.get("architectures"):
             output["architectures"] = [_PUBLISHED_ARCHITECTURES.get(name, name) for name in output["architectures"]]
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What stands in `config.json`."""
-        output, _ = without_foreign_code(super().to_diff_dict(), self.own_code)
+        output, _ = without_foreign_code(super().to_diff_dict(), type(self).own_code)
         return output
 
 

@@ -1,20 +1,21 @@
 """Whether what a checkpoint's small files state can be, before memory and time are spent on what they ask for."""
 
+import copy
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig
 
 from ..errors import InputError, counted
-from .configuration_deit import without_foreign_code
 
 LARGEST_IMAGE = 4096  # pixels of an edge; a batch of them is a gigabyte
 # The largest that there are have a hundredth of it.
 _MOST = {"layers": 2_000, "labels": 2_000_000, "any": 2**24}
-_OF_LAYERS = ("layer", "depth", "block", "stage")
+_OF_LAYERS = re.compile(r"(^|_)(depths?|n_layer|layers|blocks|stages|repeats)$")  # counts, in lists of the parts'
 _OF_LABELS = ("num_labels", "num_classes")
 _OF_IMAGES = ("image_size", "input_size", "img_size", "crop_size", "pad_size", "size")
 _RATIOS = ("crop_pct", "crop_ratio")
@@ -22,29 +23,23 @@ _STATISTICS = ("image_mean", "image_std", "mean", "std")
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def check_checkpoint(name_or_path: str | os.PathLike[str], revision: str | None = None) -> None:
+def check_extent(name_or_path: str | os.PathLike[str], config: PreTrainedConfig) -> None:
     """Refuses a checkpoint whose configuration asks for far more than its weights can be.
 
-    No weight is allocated, and no code of the checkpoint is run. What else may be wrong, loading says.
+    No weight is allocated. What else may be wrong, loading says.
 
     Args:
         name_or_path: a Hub id or a folder.
-        revision: branch, tag or commit.
+        config: of it, from `load_config`: making a model follows what leads to code.
 
     Raises:
-        InputError: numbers that no model has; in a folder, many times more weights than its files hold, elsewhere
-            more than this machine's memory.
+        InputError: in a folder, many times more weights than its files hold, elsewhere more than this machine's
+            memory.
     """
-    stated = _stated(name_or_path, revision)
-    if stated is None:
-        return
-    check_numbers(stated, f"config.json of {os.fspath(name_or_path)!r}")
     try:
-        harmless, _ = without_foreign_code(stated)  # making a model follows what leads to code
-        config = CONFIG_MAPPING[stated["model_type"]].from_dict(harmless)
         found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
         with torch.device("meta"):
-            model = (found[0] if isinstance(found, tuple) else found)(config)
+            model = (found[0] if isinstance(found, tuple) else found)(copy.deepcopy(config))
         wanted = sum(parameter.numel() for parameter in model.parameters())
     except Exception:  # of any kind: loading it says what is wrong
         return
@@ -66,25 +61,6 @@ def check_checkpoint(name_or_path: str | os.PathLike[str], revision: str | None 
         )
 
 
-def check_config(name_or_path: str | os.PathLike[str], revision: str | None = None) -> None:
-    """Refuses a configuration with numbers that no model has: some cost memory as soon as it is loaded.
-
-    Raises:
-        InputError: see `check_numbers`.
-    """
-    stated = _stated(name_or_path, revision)
-    if stated is not None:
-        check_numbers(stated, f"config.json of {os.fspath(name_or_path)!r}")
-
-
-def _stated(name_or_path: str | os.PathLike[str], revision: str | None) -> Mapping[str, Any] | None:
-    try:
-        stated, _ = PreTrainedConfig.get_config_dict(os.fspath(name_or_path), revision=revision)
-    except Exception:  # of any kind: loading it says what is wrong
-        return None
-    return stated if isinstance(stated, Mapping) else None
-
-
 def check_numbers(stated: Mapping[str, Any], where: str) -> None:
     """Refuses sizes and counts in a checkpoint's JSON that no model has.
 
@@ -96,7 +72,7 @@ def check_numbers(stated: Mapping[str, Any], where: str) -> None:
         InputError: names the first of them.
     """
     for name, number in _numbers(stated, "", 0):
-        if any(word in name for word in _OF_LAYERS):
+        if _OF_LAYERS.search(name):
             most, kind = _MOST["layers"], "layers"
         elif name in _OF_LABELS:
             most, kind = _MOST["labels"], "labels"
@@ -117,6 +93,8 @@ def _numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, float]]:
     if isinstance(value, int | float):
         if isinstance(value, int) or (math.isfinite(value) and value > _MOST["any"]):
             yield name, value
+    elif isinstance(value, list | tuple) and _OF_LAYERS.search(name):
+        yield name, sum(number for number in value if isinstance(number, int | float))
     elif isinstance(value, list | tuple):
         for item in value[:1000]:
             yield from _numbers(item, name, depth + 1)

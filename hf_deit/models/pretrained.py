@@ -1,5 +1,6 @@
 """What student and teacher need of a pretrained checkpoint: commit, processor, digest, absent weights, errors."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -23,9 +24,9 @@ from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from ..errors import InputError, command, first_line, one_line
+from ..errors import InputError, command, first_line, one_line, shortlist
 from .configuration_deit import DeiTConfigBase, warn_of_foreign_code, without_foreign_code
-from .extent import check_preprocessing
+from .extent import check_numbers, check_preprocessing
 
 # What transformers, timm, safetensors and the Hub's client raise for checkpoints that are not there, or not whole.
 LOADING_ERRORS = (
@@ -200,7 +201,8 @@ def load_config(
         **fields: of the configuration, instead of its own.
 
     Raises:
-        InputError: transformers and timm have no such model; perhaps there is code of its own.
+        InputError: transformers and timm have no such model, perhaps there is code of its own; or it has numbers that
+            no model has, of which some cost memory as soon as they are loaded.
         LOADING_ERRORS: no such checkpoint, or a field that is none.
     """
     name_or_path = os.fspath(name_or_path)
@@ -215,6 +217,14 @@ def load_config(
             "transformers or timm"
         )
     config_class = CONFIG_MAPPING[model_type]
+    # transformers would set them all, and find no way to save the configuration after the training.
+    if wrong := sorted(name for name in stated if name[:2] == "__" or callable(getattr(config_class, name, None))):
+        raise InputError(
+            f"config.json of {name_or_path!r} states {shortlist(wrong)}, expected fields alone: remove it"
+        )
+    # The others cost nothing: people write seeds and times beside them.
+    used = {*fields_of(config_class), "num_classes"}
+    check_numbers({name: stated[name] for name in stated if name in used}, f"config.json of {name_or_path!r}")
     kept, left_out = without_foreign_code(stated, own_code_of(config_class))
     if model_type == "timm_wrapper" and re.search(r"[:/\\]", str(kept.get("architecture"))):
         raise InputError(
@@ -226,6 +236,11 @@ def load_config(
         left_out = [item for item in left_out if not item.startswith("quantization_config ")]
     warn_of_foreign_code(left_out)
     return config_class.from_dict(kept, name_or_path=name_or_path, **fields)
+
+
+def fields_of(config: Any) -> set[str]:
+    """What can be given to a configuration, or to one of its class."""
+    return {field.name for field in dataclasses.fields(config)} | {"num_labels", *config.attribute_map}
 
 
 def own_code_of(config_class: type) -> Mapping[str, str]:
@@ -274,10 +289,8 @@ def load_image_processor(
             config = None  # whose usual one transformers would take where it does not know the one that is stated
         elif isinstance(config, DeiTConfigBase):
             config = load_config(name_or_path, revision)  # transformers knows the class of the processor by its own
-        with _without_backend_warning(), _without_code(name_or_path, file, content) as place:
-            processor = AutoImageProcessor.from_pretrained(
-                place, revision=revision, config=config, trust_remote_code=False
-            )
+        with _without_backend_warning(), _without_code(file, content) as place:
+            processor = AutoImageProcessor.from_pretrained(place, config=config, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise InputError(f"cannot load the image processor of {name_or_path!r}: {first_line(error)}") from error
     absent = [name for name in wanted if stated.get(name) is None]
@@ -287,17 +300,16 @@ def load_image_processor(
 
 
 @contextmanager
-def _without_code(name_or_path: str, file: str, stated: Mapping[str, Any]) -> Iterator[str]:
-    """Where to load an image processor from: where it is, or a folder with what does not lead to others' code.
+def _without_code(file: str, stated: Mapping[str, Any]) -> Iterator[str]:
+    """A folder to load an image processor from, with what does not lead to others' code.
+
+    And with no other file: of two that a checkpoint may have transformers takes the one that nobody has looked at.
 
     Args:
         file: the name of its file.
         stated: what it holds.
     """
     kept, left_out = without_foreign_code(stated)
-    if kept == stated:
-        yield name_or_path
-        return
     warn_of_foreign_code(left_out)
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, file), "w", encoding="utf-8") as target:

@@ -1,7 +1,6 @@
 """The student: a model of the zoo, a checkpoint, or a transformers architecture made anew, with its processor."""
 
 import copy
-import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from ..errors import InputError, command, did_you_mean, first_line, shortlist
 from .class_names import in_order, label_changes, match_labels, unique_names
 from .configuration_deit import DistilledDeiTConfig, as_pair, label2id_of
-from .extent import LARGEST_IMAGE, check_checkpoint, check_config
+from .extent import LARGEST_IMAGE, check_extent
 from .image_processing_deit import DistilledDeiTImageProcessor
 from .modeling_common import ImageClassifierBase, quantized_types
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
@@ -25,6 +24,7 @@ from .pretrained import (
     LOADING_ERRORS,
     check_pickled_weights,
     configured_size,
+    fields_of,
     is_weight_file,
     load_config,
     load_image_processor,
@@ -110,7 +110,7 @@ def _made_anew(
                 fields["image_size"] = image_size
             model = create_model(name, **fields)
         else:
-            _check_fields(name, lacked_fields(name, overrides), _fields(CONFIG_MAPPING[name]))
+            _check_fields(name, lacked_fields(name, overrides), fields_of(CONFIG_MAPPING[name]))
             fields["label2id"] = label2id_of(id2label)
             config = AutoConfig.for_model(name, **fields)
             if image_size is not None and hasattr(config, "image_size"):
@@ -166,13 +166,12 @@ def lacked_fields(
     """
     name_or_path = os.fspath(name_or_path)
     if name_or_path in list_models():
-        known = _fields(create_config(name_or_path))
+        known = fields_of(create_config(name_or_path))
     elif name_or_path in CONFIG_MAPPING:
-        known = _fields(CONFIG_MAPPING[name_or_path])
+        known = fields_of(CONFIG_MAPPING[name_or_path])
     elif is_weight_file(name_or_path):
         return []
     else:
-        check_config(name_or_path, revision)
         try:
             config, _ = _checkpoint_class(name_or_path, revision)
         except LOADING_ERRORS:
@@ -181,13 +180,8 @@ def lacked_fields(
     return [name for name in overrides if name not in known]
 
 
-def _fields(config: Any) -> set[str]:
-    """What can be overridden in a configuration, or one of its class."""
-    return {field.name for field in dataclasses.fields(config)} | {"num_labels", *config.attribute_map}
-
-
 def _fields_of_checkpoint(config: Any) -> set[str]:
-    return _fields(config) | config.to_dict().keys() | {"attn_implementation"}
+    return fields_of(config) | config.to_dict().keys() | {"attn_implementation"}
 
 
 def _lacked_by_checkpoint(config: Any, overrides: Mapping[str, Any]) -> list[str]:
@@ -224,9 +218,9 @@ def _load_checkpoint(
 ) -> tuple[PreTrainedModel, DistilledDeiTImageProcessor]:
     try:
         revision = resolve_revision(name_or_path, revision) or revision
-        check_checkpoint(name_or_path, revision)
+        check_extent(name_or_path, load_config(name_or_path, revision))
         config, model_class = _checkpoint_class(name_or_path, revision)
-        _check_fields(name_or_path, _lacked_by_checkpoint(config, overrides), _fields(config))
+        _check_fields(name_or_path, _lacked_by_checkpoint(config, overrides), fields_of(config))
         is_timm = config.model_type == "timm_wrapper"
         settings = _for_timm(config, name_or_path, overrides) if is_timm else dict(overrides)
         if replace_head and issubclass(model_class, ImageClassifierBase):  # transformers may have lost the other one

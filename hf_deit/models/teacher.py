@@ -20,7 +20,7 @@ from transformers.utils import logging
 from ..errors import InputError, did_you_mean, shortlist
 from .answers import has_answer
 from .class_names import in_order, match_labels, unique_names
-from .extent import LARGEST_IMAGE, check_checkpoint, check_config
+from .extent import LARGEST_IMAGE, check_extent
 from .modeling_common import quantized_types
 from .pretrained import (
     LOADING_ERRORS,
@@ -245,13 +245,13 @@ def describe_teacher(
     name_or_path, dtype, input_size = os.fspath(name_or_path), _as_dtype(dtype), parse_input_size(input_size)
     refuse_file(name_or_path, role="teacher")
     commit = resolve_revision(name_or_path, revision)
-    check_checkpoint(name_or_path, commit or revision)
     try:
         config = load_config(name_or_path, commit or revision)
     except LOADING_ERRORS as error:
         raise _not_loadable(name_or_path, commit or revision, error) from error
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise _not_loadable(name_or_path, commit or revision, f"{config.model_type} is none")
+    check_extent(name_or_path, config)
     processor = load_image_processor(name_or_path, commit or revision, config)
     teacher_labels = {int(index): label for index, label in config.id2label.items()}
     wanted_labels = unique_names(teacher_labels) if id2label is None else id2label
@@ -327,7 +327,6 @@ def load_labels(name_or_path: str | os.PathLike[str], revision: str | None = Non
     """
     name_or_path = os.fspath(name_or_path)
     refuse_file(name_or_path, role="teacher")
-    check_config(name_or_path, revision)
     try:
         id2label = load_config(name_or_path, revision).id2label
     except LOADING_ERRORS as error:

@@ -197,12 +197,13 @@ def _refuse(unknown: Sequence[str]) -> None:
         raise InputError(f"cannot read {' '.join(unknown)!r} on the command line: arguments are --name value{example}")
 
 
-def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> None:
+def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments, *, compared: Collection[str] = ()) -> None:
     """Refuses to go on with a run under other arguments than its own; `sameness` says which may differ.
 
     Args:
         recipe: the file of the recipe that the run was started with, or, if it comes from the Hub, the published one.
         arguments: those that it shall go on with.
+        compared: see `hf_deit.recipes.sameness.refused`.
 
     Raises:
         InputError: with the first difference, and both values.
@@ -210,7 +211,7 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments) -> Non
     before, now = _both(recipe, arguments)
     run = os.path.dirname(recipe) if isinstance(recipe, str) else arguments.training.resume_from_hub
     way = recipe if isinstance(recipe, str) else "its recipe.yaml"
-    for name, there, here in refused(before, now):
+    for name, there, here in refused(before, now, compared=compared):
         if name == "teacher_model_name_or_path":
             raise InputError(
                 f"the run in {run!r} has the teacher {there!r}, got {'none' if here is None else repr(here)}"

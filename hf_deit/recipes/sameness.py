@@ -1,7 +1,7 @@
 """What of a run's arguments may be others when it goes on: one table over all of them."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ REFUSED = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "schedule_per", "warmup_learning_rate", "min_learning_rate"),
     *("warmup_steps", "warmup_epochs", "max_steps", "num_train_epochs", "ema_decay"),
-    # The best result so far is by the metric, and among the checkpoints, of its time.
-    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    # The best result so far is by the metric of its time.
+    *("metric_for_best_model", "greater_is_better"),
     # The optimizer's state has another form in each.
     *("fsdp", "fsdp_config", "deepspeed", "accelerator_config"),
     *(field.name for field in fields(DataArguments)),
@@ -45,9 +45,11 @@ APPLIED = (
     *("publish_weights", "eval_strategy", "eval_steps", "eval_epochs", "eval_delay", "eval_on_start"),
     *("save_strategy", "save_steps", "save_total_limit", "save_only_model"),
     *("logging_strategy", "logging_steps", "logging_first_step"),
+    # It can be given up, say where the best checkpoint is damaged; for what was not kept, it comes too late.
+    "load_best_model_at_end",
 )
 # Of these, what a run that is at its end still does.
-USED_AT_THE_END = ("publish_weights",)
+USED_AT_THE_END = ("publish_weights", "load_best_model_at_end")
 # They change nothing of what is learnt or measured, but where, how fast and how visibly.
 MAY_CHANGE = (
     # Folders, and where labels of the same teacher are kept.
@@ -84,6 +86,8 @@ _PATHS = (
     *("student", "teacher_model_name_or_path", "teacher_recipe", "deepspeed"),
     *(name for name in DEFAULTS if name.endswith(("_dir", "dataset_name"))),
 )
+# Where images lie matters no more than where a run does, if they are compared themselves.
+_FOLDERS_OF_IMAGES = ("train_dir", "validation_dir", "unlabeled_dir")
 # What one means by several texts.
 _OTHER_WORDS = {
     "teacher_dtype": lambda text: text.removeprefix("torch."),
@@ -101,12 +105,16 @@ class Difference(NamedTuple):
     now: Any
 
 
-def refused(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+def refused(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, compared: Collection[str] = ()
+) -> Iterator[Difference]:
     """What differs between two recipes and makes two runs of them.
 
     Args:
         before: the resolved recipe that a run was started with, without what does nothing in it.
         now: the one that it shall go on with, likewise.
+        compared: which of "train", the images, and "teacher" will be compared themselves, so that their folders may
+            have been moved.
     """
     may_differ = {*MAY_CHANGE, *APPLIED, *_OF_THE_TEACHER}
     if before.get("lr_scheduler_type") in _FOLLOWING_EVALUATIONS:
@@ -115,8 +123,14 @@ def refused(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Diffe
         may_differ |= {"teacher_dtype", "teacher_input_size"}  # kept labels say whose they are
     if before.get("teacher_labels") != now.get("teacher_labels") or not now.get("teacher_labels_revision"):
         may_differ.add("teacher_labels_revision")
+    if now.get("load_best_model_at_end"):
+        yield from _differences(["load_best_model_at_end"], before, now)
+    elif before.get("load_best_model_at_end") and not now.get("metric_for_best_model"):  # transformers' own: "loss"
+        may_differ |= {"metric_for_best_model", "greater_is_better"}
+    if "train" in compared:
+        may_differ |= {name for name in _FOLDERS_OF_IMAGES if before.get(name) and now.get(name)}
     names = [name for name in DEFAULTS if name not in may_differ]
-    yield from _other_teacher(before, now)
+    yield from _other_teacher(before, now, is_compared="teacher" in compared)
     yield from _differences(sorted(names, key=lambda name: _ORDER.get(name, len(_ORDER))), before, now)
 
 
@@ -125,12 +139,12 @@ def applied(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Diffe
     return _differences(APPLIED, before, now)
 
 
-def _other_teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+def _other_teacher(before: Mapping[str, Any], now: Mapping[str, Any], *, is_compared: bool) -> Iterator[Difference]:
     """Which of the arguments that say who teaches name another teacher; one that the run has trained need no more."""
     teacher, recipe, revision = (before.get(name) for name in _OF_THE_TEACHER)
     other, other_recipe, other_revision = (now.get(name) for name in _OF_THE_TEACHER)
     has_trained = bool(recipe) and (not teacher or os.path.basename(teacher) == TRAINED_TEACHER)
-    if teacher and other and not is_same_path(teacher, other):
+    if teacher and other and not is_same_path(teacher, other) and not (is_compared and os.path.isdir(other)):
         yield Difference("teacher_model_name_or_path", teacher, other)
     elif teacher and not other and not has_trained and not now.get("teacher_labels") and _is_distilled(now):
         yield Difference("teacher_model_name_or_path", teacher, None)

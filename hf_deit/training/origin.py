@@ -12,7 +12,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from ..data.columns import find_columns
 from ..data.view_dataset import EvaluationDataset, KeyedViews, ViewDataset
 from ..errors import InputError
 from ..hub.files import read_json
@@ -80,16 +79,12 @@ def describe_origin(trainer: "DistillationTrainer", teacher: Teacher | TeacherDe
             it has layers that look at the whole batch.
         What is not known is left out.
     """
-    views, args = trainer.train_dataset, trainer.args
+    views, validation, args = trainer.train_dataset, trainer.eval_dataset, trainer.args
     origin = {
         "teacher": _teacher(trainer, teacher),
         "student": _digest(trainer.model.name_or_path),
-        "train": _images(views.dataset, views.image_column, views.label_column)
-        if isinstance(views, ViewDataset)
-        else None,
-        "validation": _images(trainer.eval_dataset.dataset)
-        if isinstance(trainer.eval_dataset, EvaluationDataset)
-        else None,
+        "train": _images(views) if isinstance(views, ViewDataset) else None,
+        "validation": _images(validation) if isinstance(validation, EvaluationDataset) else None,
         "views_per_step": args.total_train_batch_size if isinstance(views, KeyedViews) else None,
         "views_at_once": args.train_batch_size if _looks_at_batches(trainer.model) else None,
     }
@@ -118,11 +113,9 @@ def _digest(name_or_path: str) -> str | None:
         return None
 
 
-def _images(dataset: Any, image_column: str | None = None, label_column: str | None = None) -> dict[str, Any]:
-    if image_column is None:
-        image_column, label_column = find_columns(dataset)
-    fingerprint = data_fingerprint(dataset, image_column=image_column, label_column=label_column)
-    return {"rows": len(dataset), "fingerprint": fingerprint}
+def _images(views: ViewDataset | EvaluationDataset) -> dict[str, Any]:
+    columns = {"image_column": views.image_column, "label_column": views.label_column}
+    return {"rows": len(views.dataset), "fingerprint": data_fingerprint(views.dataset, **columns)}
 
 
 def _looks_at_batches(model: nn.Module) -> bool:
@@ -178,6 +171,17 @@ def _origin_in(checkpoint: str) -> dict[str, Any]:
     attributes = noted.get("attributes") if isinstance(noted, dict) else None
     origin = attributes.get("origin") if isinstance(attributes, dict) else None
     return origin if isinstance(origin, dict) else {}
+
+
+def compared_in(checkpoint: str) -> set[str]:
+    """What `check_origin` compares with a checkpoint, which knows it itself: "teacher", "train" …
+
+    One that cannot be read knows nothing; whoever goes on from it says why.
+    """
+    try:
+        return {*_WORDS} & {*_origin_in(checkpoint)}
+    except (OSError, ValueError):
+        return set()
 
 
 def changes_in(checkpoint: str) -> list[str]:

@@ -660,7 +660,8 @@ class DistillationTrainer(Trainer):
         with self._with_arguments(save_total_limit=None):  # at the end transformers removes all but the best one
             output = super()._finalize_training(trial, *args, **kwargs)
         best = self.state.best_model_checkpoint
-        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
+        limit = self.args.save_total_limit if self.args.load_best_model_at_end else None
+        if self.args.should_save and limit == 1 and best is not None:
             run_folder = RunFolder(self._get_output_dir(trial))
             run_folder.rotate(1, step=self.state.global_step, best=best, keeps_last=False)
         return output

@@ -320,6 +320,61 @@ def test_a_run_at_its_end_states_what_it_was_trained_with(main, tmp_path, finish
     assert "teacher_model_name_or_path" not in card
 
 
+def test_a_run_goes_on_in_another_place_with_its_best_checkpoint_or_without(main, tmp_path, capsys):
+    def command(folder: Path, *options: str) -> list[str]:
+        return ["--recipe", "debug", "--output_dir", str(folder), "--use_cpu", "true", *options]
+
+    best = ["--load_best_model_at_end", "true"]
+    again = ["--resume_from_checkpoint", "true"]
+    assert main(command(tmp_path / "first", *best)) == 0
+    run = Path(shutil.move(tmp_path / "first", tmp_path / "moved"))
+    weights = {step: (run / f"checkpoint-{step}" / "model.safetensors").read_bytes() for step in (3, 6)}
+    (run / "model.safetensors").unlink()
+    best += ["--teacher_model_name_or_path", str(run / "teacher")]
+    assert main(command(run, *best, *again)) == 0
+    assert (run / "model.safetensors").read_bytes() == weights[3]  # whose loss is the lower one
+    damaged = run / "checkpoint-3" / "model.safetensors"
+    damaged.write_bytes(weights[3][:-1] + b"\x7f")
+    capsys.readouterr()
+    assert main(command(run, *best, *again)) == 2
+    assert "--load_best_model_at_end false" in capsys.readouterr().err
+    assert main(command(run, *best, *again, "--load_best_model_at_end", "false", "--save_total_limit", "1")) == 0
+    assert (run / "model.safetensors").read_bytes() == weights[6]
+    assert "load_best_model_at_end" not in load_recipe(str(run / "recipe.yaml"))
+    assert main(command(run, *best, *again)) == 2
+
+
+def test_a_run_goes_on_with_its_images_in_another_place_and_with_no_others(main, tmp_path, capsys):
+    images, run = tmp_path / "images", tmp_path / "run"
+    image_folder(images, {"bee": 12, "wasp": 12})
+
+    def command(folder: Path, *options: str) -> list[str]:
+        line = ["--recipe", "debug", "--distillation_type", "none", "--output_dir", str(run), "--use_cpu", "true"]
+        return [
+            *line,
+            "--train_dir",
+            str(folder),
+            "--eval_strategy",
+            "no",
+            "--max_steps",
+            "1",
+            "--save_steps",
+            "1",
+            *options,
+        ]
+
+    again = ["--resume_from_checkpoint", "true"]
+    assert main(command(images)) == 0
+    moved = Path(shutil.move(images, tmp_path / "moved"))
+    assert main(command(moved, *again)) == 0
+    assert load_recipe(str(run / "recipe.yaml"))["train_dir"] == str(moved)
+    other = Path(shutil.copytree(moved, tmp_path / "other"))
+    Image.new("RGB", (20, 20)).save(other / "bee" / "0.png")
+    capsys.readouterr()
+    assert main(command(other, *again)) == 2
+    assert "the images to train on, or their labels or order, changed" in capsys.readouterr().err
+
+
 def test_what_was_otherwise_until_a_checkpoint_is_in_the_card(main, tmp_path, finished_run):
     run = shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(run / "checkpoint-6")

@@ -26,6 +26,7 @@ from support.images import (
     refusal,
     table,
 )
+from support.main_of import ROOT
 
 from hf_deit.data import arguments
 from hf_deit.data.arguments import DataArguments
@@ -325,7 +326,8 @@ def test_folders_are_read_by_path(tmp_path):
 
 def test_the_arguments_load_no_library():
     """They are read before any of what loads images."""
-    alone = subprocess.run([sys.executable, "-S", arguments.__file__], capture_output=True, text=True)
+    line = f"import sys; sys.path.append({str(ROOT)!r}); import {arguments.__name__}"
+    alone = subprocess.run([sys.executable, "-S", "-c", line], capture_output=True, text=True)
     assert (alone.returncode, alone.stderr) == (0, "")  # without any installed package
 
 

@@ -26,11 +26,13 @@ import hf_deit
 from hf_deit import CaiTConfig, InputError, create_model
 from hf_deit.commands import main
 from hf_deit.errors import PublishError
+from hf_deit.hub.checksums import CHECKSUMS_FILE, read_checksums, write_checksums
 from hf_deit.hub.facts import RunFacts, RunSources
 from hf_deit.hub.files import copy_content, regular_file, write_json
 from hf_deit.hub.publishing import check_folder, publish_folder
 from hf_deit.hub.record import stage, stage_checkpoint, write_record
 from hf_deit.models.zoo import code_beside
+from hf_deit.training.checkpoints import check_unchanged
 
 SECRET = "token hf_secret"
 FOREIGN = {
@@ -262,14 +264,14 @@ def test_a_card_that_is_a_link_is_not_taken_up(run, tmp_path):
 
 
 def test_what_leads_to_foreign_code_is_not_published_and_is_said(hub, run, tmp_path, caplog):
-    edited(run, **FOREIGN)
+    edited(run, **FOREIGN, _name_or_path="/home/ada/pets")
     edited(run, "preprocessor_config.json", auto_map={"AutoImageProcessor": "m.P"})
     write_json({**facts(image_size=16).to_dict(), "needs_code": True}, run / "run.json")  # as an earlier version wrote
     (run / "m.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     publish_folder(run, "ada/pets")
     files = hub.files("ada/pets")
     config, card = json.loads(files["config.json"]), files["README.md"].decode()
-    assert not FOREIGN.keys() & config.keys()
+    assert not {*FOREIGN, "_name_or_path"} & config.keys()
     assert "auto_map" not in json.loads(files["preprocessor_config.json"])
     assert not [name for name in files if name.endswith(".py")]
     assert json.loads(files["run.json"])["needs_code"] is False
@@ -401,16 +403,20 @@ def test_a_linked_folder_of_a_checkpoint_is_refused(checkpoint, tmp_path):
 
 
 def test_a_checkpoint_is_staged_without_foreign_code(checkpoint, tmp_path, caplog):
-    edited(checkpoint, **FOREIGN)
-    for name in ("m.py", "weights/n.py", "zero_to_fp32.py"):
+    """And is whole there, by its checksums."""
+    edited(checkpoint, **FOREIGN, _name_or_path="/home/ada/pets")
+    for name in ("m.py", "weights/n.py", "zero_to_fp32.py", "m.so"):  # DeepSpeed's own, too: nothing needs it
         (checkpoint / name).write_text("")
+    write_checksums(checkpoint)
     stage_checkpoint(checkpoint, tmp_path / "tree")
     files = contents(tmp_path / "tree")
-    assert [name for name in files if name.endswith(".py")] == ["zero_to_fp32.py"]
-    assert not FOREIGN.keys() & json.loads(files["config.json"]).keys()
+    assert not [name for name in files if name.endswith((".py", ".so"))]
+    assert not {*FOREIGN, "_name_or_path"} & json.loads(files["config.json"]).keys()
+    assert read_checksums(tmp_path / "tree").keys() == files.keys() - {CHECKSUMS_FILE}
+    check_unchanged(str(tmp_path / "tree"))
     assert files["optimizer.pt"] == b"state"
     said = " ".join(record.getMessage() for record in caplog.records)
-    assert "others' code: m.py" in said
+    assert "others' code: m.py, m.so, zero_to_fp32.py" in said
     assert "others' code: n.py" in said
 
 

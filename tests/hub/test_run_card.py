@@ -19,6 +19,7 @@ from hf_deit.hub.facts import (
     RunFacts,
     Source,
 )
+from hf_deit.hub.revisions import declared_datasets
 
 
 def results(text: str) -> dict[str, float]:
@@ -311,3 +312,20 @@ def test_nothing_hand_written_is_nothing():
     assert hand_written(make_card(facts(), "ada/pets")) == ""
     assert hand_written(None) == ""
     assert update_card("  \n", facts(), "ada/pets") == make_card(facts(), "ada/pets")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ("datasets: lab/pets", ["lab/pets"]),
+        ("datasets: [lab/pets, 5, {a: b}, null]", ["lab/pets"]),
+        *(
+            (text, None)
+            for text in ("datasets: 5", "datasets: [", ": :", "- a", "at: 2026-13-45", "[" * 3000, "a: !!x 1")
+        ),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_whatever_a_teachers_card_says_is_read_or_left(tmp_path, metadata, expected):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n\n# A teacher\n")
+    assert declared_datasets(str(tmp_path)) == expected

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from support import tiny
 from support.checkpoints import edited
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from hf_deit import load_student, load_teacher
 from hf_deit.errors import InputError
 from hf_deit.hub.publishing import check_folder
+from hf_deit.models.extent import check_numbers
 from hf_deit.models.teacher import load_labels
 
 LABELS = {index: str(index) for index in range(10)}
@@ -48,6 +50,7 @@ HUGE = {
 }
 HUGE_CONVNETS = {
     "layers": {"depths": [10**9, 1]},
+    "layers of many parts": {"depths": [1500, 1500]},
     "width": {"hidden_sizes": [10**5, 10**5]},
 }
 
@@ -96,6 +99,21 @@ def test_what_is_no_object_of_json_is_refused(folder, use, file, text):
     (folder / file).write_text(text)
     with pytest.raises(InputError):
         use(folder)
+
+
+def test_every_architecture_is_taken_as_transformers_has_it():
+    for config_class in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        check_numbers(config_class().to_dict(), config_class.__name__)
+
+
+@pytest.mark.parametrize("name", ["to_dict", "save_pretrained", "__class__", "__dict__"])
+def test_no_field_takes_the_place_of_a_method(folder, name):
+    with pytest.raises(InputError, match=f"states {name}"):
+        load_student(edited(folder, **{name: {}}), id2label=LABELS)
+
+
+def test_what_people_write_beside_the_fields_may_be_any_number(folder):
+    load_student(edited(folder, seed=20_260_101, created=1.8e9, data={"num_images": 10**9}), id2label=LABELS)
 
 
 def test_what_is_as_it_should_be_is_taken(folder):

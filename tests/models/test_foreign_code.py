@@ -29,6 +29,7 @@ from hf_deit import (
     load_student,
     load_teacher,
 )
+from hf_deit.hub.publishing import check_folder
 from hf_deit.models.configuration_deit import PlainDeiTConfig, without_foreign_code
 from hf_deit.models.pretrained import load_config, load_image_processor
 from hf_deit.models.teacher import load_labels
@@ -42,6 +43,7 @@ FOREIGN = {
     "auto_map of everything": {"auto_map": {"AutoConfig": "m.C", "AutoModel": "m.M", "AutoImageProcessor": "m.P"}},
     "auto_map of files elsewhere": {"auto_map": {"AutoConfig": "/etc/passwd.C", "AutoModel": "../../m.M"}},
     "no auto_map": {"auto_map": None},
+    "weights in another file": {"transformers_weights": "other.safetensors"},
     "a list": {"auto_map": ["m.M"]},
     "words": {"auto_map": "evil/code--m.M"},
     "nested": {"auto_map": {"AutoConfig": {"x": ["m.C"]}, "AutoModelForImageClassification": ["m.M", None]}},
@@ -177,6 +179,14 @@ def test_an_image_processor_loads_without_others_code(folders, model_of, form, n
     assert ours.to_dict() == expected.to_dict()
 
 
+def test_an_image_processor_is_loaded_from_the_file_that_was_looked_at(model_of):
+    folder = model_of("transformers")
+    expected = load_image_processor(folder, None, load_config(folder))
+    other = {"image_processor": {**stated_in(folder, "preprocessor_config.json"), "image_mean": [9, 9, 9]}}
+    (folder / "processor_config.json").write_text(json.dumps(other))
+    assert load_image_processor(folder, None, load_config(folder)).image_mean == expected.image_mean
+
+
 def test_an_image_processor_of_own_code_alone_is_refused(model_of):
     folder = model_of("transformers")
     edited(folder, "preprocessor_config.json", image_processor_type=None, auto_map={"AutoImageProcessor": "m.P"})
@@ -203,7 +213,7 @@ def test_what_is_left_out_is_said_and_cannot_command_a_terminal(model_of, caplog
     logging.warning_once.cache_clear()  # what is said once may have been said in another test
     folder = edited(model_of("plain"), auto_map={"AutoModel": "evil/\x1b[2Jterminal--m.M"})
     load_student(folder, id2label=LABELS)
-    (said,) = {record.getMessage() for record in caplog.records if "others' code" in record.getMessage()}
+    (said,) = {record.getMessage() for record in caplog.records if "leads elsewhere" in record.getMessage()}
     assert r"auto_map {'AutoModel': 'evil/\x1b[2Jterminal--m.M'}" in said
     assert "\x1b" not in said
 
@@ -224,6 +234,24 @@ def test_timms_architecture_leads_nowhere_else(tmp_path):
     for architecture in ("local-dir:/etc", "evil/code", "..\\code"):
         with pytest.raises(InputError, match="leads elsewhere"):
             load_config(edited(wrong, architecture=architecture))
+
+
+def test_timms_architecture_is_looked_for_nowhere_else(tmp_path, monkeypatch):
+    """Before it is refused, too: a model's extent is measured on one that timm makes."""
+    import timm.models._factory
+
+    asked = []
+    for name in ("load_model_config_from_hf", "load_model_config_from_path"):
+        monkeypatch.setattr(timm.models._factory, name, lambda *given, **named: asked.append(given))
+    for architecture in ("hf-hub:evil/code", "local-dir:/etc"):
+        wrong = tiny_timm_folder(tmp_path / architecture[:5], architecture=architecture)
+        with pytest.raises(InputError, match="leads elsewhere"):
+            load_student(wrong, id2label=dict(enumerate(LABELS_OF_TIMM)))
+        with pytest.raises(InputError, match="leads elsewhere"):
+            load_teacher(wrong, student_processor=tiny.processor())
+        with pytest.raises(InputError, match="leads elsewhere"):
+            check_folder(wrong)
+    assert not asked
 
 
 def test_timms_arguments_read_no_other_file(tmp_path):

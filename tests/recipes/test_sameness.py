@@ -60,13 +60,23 @@ def test_what_makes_another_run_is_refused_in_both_directions(name):
         assert next(refused(before, now))[0] == name
 
 
-@pytest.mark.parametrize("name", [*APPLIED, *MAY_CHANGE])
+@pytest.mark.parametrize("name", [name for name in (*APPLIED, *MAY_CHANGE) if name != "load_best_model_at_end"])
 def test_what_makes_no_other_run_is_not_refused(name):
     before, now = ({**RUN, "logging_steps": 5, name: value} for value in two_values(name))
     assert [*refused(before, now), *refused(now, before)] == []
     told = [difference.name for difference in applied(now, before)]
     follows = name == "logging_steps"  # 0 now is as many as make sense
     assert told == ([name] if name in APPLIED and not follows else [])
+
+
+@pytest.mark.parametrize("metric", [{}, {"metric_for_best_model": "top1", "greater_is_better": True}])
+def test_the_best_checkpoint_can_be_given_up_and_not_be_asked_for_later(metric):
+    best, last = {"load_best_model_at_end": True, **metric}, {"save_steps": 2}
+    assert [*refused(best, last)] == [] and [*refused(best, {**last, **metric})] == []
+    assert ("load_best_model_at_end", True, False) in applied(best, last)
+    for before in (last, {**last, **metric}):
+        assert "load_best_model_at_end" in [difference.name for difference in refused(before, best)]
+    assert [difference.name for difference in refused(best, {**best, "metric_for_best_model": "loss"})]
 
 
 def test_an_argument_that_nobody_has_sorted_is_refused_where_it_differs(monkeypatch):
@@ -121,6 +131,20 @@ def test_a_folder_is_one_however_it_is_named(tmp_path, monkeypatch):
         for other in ("./images/", str(tmp_path / "images"), "link"):
             assert [*refused({name: "images"}, {name: other})] == []
         assert [*refused({name: "images"}, {name: "others"})] == [(name, "images", "others")]
+
+
+def test_a_teacher_may_be_moved_where_it_is_compared_itself(tmp_path):
+    before, there, elsewhere = ({"teacher_model_name_or_path": name} for name in ("a", str(tmp_path), "lab/b"))
+    assert [*refused(before, there, compared=["teacher"])] == []
+    assert [*refused(before, there, compared=["train"])] and [*refused(before, elsewhere, compared=["teacher"])]
+
+
+def test_images_may_be_moved_where_they_are_compared_themselves():
+    for name in ("train_dir", "validation_dir", "unlabeled_dir"):
+        assert [*refused({name: "here"}, {name: "there"}, compared=["train"])] == []
+        for one, other in (({name: "here"}, {}), ({}, {name: "here"})):
+            assert [difference.name for difference in refused(one, other, compared=["train"])] == [name]
+    assert [*refused({"dataset_name": "lab/one"}, {"dataset_name": "lab/other"}, compared=["train"])]
 
 
 def test_where_the_learning_rate_follows_the_evaluations_they_are_the_runs():

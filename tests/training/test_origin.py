@@ -15,6 +15,7 @@ from support import tiny
 from transformers import AutoModelForImageClassification
 
 from hf_deit import DistilledDeiTForImageClassification, InputError, load_teacher
+from hf_deit.data.view_dataset import EvaluationDataset
 
 TRAIN, VALIDATION = tiny.digits()
 
@@ -140,11 +141,22 @@ def test_a_checkpoint_by_an_earlier_version_is_gone_on_from_and_the_next_one_kno
     state = json.loads(path.read_text())
     del state["stateful_callbacks"]["RunOrigin"]
     path.write_text(json.dumps(state))
+    (path.parent / "checksums.json").unlink()
     tiny.teacher_folder(here / "teacher", seed=2)
     trainer(here, max_steps=2).train(resume_from_checkpoint=checkpoint(here))
     tiny.teacher_folder(here / "teacher", seed=1)
     with pytest.raises(InputError, match="the teacher changed since"):
         trainer(here).check_checkpoint(str(here / "run" / "checkpoint-2"))
+
+
+def test_images_of_other_columns_are_known(tmp_path):
+    left = VALIDATION.rename_columns({"image": "left", "label": "kind"})
+    two_pictures = concatenate_datasets([left, VALIDATION.select_columns("image")], axis=1)
+    images = EvaluationDataset(two_pictures, tiny.processor(), image_column="left", label_column="kind")
+    args = tiny.arguments(tmp_path, distillation_type="none", max_steps=1, save_strategy="steps", save_steps=1)
+    run = tiny.trainer(tiny.student(), args, eval_dataset=images)
+    run.train()
+    run.check_checkpoint(str(tmp_path / "checkpoint-1"))
 
 
 def test_weights_that_a_student_was_started_from_may_change_and_are_said_to(here, caplog):
