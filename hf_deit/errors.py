@@ -5,7 +5,8 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 # Controls, separators of lines and paragraphs, marks that turn the direction of writing, halves of characters.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -92,6 +93,12 @@ def printable(text: str) -> str:
 def escaped(path: str) -> str:
     """A path of the file system as text that can be written anywhere: bytes that are not UTF-8 stand as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def brief(value: object, words: Callable[[Any], str] = repr, most: int = 200) -> str:
+    """A value in the words of a message, of which a line is enough."""
+    text = words(value)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def rate(per_second: float) -> str:

@@ -1,7 +1,6 @@
 """Going on with a run: under its own arguments, from a checkpoint on disk or one that it has pushed."""
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,15 @@ from ..errors import InputError
 from ..hub.checksums import renew_checksums
 from ..hub.client import HUB_ERRORS, ask, keep_trying, why
 from ..hub.files import read_json, write_json, writing
-from ..hub.run_folder import RECIPE_FILE, STATE_FILE, TornCheckpointError, check_whole, last_whole_checkpoint
+from ..hub.record import LAST_CHECKPOINT, is_checkpoint
+from ..hub.run_folder import (
+    RECIPE_FILE,
+    STATE_FILE,
+    TornCheckpointError,
+    check_whole,
+    last_whole_checkpoint,
+    step_of,
+)
 from ..recipes import load_recipe
 from ..recipes.resolve import Arguments, applied_changes, check_same_run, take_revisions, unused_at_the_end
 from ..recipes.sameness import NOTED, is_same_path
@@ -221,10 +228,9 @@ def fetch_checkpoint(source: str) -> tuple[str, dict[str, Any]]:
 
 def _number(name: str) -> float | None:
     """How new a checkpoint's folder is among others of its run; None if it is no checkpoint."""
-    if name == "last-checkpoint":
-        return float("inf")
-    match = re.fullmatch(r"checkpoint-(\d+)", name)
-    return None if match is None else int(match[1])
+    if not is_checkpoint(name):
+        return None
+    return float("inf") if name == LAST_CHECKPOINT else step_of(name)
 
 
 def adopt_checkpoint(fetched: str, output_dir: str) -> str:

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from ..errors import printable
+
 TRACEBACK_VARIABLE = "HF_DEIT_TRACEBACK"
 _SMALLER = (
     "the memory is too small: give a smaller --per_device_train_batch_size (and as many times larger "
@@ -58,7 +60,7 @@ def _said(error: BaseException) -> str:
         return "a file is damaged, or holds more than tensors"
     # Of what a loader's worker raised, the traceback comes first.
     line = lines[-1] if re.match(r"Caught \w+ in \w+", lines[0]) else lines[0]
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[:500])
+    return printable(line[:500])
 
 
 def _remedy(error: BaseException) -> str:

@@ -6,14 +6,13 @@ several GB a second. It is no signature: whoever changes a file on purpose can c
 
 import json
 import os
-import re
 import stat
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from ..errors import escaped, one_line
-from .files import read_json, write_json
+from .files import files_below, name_of_temporary, read_json, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 _CHUNK = 1 << 24  # bytes
@@ -138,11 +137,13 @@ def _measure(path: str | os.PathLike[str]) -> Checksum:
 
 
 def _files_in(folder: str | os.PathLike[str]) -> list[str]:
-    paths = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
-    names = [os.path.relpath(path, folder) for path in paths if os.path.isfile(path)]
-    temporary = re.compile(r"(.*/)?\.[^/]+\.tmp")  # of `write_whole`, in another process
     return [
-        name for name in names if name != CHECKSUMS_FILE and name == escaped(name) and not temporary.fullmatch(name)
+        name
+        for name, path in files_below(folder).items()
+        if os.path.isfile(path)
+        and name != CHECKSUMS_FILE
+        and name == escaped(name)
+        and name_of_temporary(os.path.basename(name)) is None  # which another process is writing
     ]
 
 

@@ -146,22 +146,6 @@ def _inside(folder: str) -> list[str]:
         return []
 
 
-def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Puts a file at another place, too, without copying it where the file system can. What is there is replaced.
-
-    Raises:
-        OSError: it cannot be put there.
-    """
-    if os.path.lexists(target):
-        if os.path.exists(target) and os.path.samefile(source, target):
-            return
-        os.remove(target)
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
-
-
 def files_below(folder: str | os.PathLike[str]) -> dict[str, str]:
     """The paths of the files in a folder, at any depth, by their names from there, with slashes."""
     paths = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)

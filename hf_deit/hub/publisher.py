@@ -14,8 +14,8 @@ from transformers.utils import logging
 from ..errors import PublishError, command
 from .card import merge_cards, update_card
 from .client import Attempt, keep_trying, why
-from .files import files_below, link, read_text, write_whole
-from .record import LAST_CHECKPOINT, is_checkpoint, is_weights, read_facts, read_history
+from .files import files_below, read_text, write_whole
+from .record import is_checkpoint, is_of_checkpoint, is_weights, read_facts, read_history
 from .repository import HubRepository
 from .run_folder import CARD_FILE, STATE_FILE
 from .run_lock import hold
@@ -32,24 +32,30 @@ class Pushed:
 
     Attributes:
         commit: that it made, or that has all of it already.
-        checkpoints: names of the folders of checkpoints that are there.
+        checkpoints: that are there, by the names of their folders; the logs of those that were there before.
     """
 
     commit: str
-    checkpoints: frozenset[str]
+    checkpoints: Mapping[str, History]
 
 
 def publish_tree(
-    repository: HubRepository, tree: str | os.PathLike[str], message: str, history: History = ()
+    repository: HubRepository,
+    tree: str | os.PathLike[str],
+    message: str,
+    history: History = (),
+    before: Pushed | None = None,
 ) -> Pushed:
     """Pushes a folder that `stage` has filled, as one commit on the one that is the last by then.
 
-    Its card is written into the one that is there. What is there of another model goes with the same commit: weights
-    in other files, what a checkpoint of the same name had beside these files, and the checkpoints of other runs. Those
-    are known by their losses, and stay in the commits before.
+    Its card is written into the one that is there. With the same commit goes what would be read as a part of it:
+    weights in other files, and of a checkpoint of the same name what a run had written beside these files. So do
+    checkpoints that another run of this package has written, by what its log says. Nothing else is removed, and all of
+    it stays in the commits before.
 
     Args:
         history: of the run; see `Publisher`.
+        before: what the last push of this process has left, so that it need not be looked at again.
 
     Raises:
         InputError: the Hub does not accept the card.
@@ -59,11 +65,27 @@ def publish_tree(
     if facts is not None:
         existing = merge_cards(repository.read_card(head), read_text(card))
         write_whole(update_card(existing, facts, repository.repo_id, repository.revision), card)
-    ours = set(files_below(tree))
-    there = repository.files(head)
-    outdated = _outdated(repository, head, there, ours, history)
+    ours, there = {*files_below(tree)}, repository.files(head)
+    replaced = _checkpoints(ours)
+    if before is not None and before.commit == head:
+        logs = before.checkpoints
+    else:
+        logs = {name: _log_of(repository, head, name, there) for name in _checkpoints(there) - replaced}
+    logs = {**logs, **dict.fromkeys(replaced, ())}
+    foreign = {name for name, log in logs.items() if _is_of_package(log) and contradict(history, log)}
+    if foreign:
+        logger.warning(
+            "another run has pushed to %s: its checkpoints (%s) give way to this run's, and stay in commit %s",
+            *(repository.repo_id, ", ".join(sorted(foreign)), head),
+        )
+    has_weights, gone = any(map(is_weights, ours)), replaced | foreign
+    outdated = {name for name in there - ours if has_weights and is_weights(name)}
+    for name in there - ours:
+        folder, _, inside = name.partition("/")
+        if folder in gone and is_of_checkpoint(inside):
+            outdated.add(name)
     commit = repository.upload(tree, message, parent=head, remove=outdated)
-    return Pushed(commit.oid, frozenset(_checkpoints((there - outdated) | ours)))
+    return Pushed(commit.oid, {name: log for name, log in logs.items() if name not in foreign})
 
 
 def _checkpoints(names: Iterable[str]) -> set[str]:
@@ -71,36 +93,20 @@ def _checkpoints(names: Iterable[str]) -> set[str]:
     return {name.partition("/")[0] for name in names if "/" in name and is_checkpoint(name.partition("/")[0])}
 
 
-def _outdated(
-    repository: HubRepository, head: str, there: AbstractSet[str], ours: AbstractSet[str], history: History
-) -> set[str]:
-    """The files of a commit that must not stay beside ours."""
-    replaced = _checkpoints(ours)
-    foreign = {
-        name
-        for name in _checkpoints(there) - replaced
-        if f"{name}/{STATE_FILE}" in there
-        and contradict(history, read_history(repository.download(f"{name}/{STATE_FILE}", head)))
-    }
-    if foreign:
-        logger.warning(
-            "another run has pushed to %s: its checkpoints (%s) give way to this run's, and stay in commit %s",
-            repository.repo_id,
-            ", ".join(sorted(foreign)),
-            head,
-        )
-    has_weights = any(map(is_weights, ours))
-    return {
-        name
-        for name in there - ours
-        if name.partition("/")[0] in replaced | foreign or (has_weights and is_weights(name))
-    }
+def _log_of(repository: HubRepository, head: str, checkpoint: str, there: AbstractSet[str]) -> History:
+    state = f"{checkpoint}/{STATE_FILE}"
+    return read_history(repository.download(state, head)) if state in there else ()
+
+
+def _is_of_package(log: History) -> bool:
+    """Whether a log was written by this package's Trainer, and not by that of transformers, say."""
+    return any("images_per_second" in line for line in log)
 
 
 def contradict(one: History, other: History) -> bool:
     """Whether two logs are those of two runs: a step that is in both has another loss."""
-    losses = {line["step"]: line["loss"] for line in one if "loss" in line}
-    return any("loss" in line and losses.get(line["step"], line["loss"]) != line["loss"] for line in other)
+    losses = {line["step"]: repr(line["loss"]) for line in one if "loss" in line}  # NaN is no other than NaN
+    return any("loss" in line and losses.get(line["step"], repr(line["loss"])) != repr(line["loss"]) for line in other)
 
 
 class Publisher:
@@ -115,7 +121,7 @@ class Publisher:
         seconds: after which a push is given up.
         history: gives the run's log, as in `TrainerState.log_history`. It tells its checkpoints on the Hub from those
             of other runs.
-        keeps_checkpoints: whether those that an earlier start of the run has not pushed any more are pushed now.
+        keeps: by the name of a checkpoint's folder, whether one that waits since an earlier start is pushed now.
 
     Raises:
         InputError: another run is at work in the output folder.
@@ -129,7 +135,7 @@ class Publisher:
         *,
         seconds: float,
         history: Callable[[], History] = list,
-        keeps_checkpoints: bool = True,
+        keeps: Callable[[str], bool] = is_checkpoint,
     ) -> None:
         output_dir = os.fspath(output_dir)
         self.repository = repository
@@ -147,11 +153,12 @@ class Publisher:
         self._waiting: str | None = None  # message of the model that is collected, if there is one
         self._abandoned: list[tuple[Attempt, str]] = []
         self._pushed: dict[str, str] = {}  # names of checkpoints, and the commit that has each
+        self._last: Pushed | None = None
         self._missing: set[str] = set()
         with hold(output_dir):
-            self._take_up(keeps_checkpoints)
+            self._take_up(keeps)
 
-    def _take_up(self, keeps_checkpoints: bool) -> None:
+    def _take_up(self, keeps: Callable[[str], bool]) -> None:
         """Takes the whole checkpoints that an earlier start left, if they are kept, and removes what else it has."""
         trees, name = os.path.split(self._tree)
         taken = f"{self._tree}.taken"
@@ -165,10 +172,9 @@ class Publisher:
         own = {entry.path for entry in left if entry.name == name or entry.name.startswith(f"{name}.")}
         outdated = own | {entry.path for entry in left if "@" not in entry.name}  # an earlier version had one tree
         outdated |= {entry.path for entry in os.scandir(self._output_dir) if re.fullmatch(f"{_TREES}_+", entry.name)}
-        if keeps_checkpoints:
-            for tree in sorted(own):
-                _move_checkpoints(tree, taken)
-            outdated.discard(taken)
+        for tree in sorted(own - {taken}):
+            _bring_checkpoints(tree, taken, os.rename, keeps)
+        outdated.discard(taken)
         for path in outdated:
             shutil.rmtree(path, ignore_errors=True)
             with suppress(FileNotFoundError, IsADirectoryError):
@@ -209,25 +215,19 @@ class Publisher:
             self._take_back(attempt)
         else:
             self._pushed |= dict.fromkeys(_checkpoints(files_below(self._flying)), attempt.result.commit)
-            self._missing = self._pushed.keys() - attempt.result.checkpoints
+            self._last = attempt.result
+            self._missing = self._pushed.keys() - self._last.checkpoints.keys()
             shutil.rmtree(self._flying, ignore_errors=True)
             with suppress(OSError):  # more waits there
                 os.rmdir(os.path.dirname(self._tree))
 
     def _take_back(self, attempt: Attempt) -> None:
         """Collects the checkpoints again that were not pushed. A thread that has not ended may still read them."""
-        taken = True
-        for name in os.listdir(self._flying):
-            source, target = os.path.join(self._flying, name), os.path.join(self._tree, name)
-            if not os.path.isdir(source) or os.path.exists(target):
-                continue
-            try:
-                shutil.copytree(source, target, copy_function=link)
-            except OSError as error:  # it lies where it is, for another start of the run
-                shutil.rmtree(target, ignore_errors=True)
-                self._note(name, why(error))
-                taken = False
-        if taken:
+        try:
+            _bring_checkpoints(self._flying, self._tree, _copy_checkpoint if attempt.is_alive() else os.rename)
+        except OSError as error:  # they lie where they are, for another start of the run
+            self._note("its checkpoints", why(error))
+        else:
             self._abandoned.append((attempt, self._flying))
         for earlier, tree in self._abandoned:
             if not earlier.is_alive():
@@ -284,24 +284,37 @@ class Publisher:
                     os.remove(entry.path)
 
     def _begin(self) -> None:
-        message, history = self._waiting, list(self._history())
+        message, history, before = self._waiting, list(self._history()), self._last
+        self._leave_out_others(history)
         self._count += 1
         tree = f"{self._tree}.{self._count}"
         os.rename(self._tree, tree)
         self._flying, self._message, self._waiting = tree, message, None
         self._attempt = Attempt(
             lambda: keep_trying(
-                lambda: publish_tree(self.repository, tree, message, history),
+                lambda: publish_tree(self.repository, tree, message, history, before),
                 what=f"pushing ({message})",
                 seconds=self._seconds,
             )
         )
 
+    def _leave_out_others(self, history: History) -> None:
+        """Removes checkpoints that wait since an earlier start, where that took another way than this run."""
+        for name in os.listdir(self._tree):
+            if contradict(history, read_history(os.path.join(self._tree, name, STATE_FILE))):
+                logger.warning("%s of an earlier run in %s is not pushed any more", name, self._output_dir)
+                shutil.rmtree(os.path.join(self._tree, name))
+
     def catch_up(self) -> None:
         """Waits as `wait`, and, unless that has failed, pushes what waits and waits for that."""
         count = len(self._failures)
         self.wait()
-        if self._waiting is not None and len(self._failures) == count:
+        if self._waiting is None:
+            return
+        if len(self._failures) > count:
+            names = sorted({*_checkpoints(files_below(self._tree)), self._waiting})
+            logger.warning("not pushed yet, and kept for the next push: %s", ", ".join(names))
+        else:
             try:
                 self._begin()
             except OSError as error:
@@ -332,10 +345,26 @@ class Publisher:
             )
 
 
-def _move_checkpoints(tree: str, target: str) -> None:
-    """Moves the whole checkpoints of a folder, under their own names, into another one that has none of these."""
-    for name in os.listdir(tree) if tree != target else ():
-        is_whole = os.path.isfile(os.path.join(tree, name, STATE_FILE))  # which `stage_checkpoint` writes last
-        if is_whole and name != LAST_CHECKPOINT and not os.path.exists(os.path.join(target, name)):
+def _bring_checkpoints(
+    tree: str, target: str, bring: Callable[[str, str], object], keeps: Callable[[str], bool] = is_checkpoint
+) -> None:
+    """Brings the whole checkpoints of a folder, under their own names, into another one, where that has none of these.
+
+    Raises:
+        OSError: one of them cannot be brought there.
+    """
+    for name in sorted(os.listdir(tree)) if os.path.isdir(tree) else ():
+        source, place = os.path.join(tree, name), os.path.join(target, name)
+        is_whole = os.path.isfile(os.path.join(source, STATE_FILE))  # which `stage_checkpoint` writes last
+        if is_whole and keeps(name) and not os.path.exists(place):
             os.makedirs(target, exist_ok=True)
-            os.rename(os.path.join(tree, name), os.path.join(target, name))
+            try:
+                bring(source, place)
+            except OSError:
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+
+
+def _copy_checkpoint(source: str, target: str) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(STATE_FILE))
+    shutil.copyfile(os.path.join(source, STATE_FILE), os.path.join(target, STATE_FILE))  # by which it is whole

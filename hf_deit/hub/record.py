@@ -16,16 +16,22 @@ from ..models.configuration_deit import warn_of_foreign_code, without_foreign_co
 from ..models.pretrained import own_code_of
 from ..models.zoo import code_beside
 from .card import update_card
-from .checksums import renew_checksums
+from .checksums import CHECKSUMS_FILE, renew_checksums
 from .facts import RunFacts
 from .files import copy_content, read_json, read_text, regular_file, write_json, write_whole
 from .recipe_file import dump_recipe
-from .run_folder import CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
+from .run_folder import CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE, step_of
 
 LAST_CHECKPOINT = "last-checkpoint"  # the newest one's name on the Hub, where only that is pushed
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 _MODEL_FILES = re.compile(rf"config\.json|preprocessor_config\.json|{_WEIGHTS.pattern}")
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_STATED = {_CONFIG, _PREPROCESSOR, STATE_FILE, CHECKSUMS_FILE}
+# Of optimizer, schedule, random numbers and pickled weights; in folders where they are sharded.
+_STATES = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|pytorch_model)[\w-]*\.(pt|pth|bin)"
+    r"|((optimizer|pytorch_model_fsdp)_\d+|global_step\d+)/.+|latest"
+)
 _RECORD_FILES = {CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RUN_FILE}
 # Pickled arguments: they name folders of this machine, and hold the token if it was given as an argument.
 _NEVER_PUBLISHED = {"training_args.bin"}
@@ -41,7 +47,13 @@ def is_weights(name: str) -> bool:
 
 def is_checkpoint(name: str) -> bool:
     """Whether a folder of this name in a repository is a run's checkpoint."""
-    return name == LAST_CHECKPOINT or re.fullmatch(r"checkpoint-\d+", name) is not None
+    return name == LAST_CHECKPOINT or (os.path.basename(name) == name and step_of(name) is not None)
+
+
+def is_of_checkpoint(name: str) -> bool:
+    """Whether a file of this name in a checkpoint's folder, or in one within it, is one from which a run goes on."""
+    base = os.path.basename(name)
+    return is_weights(base) or base in _STATED or _STATES.fullmatch(name) is not None
 
 
 def model_files(folder: str | os.PathLike[str]) -> list[str]:
@@ -115,7 +127,7 @@ def read_history(path: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
     """The log of a run from the state in a checkpoint; none where the file does not say it, or there is none."""
     try:
         lines = [] if path is None else read_json(path)["log_history"]
-        return [line for line in lines if "step" in line]
+        return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
     except (OSError, ValueError, TypeError, KeyError):
         return []
 

@@ -4,12 +4,11 @@ import dataclasses
 import json
 import os
 import re
-from typing import Any
 
 from transformers import TrainerState
 from transformers.utils import logging
 
-from ..errors import InputError, one_line
+from ..errors import InputError, brief, one_line
 from .checksums import CHECKSUMS_FILE, find_fault, read_checksums
 
 logger = logging.get_logger(__name__)
@@ -99,7 +98,7 @@ def read_state(checkpoint: str | os.PathLike[str]) -> TrainerState:
         raise _unclear("it names no global_step")
     for name, types in _TYPES.items():
         if name in stated and (not isinstance(stated[name], types) or isinstance(stated[name], bool)):
-            raise _unclear(f"its {name} is {_shown(stated[name])}")
+            raise _unclear(f"its {name} is {brief(stated[name], most=60)}")
     if stated["global_step"] < 0:
         raise _unclear(f"its global_step is {stated['global_step']}")
     if not all(isinstance(entry, dict) for entry in stated.get("log_history") or ()):
@@ -112,12 +111,6 @@ def read_state(checkpoint: str | os.PathLike[str]) -> TrainerState:
         beside = os.path.join(os.path.dirname(os.path.normpath(checkpoint)), os.path.basename(best))
         state.best_model_checkpoint = beside if os.path.isdir(beside) else best
     return state
-
-
-def _shown(value: Any) -> str:
-    """A value as it may stand in a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _unclear(why: str) -> InputError:
@@ -293,7 +286,8 @@ def last_whole_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
             check_whole(path)
         except TornCheckpointError as error:
             lost = lost or (error if error.was_whole else None)
-            logger.warning_once("%s (as of a run killed while it saved): it is left out", error)
+            why = "" if error.was_whole else " (as of a run killed while it saved)"
+            logger.warning_once("%s%s: it is left out", error, why)
         else:
             return path
     if lost is not None:  # not the work of a kill: the run must not begin again in silence

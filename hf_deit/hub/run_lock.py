@@ -11,22 +11,19 @@ comes last holds the folder, and moves to the front.
 
 import atexit
 import hashlib
-import json
 import os
+import re
 import secrets
-import socket
-import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
 from transformers.utils import logging
 
 from ..errors import CheckpointError, InputError
+from .process_identity import Process, began_at, this_machine
 
 logger = logging.get_logger(__name__)
 
@@ -35,6 +32,8 @@ HEARTBEAT_SECONDS = 15.0
 # Without a touch for so long, by the file system's own clock, a process on another machine is taken for gone.
 SILENT_SECONDS = 180.0
 _LOOK_SECONDS = 1.0
+# A lock that is being written: by the machine, the process's number there, and random digits.
+_BEGUN = re.compile(re.escape(LOCK_FILE) + r"\.([0-9a-f]{16})\.(\d{1,9})\.[0-9a-f]{16}\.tmp")
 
 _held: dict[str, "RunLock"] = {}  # by folder, of this process
 _acquiring = threading.Lock()
@@ -98,100 +97,8 @@ def _holder_of(path: str) -> "RunLock | None":
         path = os.path.dirname(path)
 
 
-@dataclass(frozen=True)
-class _Process:
-    """Whose a lock is.
-
-    Attributes:
-        host: name of the machine.
-        machine: the same for processes that see each other by their numbers, and for no others.
-        pid: number of the process.
-        began: when it began, in the system's words; None where that is not to be known.
-        since: when it took the lock.
-        command: without its options, which may hold a token.
-        token: another one for every lock.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    began: str | None
-    since: str
-    command: str
-    token: str
-
-    @classmethod
-    def this(cls) -> "_Process":
-        words = [os.path.basename(sys.argv[0]), *(word for word in sys.argv[1:2] if word.isalpha())]
-        return cls(
-            host=socket.gethostname(),
-            machine=_machine(),
-            pid=os.getpid(),
-            began=_began(os.getpid()),
-            since=datetime.now(UTC).astimezone().isoformat(sep=" ", timespec="seconds"),
-            command=" ".join(words),
-            token=secrets.token_hex(8),
-        )
-
-    @classmethod
-    def read(cls, content: bytes) -> "_Process | None":
-        """Whose lock has this content, or None if it is none, or cut off."""
-        try:
-            process = cls(**json.loads(content))
-        except (ValueError, TypeError):
-            return None
-        return process if isinstance(process.pid, int) else None
-
-    @property
-    def lives(self) -> bool | None:
-        """Whether it lives; None where only its touches can tell."""
-        if self.machine != _machine():
-            return None
-        began = _began(self.pid)
-        return None if began is None or self.began is None else began == self.began
-
-
-def _machine() -> str:
-    parts = [socket.gethostname()]
-    try:  # two containers have the same numbers for other processes
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            parts += [file.read().strip(), os.readlink("/proc/self/ns/pid")]
-    except OSError:
-        parts.append(f"{uuid.getnode():x}")
-    return " ".join(parts)
-
-
-def _began(pid: int) -> str | None:
-    """When a process of this machine began; "" if it is gone, None if that is not to be known."""
-    if not sys.platform.startswith("linux"):
-        return _began_elsewhere(pid)
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except ProcessLookupError:
-        return ""
-    except OSError:
-        try:  # it may be hidden
-            os.kill(pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return ""
-        except OSError:
-            pass
-        return None
-    # In ticks since the machine began, which no clock that is set changes; one that has ended may stay as a zombie.
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _began_elsewhere(pid: int) -> str | None:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return "" if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
-    except psutil.NoSuchProcess:
-        return ""
-    except psutil.Error:
-        return None
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -213,8 +120,16 @@ class _Found:
     @property
     def successor(self) -> str:
         """Where the lock lies that comes after this one."""
-        name = f"{LOCK_FILE}.{hashlib.sha256(self.content).hexdigest()[:16]}"
-        return os.path.join(os.path.dirname(self.path), name)
+        return os.path.join(os.path.dirname(self.path), f"{LOCK_FILE}.{_digest(self.content)}")
+
+    @property
+    def lives(self) -> bool | None:
+        """Whether its process lives; None where only its touches can tell."""
+        if (process := Process.read(self.content)) is not None:
+            return process.lives
+        begun = _BEGUN.fullmatch(os.path.basename(self.path))  # it was killed while it wrote
+        is_gone = begun is not None and begun[1] == _digest(this_machine().encode()) and began_at(int(begun[2])) == ""
+        return False if is_gone else None
 
 
 class RunLock:
@@ -231,7 +146,7 @@ class RunLock:
         self.pid, self.thread = os.getpid(), threading.get_ident()
         self._folder = folder
         self._path = os.path.join(folder, LOCK_FILE)
-        self._content = json.dumps(asdict(_Process.this()), indent=1).encode()
+        self._content = Process.this().written()
         self._has_ended = threading.Event()
 
     def acquire(self) -> None:
@@ -268,6 +183,7 @@ class RunLock:
         atexit.unregister(self.release)
         with suppress(OSError):
             if self.pid == os.getpid() and self._is_in_place():
+                self._tidy()
                 os.remove(self._path)
 
     def _is_in_place(self) -> bool:
@@ -307,7 +223,7 @@ class RunLock:
 
     def _write_own(self, attempts: int = 10) -> str:
         """Writes the lock beside its place."""
-        own = f"{self._path}.{secrets.token_hex(8)}.tmp"
+        own = f"{self._path}.{_digest(this_machine().encode())}.{self.pid}.{secrets.token_hex(8)}.tmp"
         os.makedirs(self._folder, exist_ok=True)
         try:
             _write_new(own, self._content)
@@ -325,13 +241,11 @@ class RunLock:
         return last
 
     def _lives(self, found: _Found) -> bool | None:
-        """Whether a lock's process lives; None where only its touches can tell."""
-        process = _Process.read(found.content)
-        if process is None:
-            return None
-        if process.pid == os.getpid() and process.lives:  # left by what this process was, or did, before
+        """See `_Found.lives`. What this process was, or did, before may have left one, too."""
+        process = Process.read(found.content)
+        if process is not None and process.pid == os.getpid() and process.lives:
             return self._folder in _held
-        return process.lives
+        return found.lives
 
     def _wait_until_gone(self, found: _Found, own: str) -> bool:
         """Waits until it is known whether a lock's process lives.
@@ -352,7 +266,8 @@ class RunLock:
                 if lives:
                     raise self._refusal(found)
                 return True
-            os.utime(own)
+            with suppress(OSError):  # a file system may refuse
+                os.utime(own)
             silence = os.stat(own).st_mtime - found.touched
             if silence > SILENT_SECONDS or time.monotonic() > end:
                 return True
@@ -373,7 +288,7 @@ class RunLock:
                 raise self._refusal(found)
 
     def _describe(self, found: _Found) -> str:
-        process = _Process.read(found.content)
+        process = Process.read(found.content)
         if process is None:
             return f"another run holds the folder {self._folder!r} (its lock {found.path!r} does not say which)"
         return (

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ..errors import shortlist
+from ..errors import brief, shortlist
 from .footer import Footer
-from .identity import StoreIdentity, brief
+from .identity import StoreIdentity
 
 _GROUP_ROWS = 1 << 20  # a row group of a store has more, up to all views
 # Of a value in a column, in bytes, encoded at its most wasteful; and of what stands beside the values.

@@ -183,7 +183,7 @@ def read_columns(path: str | os.PathLike[str], epoch: int, identity: StoreIdenti
         if fault := fault_in_sizes(read_footer(path), expected.names, identity):
             raise damaged(path, fault)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            _check_about(path, file, epoch, identity)
+            about = _checked_about(path, file, epoch, identity)
             table = file.read()
         if fault := fault_in_nulls(table):
             raise damaged(path, fault)
@@ -200,22 +200,23 @@ def read_columns(path: str | os.PathLike[str], epoch: int, identity: StoreIdenti
         raise
     except _DAMAGE as error:
         raise damaged(path, f"truncated or corrupt: {first_line(error)}") from error
-    about = table.schema.metadata or {}
-    if about[b"format"] == str(_FORMAT_WITHOUT_ANSWERS).encode():
+    if about["format"] == str(_FORMAT_WITHOUT_ANSWERS):
         columns["label"] = np.where(columns["label"] == identity.num_labels, NO_ANSWER, columns["label"])
     if fault := fault_in_values(columns, identity):
         raise damaged(path, fault)
     columns["label"] = columns["label"].astype(np.int32)
-    if about.get(b"checksum") != _checksum(epoch, columns, identity).encode():
+    if about.get("checksum") != _checksum(epoch, columns, identity):
         raise damaged(path, "corrupt: its checksum is another")
     return columns
 
 
-def _check_about(path: str | os.PathLike[str], file: pq.ParquetFile, epoch: int, identity: StoreIdentity) -> None:
-    """Refuses a file that says of itself that it is of another epoch or store.
+def _checked_about(
+    path: str | os.PathLike[str], file: pq.ParquetFile, epoch: int, identity: StoreIdentity
+) -> dict[str, str]:
+    """What a file says of itself: its format, epoch, identity and checksum.
 
     Raises:
-        InputError: it is.
+        InputError: it is of another epoch or store.
     """
     schema, expected = file.schema_arrow, schema_of(identity)
     if not schema.remove_metadata().equals(expected):
@@ -225,6 +226,7 @@ def _check_about(path: str | os.PathLike[str], file: pq.ParquetFile, epoch: int,
     for name, wanted in (("format", formats), ("epoch", (str(epoch),)), ("identity", (identity.digest,))):
         if about.get(name) not in wanted:
             raise damaged(path, f"its {name} is {str(about.get(name))[:80]}, expected {' or '.join(wanted)}")
+    return about
 
 
 def write_columns(path: str | os.PathLike[str], epoch: int, columns: Columns, identity: StoreIdentity) -> None:

@@ -81,10 +81,8 @@ def _sizes(about: dict[int, Any], file: BinaryIO, file_bytes: int) -> Footer:
 
 def _page_sizes(file: BinaryIO, column: dict[int, Any]) -> Iterator[int]:
     """Of each page of a column, the bytes that it takes when decompressed."""
-    first = column[9]
-    if 0 < column.get(11, 0) < first:  # a dictionary
-        first = column[11]
-    file.seek(first)
+    firsts = [offset for offset in (column.get(11, 0), column[9]) if offset > 0]  # of a dictionary, and of values
+    file.seek(min(firsts, default=0))
     content, at = file.read(column[7]), 0
     while at < len(content):
         header, at = _read_struct(content, at)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.columns import IGNORED_LABEL, without_format
-from ..errors import CheckpointError, InputError, first_line, shortlist
+from ..errors import CheckpointError, InputError, brief, first_line, shortlist
 from ..hub.files import write_whole
 
 FORMAT = 1
@@ -28,7 +28,6 @@ _RANGES = {
     "views_per_epoch": (1, (1 << 32) - 1),
     "num_labels": (1, 1 << 24),
 }
-_LONGEST = 200  # letters of a value in a message
 
 # What to do about a field that differs, beyond the obvious.
 _HINTS = {
@@ -222,12 +221,6 @@ class StoreIdentity:
                 "if this is of a store that was damaged, delete that store and record it anew"
             ) from error
         raise InputError(f"{path!r} has the format {brief(described['format'])}, expected {FORMAT}: update hf_deit")
-
-
-def brief(value: Any, words: Callable[[Any], str] = repr) -> str:
-    """A value in the words of a message, of which a line is enough."""
-    text = words(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _is_text(value: Any) -> bool:

@@ -220,7 +220,7 @@ class TeacherLabelStore:
             true_labels: (N,) of slot 0 to N - 1, negative where there is none.
 
         Returns:
-            (N,) int64, -1 where nothing is known.
+            (N,) int64, -1 where nothing is known, or where the teacher gave no answer.
         """
         return self.lookup(epoch, np.arange(len(true_labels)), true_labels)
 
@@ -232,7 +232,7 @@ class TeacherLabelStore:
             true_labels: (B,), negative where there is none.
 
         Returns:
-            (B,) int64, -1 where nothing is known: in an epoch that is not complete.
+            (B,) int64, -1 where nothing is known, in an epoch that is not complete, or the teacher gave no answer.
 
         Raises:
             InputError: the epoch's file is broken, or missing from a store on the Hub; or a view has no true label
@@ -368,7 +368,8 @@ class TeacherLabelStore:
         """
         for epoch in self._pending.epochs:
             columns = merge(self._pending.settled(epoch), epoch, self._name)
-            self._files.write_part(epoch, columns, rank)
+            if len(columns["slot"]):
+                self._files.write_part(epoch, columns, rank)
             self._pending.discard(epoch)
         self._cache = {epoch: known for epoch, known in self._cache.items() if known.is_complete}
 

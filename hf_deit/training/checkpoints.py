@@ -4,6 +4,7 @@ A checkpoint is whole; or torn, where a part of it is provably not there; or it 
 cannot be read. Only what is torn is passed over, and removed. All else is refused by its name, and stays as it is.
 """
 
+import itertools
 import os
 import pickle
 import shutil
@@ -201,26 +202,32 @@ def check_same_labels(folder: str, id2label: Mapping[int, str], what: str) -> No
 
 
 def remove_torn_checkpoints(output_dir: str) -> None:
-    """Removes what a killed run left of its last checkpoint, and nothing of which that is not known."""
+    """Removes what a killed run left of its last checkpoint: what has no state, or the beginning of one.
+
+    One that has lost another file since stays. Nothing can go on from it, but its weights may be all that is wanted.
+    """
     for path in list_checkpoints(output_dir):
         try:
-            check_whole(path)
+            read_state(path)
         except TornCheckpointError:
             _remove(path)
         except InputError as error:
-            logger.warning("%s", error)
+            logger.warning("%s", refused(path, str(error)))
 
 
 def _unmark(checkpoint: str) -> None:
-    """Lets a checkpoint no longer look whole: what marks it as that goes first."""
-    for name in (STATE_FILE, CHECKSUMS_FILE):
+    """Lets a checkpoint no longer look whole: what marks it as that goes first, the state last."""
+    for name in (CHECKSUMS_FILE, STATE_FILE):
         with suppress(FileNotFoundError):
             os.remove(os.path.join(checkpoint, name))
 
 
 def _remove(checkpoint: str) -> None:
     with suppress(OSError):
-        _unmark(checkpoint)
+        if os.path.islink(checkpoint):  # what it leads to may be another run's
+            os.remove(checkpoint)
+        else:
+            _unmark(checkpoint)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -251,8 +258,28 @@ class RunFolder:
         return os.path.join(self.path, f"checkpoint-{step}")
 
     def unmark(self, step: int) -> None:
-        """Lets an old checkpoint of a step no longer look whole, before it is written anew."""
-        _unmark(self.checkpoint(step))
+        """Lets an old checkpoint of a step no longer look whole, before it is written anew.
+
+        What is not understood is put aside, and a link to another folder is taken away.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        checkpoint = self.checkpoint(step)
+        if os.path.islink(checkpoint):
+            os.remove(checkpoint)
+            return
+        try:
+            check_whole(checkpoint)
+        except TornCheckpointError:
+            pass
+        except InputError:
+            names = (f"{checkpoint}.aside-{number}" for number in itertools.count(1))
+            aside = next(name for name in names if not os.path.lexists(name))
+            logger.warning("%s cannot be read, and is not overwritten: it is now %s", checkpoint, aside)
+            os.rename(checkpoint, aside)
+            return
+        _unmark(checkpoint)
 
     def seal(self, step: int) -> None:
         """Writes the checksums of a checkpoint to which nothing will be added any more.

@@ -32,7 +32,7 @@ from .processes import on_every_process, on_main_process
 from .teacher_answers import TeacherAnswers
 
 _VIEWS_CHECKED_AT_START = 16
-_SETTLE_WHEN_LABELLING = 16  # batches, so that a teacher that must not go on does not do so for long
+_CHECKED_AFTER = 16  # batches that are labelled, so that a teacher that must not go on does not do so for long
 _SETTLE_AFTER = 256  # batches, whose CRCs until then stay on their device, so that nothing waits for it
 
 Batch = dict[str, torch.Tensor]
@@ -401,22 +401,26 @@ class KeptLabels:
             generator=torch.Generator(),  # the global one is the training's
         )
 
-        answers = TeacherAnswers(self._args, self.name_of_view, settle_after=_SETTLE_WHEN_LABELLING)
+        answers, given = TeacherAnswers(self._args, self.name_of_view), iter(loader)
 
-        def label_mine() -> None:
-            try:
-                for batch in loader:
-                    batch = prepare(batch)
-                    only = wanted[self._slots(batch)]
-                    answers.note(has_answer(self._ask(batch, teacher, only=only)), batch, asked=only)
-                    if answers.must_stop:
-                        break
-                    if after_batch is not None:
-                        after_batch(len(batch["slots"]))
-            finally:  # what is labelled is labelled
-                self.flush()
+        def label_some() -> None:
+            for batch in itertools.islice(given, _CHECKED_AFTER):
+                batch = prepare(batch)
+                only = wanted[self._slots(batch)]
+                answers.note(has_answer(self._ask(batch, teacher, only=only)), batch, asked=only)
+                if after_batch is not None:
+                    after_batch(len(batch["slots"]))
 
-        on_every_process(label_mine)
+        try:
+            # As often in every process, so that none waits long for another one, which may have views to stop for.
+            for _ in range(math.ceil(len(batches) / self._args.world_size / _CHECKED_AFTER)):
+                on_every_process(label_some)
+                if not self._skips:
+                    answers.check(teacher)
+        except BaseException:
+            self.flush()  # what is labelled is labelled
+            raise
+        on_every_process(self.flush)
         self._epoch = before
         answers.check(teacher, needs_some=len(slots) == self.store.identity.views_per_epoch)
 

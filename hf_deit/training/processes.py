@@ -47,10 +47,14 @@ def on_every_process(function: Callable[[], T]) -> T:
 
 
 @contextmanager
-def holding(folder: str | os.PathLike[str]) -> Iterator[None]:
+def holding(folder: str | os.PathLike[str], *, is_written: bool = True) -> Iterator[None]:
     """Holds the folder of a run, for all its processes, until what stands in it has ended; see `hold`.
 
     All processes must enter it.
+
+    Args:
+        folder: of the run.
+        is_written: whether the run writes there; if it does not, a folder where nothing can be written is no failure.
 
     Raises:
         InputError: another run holds it, or nothing can be written there.
@@ -61,7 +65,8 @@ def holding(folder: str | os.PathLike[str]) -> Iterator[None]:
             try:
                 stack.enter_context(hold(folder))
             except OSError as error:
-                raise not_writable(folder, error) from error
+                if is_written:
+                    raise not_writable(folder, error) from error
 
         on_main_process(take)
         yield

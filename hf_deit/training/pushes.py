@@ -49,8 +49,9 @@ class RunPushes:
             args.output_dir,
             seconds=args.hub_push_timeout,
             history=history,
-            keeps_checkpoints=args.hub_strategy == HubStrategy.ALL_CHECKPOINTS,
+            keeps=lambda name: args.hub_strategy == HubStrategy.ALL_CHECKPOINTS and name != LAST_CHECKPOINT,
         )
+        self._not_collected: set[str] = set()  # names of checkpoints, say for want of space
 
     @property
     def failures(self) -> list[str]:
@@ -92,21 +93,25 @@ class RunPushes:
             self._publisher.keep(lambda tree: self._stage(checkpoint, tree), os.path.basename(checkpoint))
 
     def _stage(self, checkpoint: str | None, tree: str) -> None:
-        """Collects what the strategy says of a checkpoint, and of those that are not on the Hub any more."""
+        """Collects what the strategy says of a checkpoint, and of those before that are not on the Hub."""
         wanted = {}
         if self._args.hub_strategy == HubStrategy.CHECKPOINT and checkpoint is not None:
             wanted[LAST_CHECKPOINT] = checkpoint
         elif self._args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
             here = {os.path.basename(path): path for path in list_checkpoints(self._args.output_dir)}
-            wanted = {name: here[name] for name in self._publisher.missing & here.keys()}
+            wanted = {name: here[name] for name in (self._publisher.missing | self._not_collected) & here.keys()}
             wanted |= {} if checkpoint is None else {os.path.basename(checkpoint): checkpoint}
         for name, source in wanted.items():
             target = os.path.join(tree, name)
             try:
                 stage_checkpoint(source, target)
-            except BaseException:  # a torn one must not be pushed
+                self._not_collected.discard(name)
+            except BaseException as error:  # a torn one must not be pushed
                 shutil.rmtree(target, ignore_errors=True)
-                raise
+                self._not_collected.add(name)
+                if source == checkpoint or not isinstance(error, Exception):
+                    raise
+                logger.warning("%s cannot be collected to be pushed (%s)", source, why(error))
 
     def push_result(self, message: str, *, record: Callable[[], None]) -> None:
         """Pushes the model in the output folder with all that waits, and waits until it is there.

@@ -32,23 +32,11 @@ class TeacherAnswers:
     Args:
         args: `on_bad_teacher_answer` is "stop" or "skip".
         name: what to call the image of an epoch's slot.
-        settle_after: so many batches are noted before the host looks at them.
     """
 
-    def __init__(
-        self,
-        args: DistillationTrainingArguments,
-        name: Callable[[int, int], str],
-        *,
-        settle_after: int = _SETTLE_AFTER,
-    ) -> None:
-        self._args, self._name, self._settle_after = args, name, settle_after
+    def __init__(self, args: DistillationTrainingArguments, name: Callable[[int, int], str]) -> None:
+        self._args, self._name = args, name
         self.restart()
-
-    @property
-    def must_stop(self) -> bool:
-        """Whether this process knows by now of a view that stops the run."""
-        return self._found.unanswered > 0 and self._args.on_bad_teacher_answer == "stop"
 
     def restart(self) -> None:
         """Begins another run."""
@@ -72,10 +60,10 @@ class TeacherAnswers:
         for name, absent in (("slots", -1), ("partner_offsets", 0), ("label_weights", 1)):
             columns[name] = batch.get(name, all_of_them.long() * absent)
         self._noted.append(columns)
-        if len(self._noted) >= self._settle_after:
-            self.settle()
+        if len(self._noted) >= _SETTLE_AFTER:
+            self._settle()
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Looks at what was noted, in this process."""
         if not self._noted:
             return
@@ -127,7 +115,7 @@ class TeacherAnswers:
         Raises:
             InputError: some have none and must have one. The message names the images and the remedy.
         """
-        self.settle()
+        self._settle()
         mine, self._found = self._found, _Found(0, 0, [])
         found = gather_object([mine]) if PartialState().num_processes > 1 else [mine]
         views, unanswered = (sum(part[field] for part in found) for field in (0, 1))

@@ -363,7 +363,8 @@ class DistillationTrainer(Trainer):
             TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
             CheckpointError: a checkpoint could not be written; those from before are whole.
         """
-        with holding(self.args.output_dir):
+        folder = self._get_output_dir(kwargs.get("trial"))  # trials of a search may run side by side, in folders of it
+        with holding(folder, is_written=self.args.save_strategy != SaveStrategy.NO):
             return self._train_with_labels(resume_from_checkpoint, **kwargs)
 
     def _train_with_labels(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
@@ -531,17 +532,17 @@ class DistillationTrainer(Trainer):
             prefix: of the metrics' names.
             logits: see `_keeping`.
         """
-        self._image_losses = []
+        losses = self._image_losses = []
         try:
             with self._keeping(logits=logits):
                 output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=prefix, **kwargs)
-            mean = mean_loss(self._image_losses)
         finally:
             self._image_losses = None
-        if f"{prefix}_loss" in output.metrics:
-            output.metrics[f"{prefix}_loss"] = mean
-        if mean is None:
-            output.metrics.pop(f"{prefix}_loss", None)
+        name = f"{prefix}_loss"
+        if losses and name in output.metrics:  # there are none where a subclass computes its own loss
+            output.metrics[name] = mean_loss(losses)
+            if output.metrics[name] is None:
+                del output.metrics[name]
         return output
 
     def _tell_skipped(self) -> None:
@@ -639,7 +640,7 @@ class DistillationTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.kept_labels is not None:  # a run that goes on from here finds the labels of all that was before
             self.step_record.elsewhere(on_every_process, self.kept_labels.flush)
-        check_held(self.args.output_dir)
+        on_main_process(lambda: check_held(self.args.output_dir))
         with self.run_folder.writing("checkpoint", self.state.global_step):
             self.step_record.elsewhere(self._write_checkpoint, *args, **kwargs)
 

@@ -24,6 +24,7 @@ from hf_deit import DistillationTrainer, DistilledDeiTForImageClassification, lo
 from hf_deit.commands import resume
 from hf_deit.commands.resume import Beginning
 from hf_deit.errors import CheckpointError, InputError
+from hf_deit.hub import run_lock
 from hf_deit.hub.publishing import publish_folder
 from hf_deit.recipes import load_recipe
 from hf_deit.recipes.resolve import resolve_arguments, resolved_recipe
@@ -710,6 +711,17 @@ def test_who_trains_from_python_holds_the_folder_as_long(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert not (tmp_path / ".run.lock").exists()
+
+
+def test_who_trains_from_python_and_saves_nothing_needs_no_folder_to_write_to(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(run_lock, "_write_new", refuse)
+    settings = {"distillation_type": "none", "max_steps": 1}
+    tiny.trainer(tiny.student(), tiny.arguments(tmp_path, **settings)).train()
+    with pytest.raises(InputError, match=r"cannot write to the output folder .*Read-only"):
+        tiny.trainer(tiny.student(), tiny.arguments(tmp_path, **settings, save_strategy="epoch")).train()
 
 
 def test_who_has_lost_the_folder_writes_no_checkpoint(lock_holder, tmp_path):

@@ -19,7 +19,7 @@ from hf_deit.commands.resume import adopt_checkpoint
 from hf_deit.errors import CheckpointError
 from hf_deit.hub import zoo_cards
 from hf_deit.hub.curves import plot_curves
-from hf_deit.hub.files import link, no_empty_folders, share_weights, write_json, write_whole
+from hf_deit.hub.files import no_empty_folders, share_weights, write_json, write_whole
 from hf_deit.hub.record import stage, write_record
 from hf_deit.hub.run_folder import list_checkpoints
 from hf_deit.labels.files import write_columns
@@ -147,14 +147,6 @@ def test_a_checkpoint_that_is_adopted_is_whole_or_none(tmp_path):
     assert list_checkpoints(run) == [] != [adopt_checkpoint(fetched, run)] == list_checkpoints(run)
     adopted = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
     assert adopted == {**state, "best_model_checkpoint": os.path.join(run, "checkpoint-3")}
-
-
-def test_a_file_is_linked_beside_itself_and_stays(tmp_path):
-    (tmp_path / "here").write_text("one")
-    (tmp_path / "there").write_text("other")
-    for target in ("there", "there", "here"):
-        link(tmp_path / "here", tmp_path / target)
-        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"here": "one", "there": "one"}
 
 
 def test_a_file_that_is_linked_elsewhere_stays_as_it_is_there(tmp_path):

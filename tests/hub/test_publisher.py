@@ -60,7 +60,7 @@ class Run:
         self.pushes = RunPushes(HubRepository(repo_id, None), args, history=lambda: self.history(self.step))
 
     def history(self, step: int) -> list[dict[str, Any]]:
-        return [{"step": number, "loss": self.seed + 1 / number} for number in range(1, step + 1)]
+        return [{"step": n, "loss": self.seed + 1 / n, "images_per_second": 9.0} for n in range(1, step + 1)]
 
     def write_model(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ class Run:
         checkpoint = self.folder / f"checkpoint-{step}"
         self.write_model(checkpoint)
         (checkpoint / "optimizer.pt").write_text(f"{self.seed} {step}")
-        (checkpoint / f"rng_{self.seed}.pth").write_text("")
+        (checkpoint / f"rng_state_{self.seed}.pth").write_text("")
         state = {"global_step": step, "log_history": self.history(step)}
         (checkpoint / "trainer_state.json").write_text(json.dumps(state))
         return checkpoint
@@ -114,7 +114,7 @@ def checkpoints(commit: Commit) -> dict[str, str]:
         found[name] = commit.files[f"{name}/optimizer.pt"].decode()
         inside = {path.split("/")[1] for path in commit.files if path.startswith(f"{name}/")}
         own = {"config.json", "model.safetensors", "optimizer.pt", "trainer_state.json"}
-        assert inside == {*own, f"rng_{found[name].split()[0]}.pth"}
+        assert inside == {*own, f"rng_state_{found[name].split()[0]}.pth"}
     return found
 
 
@@ -147,16 +147,6 @@ def test_checkpoints_that_are_saved_during_a_push_are_not_left_out(hub, tmp_path
     assert model(newest)["step"] == 5 and run.pushes.failures == [] and left(run.folder) == []
     assert [commit.title for commit in hub.commits(REPO)][-2] == "Training in progress, step 1"
     assert checkpoints(hub.commits(REPO)[1]) == all_of(1, 2, 3, 4)
-
-
-def test_what_waits_takes_no_space_of_its_own(hub, tmp_path, gate):
-    run = Run(tmp_path / "run", "all_checkpoints")
-    run.save(1)
-    run.save(2)
-    [waiting] = (run.folder / "_publishing").rglob("checkpoint-2/optimizer.pt")
-    assert waiting.samefile(run.folder / "checkpoint-2" / "optimizer.pt")
-    gate.set()
-    run.end()
 
 
 def test_of_the_strategy_checkpoint_the_newest_is_pushed(hub, tmp_path, gate):
@@ -256,7 +246,44 @@ def test_what_cannot_be_pushed_is_named_and_is_pushed_with_the_model_later(hub, 
     assert checkpoints(hub.commits(REPO)[0]) == all_of(1, 2) and left(run.folder) == []
 
 
-def test_a_checkpoint_that_cannot_be_collected_is_named_and_not_pushed_torn(hub, tmp_path, monkeypatch):
+def test_the_last_checkpoint_that_could_not_be_pushed_is_pushed_with_the_model_later(hub, tmp_path):
+    run = Run(tmp_path / "run", "checkpoint")
+    hub.fail("POST", "/commit/", status=403, times=None)
+    run.save(1)
+    with pytest.raises(PublishError, match="and neither could last-checkpoint"):
+        run.end()
+    hub.clear_faults()
+    later = Publisher(HubRepository(REPO, None), run.folder, seconds=20)
+    later.finish(lambda tree: run.write_model(Path(tree)), "Upload of a trained model")
+    assert checkpoints(hub.commits(REPO)[0]) == {"last-checkpoint": "0 1"} and left(run.folder) == []
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+def test_what_a_push_in_vain_had_taken_is_pushed_with_the_next(hub, tmp_path, monkeypatch, is_stuck):
+    """Also while the thread of that push still reads it; a copy that is killed half-way does not look whole."""
+    has_ended, push = threading.Event(), publisher.publish_tree
+    with monkeypatch.context() as patched:
+        patched.setattr(publisher, "publish_tree", lambda *_: 1 / (1 - (not is_stuck or has_ended.wait(20))))
+        run = Run(tmp_path / "run", "all_checkpoints")
+        run.pushes._publisher._seconds = 0.1
+        run.save(1)
+        if is_stuck:
+            copy = shutil.copyfile
+            patched.setattr(shutil, "copyfile", lambda a, b, **k: copy(a, b, **k) and 1 / ("optimizer" not in str(b)))
+            with pytest.raises(ZeroDivisionError):
+                run.pushes.wait()
+            assert not list((run.folder / "_publishing" / "ada--student@").rglob("trainer_state.json"))
+    if is_stuck:  # as another process of the run
+        run = Run(run.folder, "all_checkpoints")
+    run.save(2)
+    run.end()
+    has_ended.set()
+    assert push is publisher.publish_tree and checkpoints(hub.commits(REPO)[0]) == all_of(1, 2)
+
+
+@pytest.mark.parametrize("rotated", [None, 2])
+def test_a_checkpoint_that_cannot_be_collected_is_not_pushed_torn(hub, tmp_path, monkeypatch, rotated):
+    """It is named, and pushed with the next one if it is there still."""
     run = Run(tmp_path / "run", "all_checkpoints")
     run.save(1)
 
@@ -266,9 +293,10 @@ def test_a_checkpoint_that_cannot_be_collected_is_named_and_not_pushed_torn(hub,
     with monkeypatch.context() as patched:
         patched.setattr("hf_deit.hub.record.write_json", fill_the_disk)
         run.save(2)
-    run.save(3)
+    run.save(3) if rotated is None else shutil.rmtree(run.folder / f"checkpoint-{rotated}")
+    run.save(4)
     run.end()
-    assert checkpoints(hub.commits(REPO)[0]) == all_of(1, 3)
+    assert checkpoints(hub.commits(REPO)[0]) == (all_of(1, 2, 3, 4) if rotated is None else all_of(1, 4))
     assert run.pushes.failures == ["Training in progress, step 2: OSError: [Errno 28] No space left on device"]
 
 
@@ -380,13 +408,21 @@ def test_what_is_not_of_another_run_stays(hub, tmp_path):
     first.save(1)
     first.save(2)
     first.end()
-    hub.commit(REPO, {"notes.txt": b"mine", "checkpoint-9/notes.txt": b"mine", "eval/checkpoint-1.txt": b"mine"})
+    of_transformers = {"log_history": [{"step": 1, "loss": 77.0, "grad_norm": 1.0}]}
+    theirs = {
+        **dict.fromkeys(("notes.txt", "lora.safetensors", "checkpoint-9/notes.txt", "eval/checkpoint-1.txt"), b"mine"),
+        **dict.fromkeys(("checkpoint-3/notes.md", "checkpoint-3/adapter_model.safetensors"), b"mine"),
+        "checkpoint-10/trainer_state.json": json.dumps(of_transformers).encode(),
+        "checkpoint-10/model.safetensors": b"by hand",
+        "checkpoint-11/trainer_state.json": b'{"log_history": ["step loss", {"step": [], "loss": 1}, null]}',
+    }
+    hub.commit(REPO, theirs)
     again = Run(tmp_path / "again", "all_checkpoints")
     again.save(3)
     again.end()
     files = hub.files(REPO)
-    assert {name.split("/")[0] for name in files if name.startswith("checkpoint-")} == {*all_of(1, 2, 3, 9)}
-    assert {"notes.txt", "checkpoint-9/notes.txt", "eval/checkpoint-1.txt"} <= files.keys()
+    assert {name.split("/")[0] for name in files if name.startswith("checkpoint-")} == {*all_of(1, 2, 3, 9, 10, 11)}
+    assert theirs.items() <= files.items()
 
 
 def test_weights_in_other_files_and_old_files_of_a_checkpoint_go(hub, tmp_path):
@@ -408,11 +444,46 @@ def test_weights_in_other_files_and_old_files_of_a_checkpoint_go(hub, tmp_path):
     assert checkpoints(hub.commits(REPO)[0]) == {"last-checkpoint": "0 1"}
 
 
+def test_of_a_checkpoint_that_gives_way_the_users_own_files_stay(hub, tmp_path):
+    other = Run(tmp_path / "other", "all_checkpoints", seed=7)
+    other.save(1)
+    other.end()
+    hub.commit(REPO, {"checkpoint-1/notes.md": b"mine"})
+    run = Run(tmp_path / "run", "all_checkpoints")
+    run.save(2)
+    run.end()
+    assert {name for name in hub.files(REPO) if name.startswith("checkpoint-1/")} == {"checkpoint-1/notes.md"}
+
+
+def test_what_is_on_the_hub_is_looked_at_once(hub, tmp_path):
+    other = Run(tmp_path / "other", "all_checkpoints")
+    other.save(1)
+    other.end()
+    run, first = Run(tmp_path / "run", "all_checkpoints"), len(hub.requests)
+    for step in (2, 3, 4):
+        run.save(step)
+        run.pushes.wait()
+    run.end()
+    states = {target for _, target, _ in hub.requests[first:] if "/resolve/" in target and "trainer_state" in target}
+    assert len(states) == 1 and checkpoints(hub.commits(REPO)[0]) == all_of(1, 2, 3, 4)
+
+
+def test_what_waits_of_an_earlier_run_in_the_same_folder_is_not_mixed_with_another(hub, killed):
+    for checkpoint in killed.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    other = Run(killed, "all_checkpoints", seed=7)
+    other.save(1)
+    other.end()
+    check_commits(hub)
+    assert checkpoints(hub.commits(REPO)[0]) == all_of(1, seed=7) and left(killed) == []
+
+
 def test_logs_are_of_two_runs_where_a_step_has_two_losses():
     one = [{"step": 1, "loss": 0.5}, {"step": 1, "eval_top1": 0.1}, {"step": 2, "loss": 0.25}]
     assert not contradict(one, one[:2]) and not contradict(one[:1], one) and not contradict([], one)
     assert not contradict(one, [{"step": 3, "loss": 9.0}, {"step": 1, "eval_top1": 0.7}])
     assert contradict(one, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.26}])
+    assert not contradict([{"step": 1, "loss": float("nan")}], [{"step": 1, "loss": float("nan")}])
 
 
 def test_no_folder_is_touched_in_which_another_run_is_at_work(hub, tmp_path, killed):

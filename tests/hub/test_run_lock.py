@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,7 +13,8 @@ import pytest
 from support.lock_holder import LockHolder
 
 from hf_deit.errors import CheckpointError, InputError
-from hf_deit.hub import run_lock
+from hf_deit.hub import process_identity, run_lock
+from hf_deit.hub.process_identity import began_at, this_machine
 from hf_deit.hub.run_lock import LOCK_FILE, check_held, hold, is_lock_file
 
 
@@ -278,9 +280,54 @@ def test_what_is_left_by_processes_that_were_killed_while_they_took_it_goes(fold
     (folder / f"{LOCK_FILE}.0123.tmp").write_bytes(gone)
     (folder / f"{LOCK_FILE}.4567.tmp").write_bytes(gone[:20])
     os.utime(folder / f"{LOCK_FILE}.4567.tmp", (0, 0))
-    (folder / f"{LOCK_FILE}.89ab.tmp").write_bytes(b"")  # it may be writing it
+    last = folder / f"{LOCK_FILE}.89ab.tmp"
+    last.write_bytes(b"")  # it may be writing it
     with hold(folder):
-        assert locks(folder) == [LOCK_FILE, f"{LOCK_FILE}.89ab.tmp"]
+        assert locks(folder) == [LOCK_FILE, last.name]
+    assert locks(folder) == [last.name]
+    with hold(folder):
+        os.utime(last, (0, 0))
+    assert locks(folder) == []
+
+
+@pytest.mark.parametrize("written", [0, 1, 20])
+def test_what_a_killed_process_had_only_begun_to_write_goes_at_once(others, folder, written):
+    """That of one that lives, or of another machine, does not."""
+    [other] = others()
+    own = run_lock.RunLock(str(folder))
+    own.pid = other.process.pid
+    path = Path(own._write_own())
+    path.write_bytes(path.read_bytes()[:written])
+    elsewhere = folder / path.name.replace(path.name.split(".")[3], "0123456789abcdef")
+    elsewhere.write_bytes(b"")
+    with hold(folder):
+        assert locks(folder) == sorted([LOCK_FILE, path.name, elsewhere.name])
+    other.process.kill()
+    other.process.wait()
+    with hold(folder):
+        assert locks(folder) == sorted([LOCK_FILE, elsewhere.name])
+
+
+@pytest.mark.parametrize("absent", ["/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"])
+def test_containers_of_one_name_are_told_apart_by_what_there_is(monkeypatch, absent):
+    """As of two that share a host's name and network, and where the system does not say when it began."""
+    place, opened = ["pid:[1]"], open
+
+    def read(path: str) -> str:
+        if path == absent:
+            raise FileNotFoundError(path)
+        return place[0]
+
+    def refuse(path: str, *args: object, **settings: object) -> object:
+        read(path)
+        return opened(path, *args, **settings)
+
+    monkeypatch.setattr(os, "readlink", read)
+    monkeypatch.setattr(process_identity, "open", refuse, raising=False)
+    first = this_machine()
+    assert this_machine() == first
+    place[0] = "pid:[2]"
+    assert (this_machine() == first) == (absent == "/proc/self/ns/pid")
 
 
 def test_it_names_no_option_of_the_command(folder, monkeypatch):
@@ -304,3 +351,23 @@ def test_without_hard_links_it_is_taken_too(others, folder, monkeypatch):
             [other] = others()
             assert other.take(folder).startswith("refused")
         assert locks(folder) == []
+
+
+def test_a_process_is_not_gone_as_long_as_it_has_a_thread():
+    """As while one is being killed that still writes: its first thread looks like one of a process that has ended."""
+    program = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print("begins to end", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            while ") Z " not in Path(f"/proc/{process.pid}/stat").read_text():
+                time.sleep(0.01)
+            assert began_at(process.pid) is None
+        finally:
+            process.kill()
+        process.stdout.close()
+    assert began_at(process.pid) == ""

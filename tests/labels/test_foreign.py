@@ -7,8 +7,7 @@ import json
 import os
 import resource
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -290,29 +289,20 @@ CLAIMS: dict[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
-@pytest.fixture
-def pool() -> Iterator[pa.MemoryPool]:
-    """Counts what pyarrow allocates."""
-    before = pa.default_memory_pool()
-    counting = pa.proxy_memory_pool(before)
-    pa.set_memory_pool(counting)
-    yield counting
-    pa.set_memory_pool(before)
-
-
 @pytest.mark.parametrize("case", CLAIMS)
-def test_a_file_that_no_store_has_is_refused_by_name_soon_and_with_little_memory(tmp_path, pool, case):
+def test_a_file_that_no_store_has_is_refused_by_name_and_with_little_memory(tmp_path, case):
     TeacherLabelStore.open(tmp_path, identity(top_k=2)).close()
     words, write = CLAIMS[case]
     paths = (tmp_path / "data/epoch-00000.parquet", tmp_path / "parts/epoch-00001.rank-00000.0a1b2c3d.parquet")
     for path in paths:
         write(path)
-    before, start = pool.total_bytes_allocated(), time.perf_counter()
+    pool = pa.default_memory_pool()
+    before = pool.total_bytes_allocated()
     store = TeacherLabelStore.open(tmp_path, readonly=True)
     for epoch, path in enumerate(paths):
         with pytest.raises(InputError, match=rf"{path.name}' holds no labels of this store .*{words}"):
             store.labels(epoch, np.zeros(VIEWS, int))
-    assert pool.total_bytes_allocated() - before < 1 << 18 and time.perf_counter() - start < 5
+    assert pool.total_bytes_allocated() - before < 1 << 18
 
 
 # A description that describes no store

@@ -27,7 +27,7 @@ from support.stores import VIEWS, assert_holds, files, fill, identity, record, v
 from hf_deit import InputError, TeacherLabelStore
 from hf_deit.data.view_dataset import pixel_crc
 from hf_deit.errors import CheckpointError
-from hf_deit.labels.files import ABSENT, discard_unused, has_labels, probe_store, wants_crc
+from hf_deit.labels.files import ABSENT, discard_unused, has_labels, no_views, probe_store, wants_crc, write_columns
 from hf_deit.labels.identity import StoreIdentity, data_fingerprint
 from hf_deit.labels.top_k import TopLogits, rebuilt_logits, top_logits
 from hf_deit.models.answers import NO_ANSWER
@@ -500,6 +500,16 @@ def test_views_without_an_answer_are_kept_as_such(tmp_path, num_labels):
     assert table.schema.metadata[b"format"] == b"2"  # which earlier versions refuse
     plain = fill(tmp_path / "plain", num_labels=num_labels)
     assert pq.read_table(plain / "data/epoch-00000.parquet").schema.metadata[b"format"] == b"1"
+
+
+def test_where_nothing_was_recorded_nothing_is_written(tmp_path):
+    with TeacherLabelStore.open(tmp_path, identity()) as store:
+        store.record(0, np.arange(5), np.full(5, ABSENT), np.arange(5))
+        store.flush()
+        assert files(tmp_path) == ["store.json"] and not has_labels(tmp_path)
+        write_columns(tmp_path / "parts/epoch-00000.rank-00000.0a.parquet", 0, no_views(identity()), identity())
+        assert store.epoch(0).is_empty and store.views_in_parts == {0: 0}
+    assert not TeacherLabelStore.open(tmp_path, identity()).finish_epoch(0)
 
 
 def test_an_answer_and_none_contradict_each_other(tmp_path):

@@ -257,6 +257,48 @@ def test_only_the_torn_are_removed(tmp_path):
     assert (tmp_path / "checkpoint-10" / "model.safetensors").read_bytes() == b"weights"
 
 
+def test_what_is_linked_is_not_removed_or_written_over(tmp_path, whole_run):
+    """As a checkpoint of another run, to go on from it here."""
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    run.mkdir()
+    for step in (2, 4, 6):
+        shutil.copytree(whole_run[0] / f"checkpoint-{step}", elsewhere / f"checkpoint-{step}")
+        (run / f"checkpoint-{step}").symlink_to(elsewhere / f"checkpoint-{step}")
+    (elsewhere / "checkpoint-6" / "trainer_state.json").unlink()
+    before = in_folder(elsewhere)
+    trainer = make(run, student=1, save_total_limit=1)
+    trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    assert same(results(trainer), whole_run[1])
+    assert [path.name for path in run.iterdir()] == ["checkpoint-8"]
+    assert in_folder(elsewhere) == before
+
+
+def test_what_has_lost_another_file_than_its_state_stays(two, caplog):
+    """As one whose optimizer was taken away to save space."""
+    (two / "checkpoint-2" / "optimizer.pt").unlink()
+    before = in_folder(two)
+    remove_torn_checkpoints(str(two))
+    assert in_folder(two) == before
+    (two / "checkpoint-4" / "trainer_state.json").unlink()
+    with pytest.raises(InputError, match=r"checkpoint-2 is torn: optimizer\.pt is not there\. No other is whole"):
+        last_whole_checkpoint(two)
+    assert "checkpoint-4 is torn: it has no trainer_state.json (as of a run killed" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", None])
+def test_what_is_not_understood_is_put_aside_before_it_is_written_anew(two, whole_run, content):
+    shutil.copytree(two / "checkpoint-4", two / "checkpoint-4.aside-1")
+    path = two / "checkpoint-4" / "trainer_state.json"
+    path.unlink()
+    path.mkdir() if content is None else path.write_text(content)
+    before = in_folder(two / "checkpoint-4")
+    resumed = make(two, student=1)
+    resumed.train(resume_from_checkpoint=str(two / "checkpoint-2"))
+    assert same(results(resumed), whole_run[1])
+    assert in_folder(two / "checkpoint-4.aside-2") == before
+    assert run_folder.whole_checkpoints(two) == [f"{two}/checkpoint-{step}" for step in (2, 4, 6, 8)]
+
+
 # Files that are not as they were written
 
 

@@ -676,6 +676,18 @@ def test_the_evaluations_loss_is_the_mean_over_the_labelled_images_in_any_batche
         assert metrics[f"{prefix}_images"] == 15
 
 
+def test_a_loss_of_ones_own_is_evaluated_as_it_is(tmp_path):
+    class Own(DistillationTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            outputs = model(pixel_values=inputs["pixel_values"])
+            return (outputs.logits.sum() * 0 + 3, {"logits": outputs.logits})
+
+    args = tiny.arguments(tmp_path, distillation_type="none", ema_decay=0.5)
+    own = Own(tiny.student(), args, processing_class=tiny.processor(), eval_dataset=tiny.digits()[1])
+    metrics = own.evaluate()
+    assert metrics["eval_loss"] == metrics["eval_ema_loss"] == 3
+
+
 def whole(trainer) -> list[dict[str, torch.Tensor]]:
     return [trainer.prepare_batch(batch) for batch in trainer.get_eval_dataloader()]
 
