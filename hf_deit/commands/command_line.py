@@ -2,7 +2,9 @@
 
 import argparse
 import atexit
+import io
 import os
+import re
 import select
 import shutil
 import signal
@@ -35,6 +37,10 @@ STATUS_OF_CLOSED_OUTPUT = 141  # as a shell has it of programs that SIGPIPE ends
 STATUS_OF_PUBLISHING = _STATUSES[PublishError]
 # A launcher ends all processes when one of them leaves: the one that speaks for all must have said why before.
 _SECONDS_TO_SPEAK = 1.0
+_SECONDS_TO_COME_TO_IT = 5.0  # until the main process has met what another one has met
+# What launchers set in the environment of each process.
+_OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -49,7 +55,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, name: str, description: str, **settings: object) -> None:
         super().__init__(
             prog=f"hf-deit {name}",
-            description=textwrap.fill(description, width=shutil.get_terminal_size().columns - 2),
+            description=textwrap.fill(description, width=max(shutil.get_terminal_size().columns - 2, 11)),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             **settings,
@@ -109,6 +115,33 @@ def run_command(
         return end_unforeseen(error, arguments)
 
 
+def use_streams() -> None:
+    """Lets what is printed neither fail nor go astray, whatever the process was started with.
+
+    A stream that is closed leaves its number to the next file, into which libraries would then write their messages.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as the process lives)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
+
+
+def check_surroundings() -> None:
+    """Refuses what libraries fail over as soon as they are loaded or used.
+
+    Raises:
+        InputError: the working directory is not there, or a launcher's variables are no numbers.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(f"the working directory cannot be used ({error.strerror}): cd to another one") from error
+    for name in _OF_LAUNCHERS:
+        if not _WHOLE.fullmatch(value := os.environ.get(name, "0")):
+            raise InputError(f"the environment's {name} must be a whole number, got {value!r}: launchers set it")
+
+
 def end_unforeseen(error: Exception | SystemExit, arguments: Sequence[str]) -> int:
     """Tells an error that nobody foresaw in one line on stderr, in whichever process it has come up.
 
@@ -123,7 +156,10 @@ def end_unforeseen(error: Exception | SystemExit, arguments: Sequence[str]) -> i
         return 0
     if isinstance(error, BrokenPipeError) and _is_output_closed():
         return STATUS_OF_CLOSED_OUTPUT
-    process = "" if is_main_process() else f" in process {os.environ.get('RANK', '?')}"
+    process = ""
+    if not is_main_process():  # what has come up in the main one, too, is told there, and ends this one meanwhile
+        time.sleep(_SECONDS_TO_COME_TO_IT)
+        process = f" in process {os.environ.get('RANK', '?')}"
     sys.stderr.write(f"\nerror{process}: {describe_unforeseen(error, arguments)}\n")
     sys.stderr.flush()
     return STATUS_OF_UNFORESEEN
@@ -197,7 +233,10 @@ def exit_command(status: int) -> NoReturn:
 def is_main_process() -> bool:
     """Whether this is the process that speaks for all, also before they are connected."""
     distributed = _communication()
-    return (int(os.environ.get("RANK", "0")) if distributed is None else distributed.get_rank()) == 0
+    if distributed is not None:
+        return distributed.get_rank() == 0
+    rank = os.environ.get("RANK", "0")
+    return not _WHOLE.fullmatch(rank) or int(rank) == 0  # what is no number is to be told, see `check_surroundings`
 
 
 def _communication() -> ModuleType | None:

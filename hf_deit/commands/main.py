@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import InputError, did_you_mean
-from .command_line import STATUS_OF_INPUT, STATUS_OF_INTERRUPT, end_unforeseen, exit_command, report_error
+from .command_line import (
+    STATUS_OF_INPUT,
+    STATUS_OF_INTERRUPT,
+    check_surroundings,
+    end_unforeseen,
+    exit_command,
+    report_error,
+    use_streams,
+)
 
 # What each command does; its module has its name. Nothing is loaded before one is chosen.
 COMMANDS = {
@@ -64,7 +72,11 @@ def main(arguments: Sequence[str]) -> int:
         report_error(InputError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{near}"))
         return STATUS_OF_INPUT
     try:
+        check_surroundings()
         command = importlib.import_module(f"{__package__}.{name}")
+    except InputError as error:
+        report_error(error)
+        return STATUS_OF_INPUT
     except (Exception, SystemExit) as error:  # an installation that is not whole
         return end_unforeseen(error, arguments)
     return command.main(rest)
@@ -72,6 +84,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> NoReturn:
     """The entry point: runs a command and ends the process."""
+    use_streams()
     try:
         status = main(sys.argv[1:])
     except KeyboardInterrupt:  # while the command was loaded

@@ -13,7 +13,7 @@ import shutil
 
 from accelerate import PartialState
 
-from ..errors import InputError
+from ..errors import InputError, shortlist
 from ..hub.files import is_leftover, remove_leftovers, temporary_beside, writing
 from ..hub.run_folder import RECIPE_FILE, last_whole_checkpoint, list_checkpoints
 from ..hub.run_lock import is_lock_file, not_writable
@@ -29,7 +29,7 @@ _BESIDE_A_RECIPE = re.compile(r"runs|_publishing\w*|config\.json|trainer_state\.
 
 
 def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = None) -> None:
-    """Refuses an output folder that cannot be written, or that holds another run.
+    """Refuses an output folder that cannot be written, or that holds another run, or what is of no run.
 
     Args:
         output_dir: the folder.
@@ -42,15 +42,27 @@ def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = No
     state = PartialState()
     try:
         os.makedirs(output_dir, exist_ok=True)
-        occupied = not resuming and _others(output_dir, labels)
+        others = [] if resuming else _others(output_dir, labels)
+        can_go_on = bool(others) and (is_begun(output_dir) or last_whole_checkpoint(output_dir) is not None)
+        odd = sorted(entry.name for entry in os.scandir(output_dir) if not _takes_writing(entry.path))
         state.wait_for_everyone()  # another process's probe is no run
         _probe(output_dir)
     except OSError as error:
         raise not_writable(output_dir, error) from error
-    if occupied:
+    if can_go_on:
         raise InputError(
             f"the output folder {output_dir!r} holds another run: go on with it (--resume_from_checkpoint true), give "
             "another --output_dir, or remove it"
+        )
+    if others:
+        raise InputError(
+            f"the output folder {output_dir!r} holds what is of no run that could go on ({shortlist(others)}): give "
+            "another --output_dir, or move that away"
+        )
+    if odd:
+        raise InputError(
+            f"the output folder {output_dir!r} holds {shortlist(odd)}, neither files nor folders: remove what is no "
+            "part of a run, which would wait for whoever reads it"
         )
     state.wait_for_everyone()  # no process may write before all have looked
 
@@ -106,21 +118,24 @@ def remove_folder(folder: str) -> None:
         shutil.rmtree(folder)
 
 
-def _others(output_dir: str, labels: str | None) -> bool:
-    """Whether a folder holds anything but beginnings."""
+def _others(output_dir: str, labels: str | None) -> list[str]:
+    """The names of what a folder holds beside beginnings."""
     begun = os.path.isfile(os.path.join(output_dir, RECIPE_FILE))
     torn = [os.path.basename(path) for path in list_checkpoints(output_dir)] if begun else []
     if torn and last_whole_checkpoint(output_dir) is not None:
-        return True
-    return not all(
-        entry.name in _BEGINNINGS
-        or is_lock_file(entry.name)
-        or entry.name in torn
-        or (begun and _BESIDE_A_RECIPE.fullmatch(entry.name))
-        or is_leftover(entry.path)
-        or (entry.name == TRAINED_TEACHER and os.path.isfile(os.path.join(entry.path, RECIPE_FILE)))
-        or (labels is not None and _is_of_store(entry.path, labels))
+        return torn
+    return sorted(
+        entry.name
         for entry in os.scandir(output_dir)
+        if not (
+            entry.name in _BEGINNINGS
+            or is_lock_file(entry.name)
+            or entry.name in torn
+            or (begun and _BESIDE_A_RECIPE.fullmatch(entry.name))
+            or is_leftover(entry.path)
+            or (entry.name == TRAINED_TEACHER and os.path.isfile(os.path.join(entry.path, RECIPE_FILE)))
+            or (labels is not None and _is_of_store(entry.path, labels))
+        )
     )
 
 
@@ -135,6 +150,11 @@ def _is_of_store(path: str, labels: str) -> bool:
             return not names
         path = os.path.join(path, names[0])
     return path == labels
+
+
+def _takes_writing(path: str) -> bool:
+    """Whether a run that writes here goes on: pipes, and devices, may be waited for."""
+    return os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
 
 
 def _probe(folder: str) -> None:

@@ -9,6 +9,7 @@ import functools
 import io
 import logging
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -185,7 +186,7 @@ def _prepare_pillow() -> None:
     limit = os.environ.get(PIXEL_LIMIT_VARIABLE)
     if limit is None:
         return
-    if not limit.isdecimal() or int(limit) < 1:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", limit):
         raise InputError(f"{PIXEL_LIMIT_VARIABLE} must be a number of pixels, say 400000000, got {limit!r}")
     Image.MAX_IMAGE_PIXELS = -(-int(limit) // 2)  # Pillow refuses what is twice as large
 

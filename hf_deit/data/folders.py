@@ -214,7 +214,8 @@ def _files_below(folder: str, above: Iterable[tuple[int, int]] = ()) -> Iterator
             if here not in seen:
                 seen.add(here)
                 waiting.append(iter(_entries_of(path)))
-        elif os.path.isfile(entry.path) or entry.is_symlink():  # a link to nowhere is no image, and said to be none
+        # A link to nowhere is no image, and said to be none; a pipe, by a link or without, would be waited for.
+        elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
             yield entry.path
 
 

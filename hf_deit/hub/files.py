@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and what is read back from them."""
 
+import io
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import CheckpointError, InputError, escaped
 
@@ -192,6 +193,23 @@ def _blobs_of(folder: str) -> list[str]:
     return found
 
 
+def open_regular(path: str | os.PathLike[str], flags: int = 0) -> BinaryIO:
+    """Opens a regular file to be read; a pipe, or a device, might be waited for without end.
+
+    Args:
+        flags: of `os.open`, beside those to read.
+
+    Raises:
+        OSError: it cannot be read, or is something else.
+    """
+    flags |= os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{os.fspath(path)!r} is no regular file")
+    return open(descriptor, "rb")
+
+
 def copy_content(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Copies what a regular file holds now, whatever becomes of it. What is at the target is replaced, not written to.
 
@@ -202,10 +220,7 @@ def copy_content(source: str | os.PathLike[str], target: str | os.PathLike[str])
         OSError: it cannot be read, or put there.
     """
     # It may have become a link, or a pipe that nobody writes to, since it was looked at.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(source, flags), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(f"{os.fspath(source)!r} is no regular file")
+    with open_regular(source, getattr(os, "O_NOFOLLOW", 0)) as file:
         with suppress(FileNotFoundError):
             os.remove(target)
         with open(target, "xb") as copy:
@@ -238,7 +253,7 @@ def share_weights(folder: str | os.PathLike[str]) -> None:
 def read_text(path: str | os.PathLike[str]) -> str | None:
     """A file's text, or None if there is no such file."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             return file.read()
     except FileNotFoundError:
         return None
@@ -251,7 +266,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it holds no JSON, or no object.
     """
-    with open(path, encoding="utf-8") as file:
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
         try:
             content = json.load(file)
         except RecursionError as error:

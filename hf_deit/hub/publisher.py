@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from transformers.utils import logging
@@ -161,7 +162,6 @@ class Publisher:
     def _take_up(self, keeps: Callable[[str], bool]) -> None:
         """Takes the whole checkpoints that an earlier start left, if they are kept, and removes what else it has."""
         trees, name = os.path.split(self._tree)
-        taken = f"{self._tree}.taken"
         if os.path.islink(trees):  # what a link leads to is somebody else's
             os.remove(trees)
         left = [*os.scandir(trees)] if os.path.isdir(trees) else []
@@ -169,12 +169,12 @@ class Publisher:
             if entry.is_symlink():
                 os.remove(entry.path)
         left = [entry for entry in left if not entry.is_symlink()]
-        own = {entry.path for entry in left if entry.name == name or entry.name.startswith(f"{name}.")}
+        own = {entry.path for entry in left if entry.name == name or entry.name.startswith(f"{name}~")}
         outdated = own | {entry.path for entry in left if "@" not in entry.name}  # an earlier version had one tree
         outdated |= {entry.path for entry in os.scandir(self._output_dir) if re.fullmatch(f"{_TREES}_+", entry.name)}
-        for tree in sorted(own - {taken}):
+        taken = next(path for number in count(1) if (path := f"{self._tree}~{number}") not in own)
+        for tree in sorted(own):
             _bring_checkpoints(tree, taken, os.rename, keeps)
-        outdated.discard(taken)
         for path in outdated:
             shutil.rmtree(path, ignore_errors=True)
             with suppress(FileNotFoundError, IsADirectoryError):
@@ -287,7 +287,7 @@ class Publisher:
         message, history, before = self._waiting, list(self._history()), self._last
         self._leave_out_others(history)
         self._count += 1
-        tree = f"{self._tree}.{self._count}"
+        tree = f"{self._tree}~{self._count}"  # a character that no branch has in its name
         os.rename(self._tree, tree)
         self._flying, self._message, self._waiting = tree, message, None
         self._attempt = Attempt(
@@ -307,11 +307,11 @@ class Publisher:
 
     def catch_up(self) -> None:
         """Waits as `wait`, and, unless that has failed, pushes what waits and waits for that."""
-        count = len(self._failures)
+        before = len(self._failures)
         self.wait()
         if self._waiting is None:
             return
-        if len(self._failures) > count:
+        if len(self._failures) > before:
             names = sorted({*_checkpoints(files_below(self._tree)), self._waiting})
             logger.warning("not pushed yet, and kept for the next push: %s", ", ".join(names))
         else:
@@ -328,11 +328,11 @@ class Publisher:
             PublishError: the push has failed. Nothing in the output folder is lost.
         """
         self.wait()
-        count = len(self._failures)
+        before = len(self._failures)
         self.push(fill, message)
         self.wait()
-        if len(self._failures) > count:
-            reason = self._failures[count].removeprefix(f"{message}: ")
+        if len(self._failures) > before:
+            reason = self._failures[before].removeprefix(f"{message}: ")
             names = sorted(_checkpoints(files_below(self._tree)))
             nor = f", and neither could {', '.join(names)}" if names else ""
             options = ["--hub_model_id", self.repository.repo_id]

@@ -3,13 +3,13 @@
 import math
 import os
 import re
-import stat
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
 
 from ..errors import one_line, printable
+from .files import open_regular
 
 _YAML = "tag:yaml.org,2002:"
 _FLOAT, _INTEGER, _TEXT, _NULL, _TIME = (_YAML + name for name in ("float", "int", "str", "null", "timestamp"))
@@ -96,14 +96,12 @@ def read_recipe_file(path: str | os.PathLike[str]) -> str:
         OSError: it cannot be read, or is no regular file of at most a megabyte: reading others may never end.
         UnicodeDecodeError: it is no UTF-8.
     """
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        state = os.fstat(file.fileno())
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(f"{os.fspath(path)!r} is no regular file")
-        if state.st_size > _MOST_BYTES:
-            raise OSError(f"it has {state.st_size:,} bytes, a recipe at most {_MOST_BYTES:,}")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise OSError(f"it has {size:,} bytes, a recipe at most {_MOST_BYTES:,}")
         # Those of /proc say that they have none, and may wait for ever for some.
-        return file.read(state.st_size).decode("utf-8-sig") if state.st_size else ""
+        return file.read(size).decode("utf-8-sig") if size else ""
 
 
 def _check_extent(text: str) -> None:

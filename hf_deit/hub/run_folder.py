@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..errors import InputError, brief, one_line
 from .checksums import CHECKSUMS_FILE, find_fault, read_checksums
+from .files import open_regular
 
 logger = logging.get_logger(__name__)
 
@@ -79,7 +80,7 @@ def read_state(checkpoint: str | os.PathLike[str]) -> TrainerState:
     """
     path = os.path.join(checkpoint, STATE_FILE)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read()
     except FileNotFoundError as error:
         if os.path.lexists(path) or (os.path.islink(checkpoint) and not os.path.exists(checkpoint)):

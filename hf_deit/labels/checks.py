@@ -14,6 +14,17 @@ _GROUP_ROWS = 1 << 20  # a row group of a store has more, up to all views
 _VALUE_BYTES, _OTHER_BYTES = 16, 1 << 16
 
 
+def fault_in_length(size: int, identity: StoreIdentity) -> str | None:
+    """What is wrong with the bytes of a file, or None: what claims to be in them takes time to go through."""
+    most = (3 + 3 * identity.top_k) * _most_bytes(identity.views_per_epoch, identity) + (1 << 18)  # and a footer
+    return f"it has {size:,} bytes, expected at most {most:,}" if size > most else None
+
+
+def _most_bytes(values: int, identity: StoreIdentity) -> int:
+    """The bytes that a column takes at most."""
+    return _VALUE_BYTES * values + 8 * identity.num_labels + _OTHER_BYTES
+
+
 def fault_in_sizes(footer: Footer, names: Sequence[str], identity: StoreIdentity) -> str | None:
     """What a file says of its sizes that no file of the store can have, or None: nothing is allocated by it before.
 
@@ -37,7 +48,7 @@ def fault_in_sizes(footer: Footer, names: Sequence[str], identity: StoreIdentity
             values = chunk.rows * (identity.top_k if chunk.name.startswith("top_") else 1)
             if chunk.values != values:
                 return f"its column {chunk.name} claims {chunk.values:,} values, expected {values:,}"
-            most = _VALUE_BYTES * values + 8 * identity.num_labels + _OTHER_BYTES
+            most = _most_bytes(values, identity)
             for claim, size in (("it claims", chunk.decompressed), ("its pages claim", chunk.in_pages)):
                 if not 0 <= size <= most:
                     return f"of its column {chunk.name} {claim} {size:,} bytes, expected at most {most:,}"

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, InputError, first_line, shortlist
 from ..hub.files import name_of_temporary
 from ..models.answers import NO_ANSWER
 from ..models.keyed import fold_array
-from .checks import fault_in_nulls, fault_in_sizes, fault_in_values
+from .checks import fault_in_length, fault_in_nulls, fault_in_sizes, fault_in_values
 from .footer import read_footer
 from .identity import FORMAT, StoreIdentity, write_labels
 
@@ -180,7 +180,8 @@ def read_columns(path: str | os.PathLike[str], epoch: int, identity: StoreIdenti
         raise damaged(path, "there is no such file")
     expected = schema_of(identity)
     try:
-        if fault := fault_in_sizes(read_footer(path), expected.names, identity):
+        fault = fault_in_length(os.path.getsize(path), identity)
+        if fault := fault or fault_in_sizes(read_footer(path), expected.names, identity):
             raise damaged(path, fault)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             about = _checked_about(path, file, epoch, identity)

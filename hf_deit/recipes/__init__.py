@@ -87,7 +87,7 @@ def as_mapping(name: str, value: Any) -> Any:
         return value
     try:
         read = json.loads(value)
-    except ValueError:  # a file of settings, or what the argument itself refuses
+    except (ValueError, RecursionError):  # a file of settings, or what the argument itself refuses
         return value
     return read if isinstance(read, dict | None) else value
 

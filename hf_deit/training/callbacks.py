@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data.streams import StreamViewDataset
 from ..data.view_dataset import EvaluationDataset
 from ..models.answers import has_answer
 from .datasets import make_sampler
@@ -60,8 +61,10 @@ def teacher_report(trainer: "DistillationTrainer") -> dict[str, float]:
     validation = trainer.eval_dataset
     validation = next(iter(validation.values())) if isinstance(validation, dict) else validation
     keys: dict[tuple[int, int], Any] = {}
-    of_views = TeacherAnswers(trainer.args, lambda *slot: trainer.train_dataset.name(keys[slot]))
-    of_validation = TeacherAnswers(trainer.args, lambda _, row: validation.name(row))
+    views = trainer.train_dataset
+    is_shared = not isinstance(views, StreamViewDataset)  # of which each process reads a part
+    of_views = TeacherAnswers(trainer.args, lambda *slot: views.name(keys[slot]), is_shared=is_shared)
+    of_validation = TeacherAnswers(trainer.args, lambda _, row: validation.name(row), is_shared=True)
     return measure_teacher(
         trainer.teacher,
         views=_views(trainer, of_views, keys),

@@ -32,10 +32,14 @@ class TeacherAnswers:
     Args:
         args: `on_bad_teacher_answer` is "stop" or "skip".
         name: what to call the image of an epoch's slot.
+        is_shared: whether all processes look at the same views, which then count once.
     """
 
-    def __init__(self, args: DistillationTrainingArguments, name: Callable[[int, int], str]) -> None:
+    def __init__(
+        self, args: DistillationTrainingArguments, name: Callable[[int, int], str], *, is_shared: bool = False
+    ) -> None:
         self._args, self._name = args, name
+        self._takes_notes = not is_shared or PartialState().is_main_process
         self.restart()
 
     def restart(self) -> None:
@@ -55,6 +59,8 @@ class TeacherAnswers:
                 `label_weights` (B,).
             asked: (B,) bool, the views that it is asked about; all by default.
         """
+        if not self._takes_notes:
+            return
         all_of_them = torch.ones_like(answered)
         columns = {"answered": answered, "asked": all_of_them if asked is None else asked}
         for name, absent in (("slots", -1), ("partner_offsets", 0), ("label_weights", 1)):

@@ -4,6 +4,7 @@ Without, it is taken where it holds the beginnings of a run alone; what no run w
 removed. What was half-done is removed by the run that owns the folder.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -76,16 +77,32 @@ def test_a_run_begins_where_there_are_beginnings_alone(tmp_path, case):
 def test_what_is_worth_keeping_and_what_no_run_writes_is_refused_and_stays(tmp_path, case):
     folder = written(tmp_path / "run", OCCUPIED[case])
     before = everything_in(tmp_path)
-    with pytest.raises(InputError, match="holds another run: go on with it"):
+    with pytest.raises(InputError) as error:
         check_output_dir(folder, resuming=False, labels=labels_in(tmp_path / "run", case))
     check_output_dir(folder, resuming=True)
     assert everything_in(tmp_path) == before
+    arguments = arguments_of(Path(folder), "--resume_from_checkpoint", "true")
+    if "recipe.yaml" in OCCUPIED[case]:
+        save_recipe(arguments, Path(folder) / "recipe.yaml")
+        begin(arguments)
+    else:  # and the one command does not point to the other
+        with pytest.raises(InputError, match="there is no checkpoint to resume from"):
+            begin(arguments)
+    assert ("go on with it" in str(error.value)) == ("recipe.yaml" in OCCUPIED[case])
+
+
+@pytest.mark.parametrize("resuming", [True, False])
+def test_what_would_be_waited_for_is_refused_before_anything_is_trained(tmp_path, resuming):
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
+    with pytest.raises(InputError, match=r"holds config\.json, neither files nor folders"):
+        check_output_dir(str(tmp_path), resuming=resuming)
 
 
 def test_labels_may_lie_in_the_very_folder(tmp_path):
     folder = written(tmp_path / "run", {"store.json": "{}", "data/epoch-00000.parquet": "", ".lock": ""})
     check_output_dir(folder, resuming=False, labels=folder)
-    with pytest.raises(InputError, match="holds another run"):
+    with pytest.raises(InputError, match=r"is of no run that could go on \(\.lock, data, store\.json\): give"):
         check_output_dir(folder, resuming=False)
 
 

@@ -3,20 +3,23 @@ file that its user alone can read, without tokens, and where it does not stand i
 """
 
 import errno
+import io
 import os
 import re
 import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from support.main_of import ROOT
 
+from hf_deit.commands import command_line
 from hf_deit.commands import main as main_module
-from hf_deit.commands.command_line import run_command
+from hf_deit.commands.command_line import CommandParser, run_command, use_streams
 from hf_deit.commands.unforeseen import TRACEBACK_VARIABLE
 
 TOKEN = "hf_" + "aB3" * 10
@@ -136,9 +139,12 @@ def test_where_no_file_can_be_written_the_way_to_see_it_is_told(capsys, monkeypa
     assert f"{TRACEBACK_VARIABLE}=1 in the environment shows its traceback" in capsys.readouterr().err
 
 
-def test_each_process_tells_its_own(capsys, temporary, monkeypatch):
+def test_what_comes_up_in_one_process_alone_is_told_by_it_after_a_moment(capsys, temporary, monkeypatch):
+    waited = []
+    monkeypatch.setattr(command_line.time, "sleep", waited.append)
     monkeypatch.setenv("RANK", "3")
     assert ended_by(RuntimeError("it broke")) == 70
+    assert waited == [5.0]  # in which a launcher ends it, if the main process has told the same
     assert "error in process 3: RuntimeError: it broke" in capsys.readouterr().err
     assert "-3-" in kept_in(temporary)[0].name
 
@@ -152,10 +158,46 @@ def test_a_command_that_does_not_load_is_told_likewise(capsys, temporary, monkey
     assert "ImportError: libcudart.so.13" in capsys.readouterr().err and len(kept_in(temporary)) == 1
 
 
-def ended(*line: str, stdout: int) -> subprocess.CompletedProcess:
+@pytest.mark.parametrize(
+    ("name", "value"), [("RANK", "first"), ("WORLD_SIZE", "two"), ("LOCAL_RANK", ""), ("MASTER_PORT", "a" * 5000)]
+)
+def test_a_launchers_variables_that_are_no_numbers_are_refused_before_anything_is_loaded(
+    capsys, monkeypatch, name, value
+):
+    monkeypatch.setenv(name, value)
+    assert main_module.main(["train"]) == 2
+    assert f"the environment's {name} must be a whole number" in capsys.readouterr().err
+
+
+def test_a_working_directory_that_is_gone_is_told(capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main_module.main(["convert", "a", "b"]) == 2
+    assert "the working directory cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "2", "-5", "a"])
+def test_a_terminal_may_be_narrow(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert "wraps" in CommandParser("name", "It wraps all words.").format_help()
+
+
+def ended(*line: str, stdout: int, **more: object) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), TRACEBACK_VARIABLE: "0"}
     line = [sys.executable, "-m", "hf_deit", *line]
-    return subprocess.run(line, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.run(line, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, **more)
+
+
+def test_streams_that_are_closed_or_of_few_letters_change_no_status():
+    for closed in ((), (1,), (0, 1, 2)):
+        done = ended("nonsense", stdout=subprocess.PIPE, preexec_fn=lambda closed=closed: list(map(os.close, closed)))
+        assert done.returncode == 2 and ("no command" in done.stderr) == (2 not in closed)
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with redirect_stdout(ascii_only):
+        use_streams()
+        print("naïve…", flush=True)
+    assert ascii_only.buffer.getvalue() == b"na\\xefve\\u2026\n"
 
 
 def test_output_that_nobody_reads_ends_a_command_without_a_word():

@@ -220,6 +220,14 @@ def test_links_to_nothing_are_refused(tmp_path, target):
         assert str(tmp_path / "photos" / "bee" / "link.png") in message
 
 
+def test_pipes_are_not_waited_for(tmp_path):
+    path = class_folders(tmp_path / "photos", {"ape": 2, "bee": 2})
+    os.mkfifo(tmp_path / "photos" / "ape" / "pipe.png")
+    (tmp_path / "photos" / "bee" / "link.png").symlink_to("../ape/pipe.png")
+    data = load(train_dir=path, validation_dir=path, unlabeled_dir=path)
+    assert len(data.train) == len(data.validation) == len(data.unlabeled) == 4
+
+
 def test_files_come_in_the_order_of_their_names(tmp_path):
     folder = tmp_path / "photos"
     for number, name in enumerate(["b", "a.png", "a/c", "a/b/z", "a-/x", "B/y", "10", "9"]):

@@ -49,15 +49,25 @@ class Run:
         folder: its output folder.
         seed: runs of different ones have other weights and losses.
         strategy: see `hub_strategy`.
-        repo_id: of the repository.
+        repo_id, revision: of the repository.
         **settings: of the arguments.
     """
 
-    def __init__(self, folder: Path, strategy: str, *, seed: int = 0, repo_id: str = REPO, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        strategy: str,
+        *,
+        seed: int = 0,
+        repo_id: str = REPO,
+        revision: str | None = None,
+        **settings: Any,
+    ) -> None:
         self.folder, self.seed, self.step = folder, seed, 0
         args = tiny.arguments(folder, hub_strategy=strategy, hub_push_timeout=20, **settings)
         folder.mkdir(exist_ok=True)
-        self.pushes = RunPushes(HubRepository(repo_id, None), args, history=lambda: self.history(self.step))
+        repository = HubRepository(repo_id, None, revision=revision)
+        self.pushes = RunPushes(repository, args, history=lambda: self.history(self.step))
 
     def history(self, step: int) -> list[dict[str, Any]]:
         return [{"step": n, "loss": self.seed + 1 / n, "images_per_second": 9.0} for n in range(1, step + 1)]
@@ -223,6 +233,14 @@ def test_it_gets_nowhere_else_and_not_where_it_is_no_longer_asked_for(hub, kille
     again.end()
     assert checkpoints(hub.commits(repo_id)[0]) == (all_of(4) if strategy == "all_checkpoints" else {})
     assert bool(left(killed)) == (repo_id != REPO)
+
+
+def test_it_does_not_get_to_another_branch_of_nearly_the_same_name(hub, killed):
+    trees = killed / "_publishing"
+    for tree in [*trees.iterdir()]:
+        tree.rename(trees / tree.name.replace("@", "@v1.0"))
+    again = Run(killed, "all_checkpoints", revision="v1")
+    assert again.pushes._publisher._tree.endswith("@v1") and len([*trees.iterdir()]) == 2
 
 
 def test_what_cannot_be_pushed_is_named_and_is_pushed_with_the_model_later(hub, tmp_path):

@@ -243,7 +243,7 @@ def numbered(value: int, length: int) -> bytes:
 
 def understated(path: Path) -> None:
     """A file of one page a column that is large when decompressed, while its footer claims what a store has."""
-    rows = 500_000
+    rows = 100_000
     parquet(path, rows=rows, use_dictionary=False, data_page_size=1 << 30, max_rows_per_page=rows)
     content = path.read_bytes()
     footer = content[-8 - int.from_bytes(content[-8:-4], "little") : -8]
@@ -280,9 +280,10 @@ CLAIMS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "labels of another type": ("got the columns", lambda path: parquet(path, label=pa.array(np.zeros(VIEWS, int)))),
     "labels as text": ("got the columns", lambda path: parquet(path, label=pa.array(["1"] * VIEWS))),
     "a view more than an epoch has": ("claims 65 views, expected at most 64", lambda path: parquet(path, rows=65)),
-    "many times the views": ("claims 500,000 views", lambda path: parquet(path, rows=500_000)),
-    "pages larger than it claims": ("of its column slot its pages claim 2,000,", understated),
+    "many times the views": ("claims 100,000 views", lambda path: parquet(path, rows=100_000)),
+    "pages larger than it claims": ("of its column slot its pages claim 400,", understated),
     "a row group for each view": ("claims 64 row groups", lambda path: parquet(path, row_group_size=1)),
+    "a million pages": ("has 14,000,", lambda path: path.write_bytes(b"PAR1" + b"\x15\0\x15\0\x15\0\0" * 2_000_000)),
     "a pipe": ("no such file", lambda path: os.mkfifo(path)),
     "a folder": ("no such file", lambda path: path.mkdir()),
     "a device": ("no such file", lambda path: path.symlink_to("/dev/zero")),

@@ -6,6 +6,7 @@ The trained weights themselves are what they would be without it.
 import itertools
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -258,8 +259,12 @@ def test_the_hub_gets_what_save_model_writes(tmp_path, monkeypatch, publish):
         def read_card(self, commit):
             return None
 
-        def upload(self, folder, message, *, parent):
+        def files(self, commit):
+            return set()
+
+        def upload(self, folder, message, *, parent, remove):
             uploaded.append(state_of(from_folder(folder)))
+            return SimpleNamespace(oid="1" * 40)
 
     trainer.repository = Repository()
     trainer.push_to_hub()

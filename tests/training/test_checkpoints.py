@@ -26,6 +26,7 @@ from hf_deit.commands.sources import resolve_sources
 from hf_deit.errors import CheckpointError
 from hf_deit.hub import checksums, run_folder
 from hf_deit.hub.checksums import read_checksums, write_checksums
+from hf_deit.hub.files import open_regular
 from hf_deit.hub.record import stage_checkpoint
 from hf_deit.hub.run_folder import is_whole, last_whole_checkpoint, read_state
 from hf_deit.models import pretrained
@@ -199,6 +200,9 @@ def test_a_state_that_cannot_be_read_is_refused_and_stays(tmp_path, monkeypatch)
     state.mkdir()
     assert_refused_and_untouched(tmp_path, "checkpoint-4", "trainer_state.json")
     state.rmdir()
+    os.mkfifo(state)  # which would be waited for
+    assert_refused_and_untouched(tmp_path, "checkpoint-4", "trainer_state.json")
+    state.unlink()
     state.symlink_to(tmp_path / "elsewhere.json")
     assert_refused_and_untouched(tmp_path, "checkpoint-4", "trainer_state.json")
     shutil.rmtree(folder)
@@ -210,9 +214,9 @@ def test_a_state_that_cannot_be_read_is_refused_and_stays(tmp_path, monkeypatch)
     def refuse(path, *args):
         if Path(path) == state:
             raise PermissionError(13, "Permission denied", str(path))
-        return open(path, *args)
+        return open_regular(path, *args)
 
-    monkeypatch.setattr(run_folder, "open", refuse, raising=False)
+    monkeypatch.setattr(run_folder, "open_regular", refuse)
     assert_refused_and_untouched(tmp_path, "checkpoint-4", "Permission denied")
     shutil.rmtree(tmp_path / "checkpoint-2")
     assert_refused_and_untouched(tmp_path, "checkpoint-4", "Permission denied", before=None)

@@ -5,6 +5,7 @@ It takes the labels of exactly its own views or is refused, records what is miss
 
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import subprocess
@@ -195,15 +196,17 @@ def skip_what_overflows(folder: Path, teacher: str, **settings: Any) -> Outcome:
     stores = {"teacher_labels": str(folder / "store"), "on_bad_teacher_answer": "skip"}
     trainer = make(folder, halved, student=tiny.student(), **stores, **settings)  # dropout depends on the batch
     trainer.train()
+    told = []
     for is_checked in (True, False):
         stopping = make(folder, halved, **settings)
         if not is_checked:
             stopping.pop_callback(TeacherCheckCallback)
-        with pytest.raises(InputError, match=r"not finite to .* of the training images"):
+        with pytest.raises(InputError, match=r"not finite to .* of the training images") as error:
             stopping.train()
         assert (stopping.state.global_step == 0) == is_checked
+        told.append(re.search(r"[\d,]+ of [\d,]+ views", str(error.value))[0])
     numbers = [entry.get("unanswered_views", 0) for entry in trainer.state.log_history]
-    return {**result_of(trainer), "unanswered": numbers}, trainer.label_report
+    return {**result_of(trainer), "unanswered": numbers, "told": told}, trainer.label_report
 
 
 def test_two_processes_record_and_replay_as_one_does(tmp_path, recorded, folder_of_teacher):
@@ -225,6 +228,7 @@ def test_two_processes_record_and_replay_as_one_does(tmp_path, recorded, folder_
     for step, expected in zip(results["skip"][0]["logs"], one["logs"], strict=True):
         assert step == pytest.approx(expected, rel=1e-3)
     assert results["skip"][0]["unanswered"] == other["skip"][0]["unanswered"] == one["unanswered"]
+    assert results["skip"][0]["told"] == one["told"]
     assert results["skip"][1] == vars(report) and sum(one["unanswered"]) == report.unanswered > 0
     for epoch in (0, 1):
         stores = (labels_in(tmp_path / name / "store", epoch) for name in ("skip", "one"))
