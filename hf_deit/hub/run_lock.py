@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from transformers.utils import logging
 
 from ..errors import CheckpointError, InputError
+from .files import open_regular
 from .process_identity import Process, began_at, this_machine
 
 logger = logging.get_logger(__name__)
@@ -112,7 +113,7 @@ class _Found:
     @classmethod
     def at(cls, path: str) -> "_Found | None":
         try:
-            with open(path, "rb") as file:  # on a network file system, opening asks for what is new
+            with open_regular(path) as file:  # on a network file system, opening asks for what is new
                 return cls(path, file.read(), os.fstat(file.fileno()).st_mtime)
         except FileNotFoundError:
             return None

@@ -330,6 +330,12 @@ def test_containers_of_one_name_are_told_apart_by_what_there_is(monkeypatch, abs
     assert (this_machine() == first) == (absent == "/proc/self/ns/pid")
 
 
+def test_a_pipe_in_its_place_is_not_waited_for(folder):
+    os.mkfifo(folder / LOCK_FILE)
+    with pytest.raises(OSError, match="is no regular file"), hold(folder):
+        pass
+
+
 def test_it_names_no_option_of_the_command(folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/ada/bin/hf-deit", "train", "--hub_token", "hf_secret"])
     with hold(folder):
