@@ -36,7 +36,9 @@ class Process:
     @classmethod
     def this(cls) -> "Process":
         """The one that asks."""
-        words = [os.path.basename(sys.argv[0]), *(word for word in sys.argv[1:2] if word.isalpha())]
+        folder, program = os.path.split(sys.argv[0])
+        program = os.path.basename(folder) if program == "__main__.py" else program  # of `python -m`
+        words = [program, *(word for word in sys.argv[1:2] if word.isalpha())]
         return cls(
             host=socket.gethostname(),
             machine=this_machine(),

@@ -336,8 +336,9 @@ def test_a_pipe_in_its_place_is_not_waited_for(folder):
         pass
 
 
-def test_it_names_no_option_of_the_command(folder, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/home/ada/bin/hf-deit", "train", "--hub_token", "hf_secret"])
+@pytest.mark.parametrize("program", ["/home/ada/bin/hf-deit", "/home/ada/hf-deit/__main__.py"])
+def test_it_names_no_option_of_the_command(folder, monkeypatch, program):
+    monkeypatch.setattr(sys, "argv", [program, "train", "--hub_token", "hf_secret"])
     with hold(folder):
         written = json.loads((folder / LOCK_FILE).read_bytes())
     assert written["command"] == "hf-deit train"
