@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from ..data.arguments import check_ranges
 from ..errors import InputError, one_line
 from .command_line import STATUS_OF_INTERRUPT, CommandParser, run_command
 
@@ -16,7 +17,10 @@ _DESCRIPTION = (
     "Runs a command on several devices: `accelerate launch` with its options. What it adds: the exit status is the "
     "command's, its message is all that is said when it is refused or stopped, and no option must be given."
 )
-_MOST_PROCESSES = 100_000
+_RANGES = {
+    "[1, 100000]": ("num_processes", "num_machines", "num_cpu_threads_per_process"),
+    "[0, 65535]": ("main_process_port",),
+}
 _EXAMPLES = """options, among those that `accelerate launch --help` shows:
   --config_file FILE     what the other options would say; scripts/accelerate_configs has some
   --num_processes N      by default one on each GPU
@@ -90,11 +94,7 @@ def _check_launch(options: Namespace) -> None:
                 f"{options.config_file!r} is no configuration of accelerate ({one_line(error)}): make one with "
                 "accelerate config"
             ) from error
-    for name in ("num_processes", "num_machines", "num_cpu_threads_per_process"):
-        if (number := getattr(options, name)) is not None and not 1 <= number <= _MOST_PROCESSES:
-            raise InputError(f"{name} must lie in [1, {_MOST_PROCESSES}], got {number}")
-    if (port := options.main_process_port) is not None and not 0 <= port < 65536:
-        raise InputError(f"main_process_port must lie in [0, 65535], got {port}")
+    check_ranges(options, _RANGES)
 
 
 def _let_cpu_have_processes(options: Namespace) -> None:

@@ -18,6 +18,8 @@ def test_the_command_prints_a_table(capsys):
     assert "An epoch of 6,400 views, 1,000 classes" in printed
     assert main_of("benchmark")(["no-such-benchmark"]) == 2
     assert "no-such-benchmark" in capsys.readouterr().err
+    assert main_of("benchmark")(["imports", "--rounds", "0"]) == 2
+    assert "rounds must lie in [1, 2147483648), got 0" in capsys.readouterr().err
 
 
 def test_arms_take_turns_and_ratios_are_of_one_round(monkeypatch):
