@@ -80,11 +80,11 @@ def publish_tree(
             *(repository.repo_id, ", ".join(sorted(foreign)), head),
         )
     has_weights, gone = any(map(is_weights, ours)), replaced | foreign
-    outdated = {name for name in there - ours if has_weights and is_weights(name)}
-    for name in there - ours:
-        folder, _, inside = name.partition("/")
-        if folder in gone and is_of_checkpoint(inside):
-            outdated.add(name)
+    outdated = {
+        name
+        for name, (folder, _, inside) in ((name, name.partition("/")) for name in there - ours)
+        if (has_weights and is_weights(name)) or (folder in gone and is_of_checkpoint(inside))
+    }
     commit = repository.upload(tree, message, parent=head, remove=outdated)
     return Pushed(commit.oid, {name: log for name, log in logs.items() if name not in foreign})
 

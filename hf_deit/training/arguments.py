@@ -78,7 +78,7 @@ _RANGES = {
         *("mixup", "cutmix", "warmup_learning_rate", "min_learning_rate", "learning_rate", "weight_decay"),
         "max_grad_norm",
     ),
-    "(0, 1000000000)": (*("num_train_epochs", "hub_push_timeout", "save_steps", "ddp_timeout", "ddp_bucket_cap_mb"),),
+    "(0, 1000000000)": ("num_train_epochs", "hub_push_timeout", "save_steps", "ddp_timeout", "ddp_bucket_cap_mb"),
     "[0, 1000000000)": (
         *("teacher_labels_top_k", "warmup_epochs", "warmup_steps", "logging_steps", "eval_epochs", "eval_steps"),
         *("eval_delay", "save_total_limit"),
