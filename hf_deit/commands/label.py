@@ -177,7 +177,7 @@ def _label_command(arguments: Sequence[str]) -> int:
             f"epochs must be FIRST:LAST, those to label, say 0:300, got {options.epochs!r}: how many a run has is "
             "--num_train_epochs"
         )
-    result = label_epochs(resolve_arguments(rest), epochs=options.epochs)
+    result = label_epochs(resolve_arguments(rest, is_trained=False), epochs=options.epochs)
     if PartialState().is_main_process:
         print(f"\n{result}")
     return 0

@@ -37,7 +37,7 @@ def preview_run(command: Sequence[str], *, epoch: int, slots: str) -> Image.Imag
             "--deepspeed=",
             "--report_to=none",
         ]
-        arguments = resolve_arguments([*expand_aliases(command), *neutral, "--output_dir", folder])
+        arguments = resolve_arguments([*expand_aliases(command), *neutral, "--output_dir", folder], is_trained=False)
         run = prepare(arguments, LabelSource.of(arguments.training))
         id2label = run.student.config.id2label
         return contact_sheet(run.views, arguments.training, run.processor, id2label, epoch=epoch, slots=wanted)

@@ -99,7 +99,7 @@ MODELS = {
         97.2,
         "deit_base_distilled_1000_epochs",
         "regnety_160_384",
-        "deit_base_distilled_384",
+        "deit_base_distilled_1000_epochs_384",
         epochs=1000,
         note="After 300 epochs instead of 1000 the paper's table 5 gives 84.5 top-1.",
     ),
@@ -244,10 +244,7 @@ def _values(name: str, released: Released, measured: Measured) -> dict[str, obje
 
 def _commands(recipes: Sequence[str]) -> str:
     start = "accelerate launch --config_file scripts/accelerate_configs/gpu_8.yaml scripts/train.py"
-    commands = [f"{start} \\\n    --recipe {recipe}" for recipe in recipes]
-    if "deit_base_distilled_1000_epochs" in recipes:
-        commands[-1] += " --student outputs/deit_base_distilled_1000_epochs"
-    return "\n".join(commands)
+    return "\n".join(f"{start} \\\n    --recipe {recipe}" for recipe in recipes)
 
 
 def _metadata(name: str, released: Released, kind: str) -> str:

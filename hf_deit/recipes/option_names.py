@@ -49,8 +49,12 @@ _MEANT = {
     ),
     "per_device_train_batch_size": (
         "b bs batch batches train_batch_size train_bs batch_size_per_gpu per_gpu_batch_size "
-        "per_gpu_train_batch_size per_device_batch_size micro_batch_size samples_per_gpu total_batch_size "
-        "global_batch_size effective_batch_size bsize batch_sz train_batch batchsz mini_batch_size"
+        "per_gpu_train_batch_size per_device_batch_size micro_batch_size samples_per_gpu bsize batch_sz train_batch "
+        "batchsz mini_batch_size"
+    ),
+    "total_batch_size": (
+        "global_batch_size effective_batch_size total_train_batch_size global_batch total_batch effective_batch "
+        "global_bs total_bs batch_size_total overall_batch_size nbs nominal_batch_size"
     ),
     "per_device_eval_batch_size": (
         "vb eval_batch_size val_batch_size validation_batch_size test_batch_size eval_bs val_bs "
@@ -263,6 +267,7 @@ _MEANT = {
 _NOTES = {
     "recipe": "on the command line; a recipe stands on another one with base: NAME",
     "per_device_train_batch_size": "a step's views on each device; --gradient_accumulation_steps multiplies them",
+    "total_batch_size": "a step's views over all devices and accumulation steps",
     "scale_learning_rate": "true trains at learning_rate · total batch / 512",
     "warmup_epochs": "a length in epochs; --warmup_steps is one in steps",
     "warmup_steps": "a number of steps, or below 1 a part of the run",

@@ -16,12 +16,14 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
 from ..data.arguments import DataArguments
-from ..errors import InputError, not_one_of
+from ..errors import InputError, counted, not_one_of
 from ..hub.files import write_whole, writing
 from ..hub.recipe_file import dump_recipe
 from ..models.student import lacked_fields
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
+from ..training.hardware import num_devices
 from ..training.processes import on_main_process
+from ..training.total_batch import Share, TotalBatch
 from . import (
     ARGUMENT_CLASSES,
     as_mapping,
@@ -34,12 +36,13 @@ from . import (
 )
 from .option_names import expand_aliases, meant_by
 from .sameness import USED_AT_THE_END, applied, refused
-from .uses import check_given, settle, without_unused
+from .uses import DEFAULTS, check_given, settle, without_unused
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_RECIPE = "digits"
 RECIPE_OF_OWN_IMAGES = "own_images"
+_OF_A_SHARE = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # The options that say which images: with one of them the default recipe is not that of the digits.
 _IMAGES = ("train_dir", "dataset_name", "validation_dir", "unlabeled_dir", "unlabeled_dataset_name", "streaming")
 
@@ -111,20 +114,23 @@ def _or_auto(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return read_or_auto
 
 
-def resolve_arguments(arguments: Sequence[str]) -> Arguments:
+def resolve_arguments(arguments: Sequence[str], *, is_trained: bool = True) -> Arguments:
     """Turns a command line into arguments: the recipe first, everything else on top.
 
     Without `--recipe` it is "own_images" if images are named, else "digits".
 
     Mappings are merged as `merged` does it. What of the recipe's student_overrides was meant for another student, and
-    is no field of this one, is left out; a line says so. On several processes all must call it.
+    is no field of this one, is left out; a line says so. A total_batch_size is shared out to the devices that there
+    are, where that is not as the recipe has it, a line says so, too. On several processes all must call it.
 
     Args:
         arguments: for example ["--recipe", "digits", "--num_train_epochs", "3"]; aliases are understood, see
             `hf_deit.recipes.option_names`.
+        is_trained: whether optimizer steps are taken by them; if not, no device must have its share of one.
 
     Raises:
-        InputError: an unknown recipe or argument (with the nearest valid name), or a value of the wrong kind.
+        InputError: an unknown recipe or argument (with the nearest valid name), or a value of the wrong kind; or a
+            total_batch_size that cannot be shared out.
     """
     recipe_name, rest = _take_recipe(expand_aliases(arguments))
     layers = recipe_layers(_default_recipe(_given(rest)) if recipe_name is None else recipe_name)
@@ -136,16 +142,71 @@ def resolve_arguments(arguments: Sequence[str]) -> Arguments:
     check_given(recipe, command_line)
     if {"eval_strategy", "eval_steps", "save_strategy", "save_steps"} & command_line.keys():
         recipe.pop("eval_epochs", None)  # "every epoch" that is given means every one
-    from_recipe = _as_command_line(recipe, {action.dest: action.nargs for action in parser._actions})
+    line = [*_as_command_line(recipe, {action.dest: action.nargs for action in parser._actions}), *rest]
+    options = {**DEFAULTS, **_read(parser, line)}
+    share = _share_of_a_step(options, command_line) if is_trained else None
+    if share is not None:
+        line += [f"--{name}={number}" for name, number in zip(_OF_A_SHARE, share, strict=True)]
     *parsed, unknown = parser.parse_args_into_dataclasses(
-        [*from_recipe, *rest], return_remaining_strings=True, look_for_args_file=False
+        line, return_remaining_strings=True, look_for_args_file=False
     )
     _refuse(unknown)
     resolved = Arguments(*parsed)
+    if share is not None and resolved.training.process_index == 0:
+        for words in _told_of_the_total(options, [*layers, command_line], share):
+            logger.warning("%s", words)
     last = {"student": resolved.model.student}
     return _without_foreign_overrides(
         resolved, _meant_for_others([*layers, *({**last, **given} for given in given_mappings), last])
     )
+
+
+def _share_of_a_step(options: Mapping[str, Any], given: Collection[str]) -> Share | None:
+    """What each device takes of a step of as many views as total_batch_size says; None if it says nothing.
+
+    Args:
+        options: all of them, by name.
+        given: the names of those on the command line, which hold; a recipe's batch is the most that fits a device.
+
+    Raises:
+        InputError: there is no such share.
+    """
+    mixes = (options["mixup"] or options["cutmix"]) and options["mixup_probability"]
+    group_size = options["mixup_group_size"] if mixes else None
+    numbers = [options["total_batch_size"], *(options[name] for name in _OF_A_SHARE)]
+    total, batch_size, accumulation = numbers
+    if total is None or any(number < 1 for number in [*numbers, group_size or 1]):  # which their ranges refuse
+        return None
+    return TotalBatch(
+        total=total,
+        num_devices=num_devices(),
+        at_most=batch_size,
+        group_size=group_size or 1,
+        least=2 if mixes else 1,
+        batch_size=batch_size if "per_device_train_batch_size" in given else None,
+        accumulation=accumulation if "gradient_accumulation_steps" in given else None,
+    ).share()
+
+
+def _told_of_the_total(options: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], share: Share) -> list[str]:
+    """What is to be said of a total_batch_size: how it is met where not as stated, and whose learning rate it has."""
+    total, lines = options["total_batch_size"], []
+    stated = Share(*(options[name] for name in _OF_A_SHARE))
+    if share != stated:
+        lines.append(
+            f"a step of {total} views (total_batch_size) on {counted(num_devices(), 'device')}: "
+            f"per_device_train_batch_size x gradient_accumulation_steps is {share} instead of {stated}"
+        )
+    at_that_rate = so_far = None
+    for layer in layers:
+        so_far = layer.get("total_batch_size", so_far)
+        at_that_rate = so_far if "learning_rate" in layer else at_that_rate
+    if not options["scale_learning_rate"] and at_that_rate is not None and str(at_that_rate) != str(total):
+        lines.append(
+            f"the learning rate {options['learning_rate']:g} was stated for a total_batch_size of {at_that_rate}, and "
+            f"is not scaled to {total}: --learning_rate says another"
+        )
+    return lines
 
 
 def _read(parser: HfArgumentParser, line: Sequence[str]) -> dict[str, Any]:

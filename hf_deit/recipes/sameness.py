@@ -56,7 +56,7 @@ MAY_CHANGE = (
     *("output_dir", "resume_from_checkpoint", "resume_from_hub"),
     *("teacher_labels", "teacher_labels_readonly", "verify_teacher_labels"),
     # The total batch must stay, as the checkpoint has it; how it is shared out may change.
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
+    *("total_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
     *("average_tokens_across_devices", "eval_accumulation_steps", "include_for_metrics"),
     # Hardware.
     *("use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "ddp_find_unused_parameters", "ddp_bucket_cap_mb"),

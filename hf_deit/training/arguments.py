@@ -86,7 +86,7 @@ _RANGES = {
     COUNTS: (
         *("repeated_augmentation", "per_device_train_batch_size", "per_device_eval_batch_size"),
         *("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"),
-        *("dataloader_prefetch_factor", "mixup_group_size"),
+        *("dataloader_prefetch_factor", "mixup_group_size", "total_batch_size"),
     ),
     SEEDS: ("seed", "data_seed"),
 }
@@ -168,6 +168,14 @@ class DistillationTrainingArguments(TrainingArguments):
         metadata={
             "help": "Consecutive views that are mixed alike; must divide the batch of a device. By default 64, or the "
             "batch of a device if that holds no whole groups of 64."
+        },
+    )
+    total_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Views of an optimizer step, over all devices and accumulation steps; by default what they make. "
+            "Where it is stated, a recipe's per_device_train_batch_size is the most that a device takes at once, and "
+            "gradient_accumulation_steps follows; what the command line gives of the two holds."
         },
     )
     hub_push_timeout: float = field(
@@ -393,8 +401,13 @@ class DistillationTrainingArguments(TrainingArguments):
 
     @property
     def total_train_batch_size(self) -> int:
-        """Views of one optimizer step, over all processes and accumulation steps."""
-        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+        """Views of one optimizer step, over all processes and accumulation steps.
+
+        A `total_batch_size` that is stated, which training refuses where they make another, also holds where nothing
+        is trained, as where a teacher labels the views of a run.
+        """
+        made = self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+        return self.total_batch_size or made
 
     @property
     def n_gpu(self) -> int:

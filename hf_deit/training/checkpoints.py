@@ -37,6 +37,7 @@ from ..hub.run_folder import (
 from ..models.class_names import in_order, label_changes
 from ..models.pretrained import LOADING_ERRORS, check_pickled, unpickling_fault
 from ..models.teacher import load_labels
+from .origin import views_per_step_in
 
 logger = logging.get_logger(__name__)
 
@@ -172,9 +173,11 @@ def check_resumable(checkpoint: str, steps_per_epoch: int) -> None:
     state = read_state(checkpoint)
     before = round(state.global_step / state.epoch) if state.epoch else steps_per_epoch
     if before != steps_per_epoch:
+        views = views_per_step_in(checkpoint)
         raise InputError(
             f"the run of {checkpoint!r} had {before} steps in an epoch, this one has {steps_per_epoch}: keep the data "
             "and the total batch (processes · per_device_train_batch_size · gradient_accumulation_steps)"
+            + (f": --total_batch_size {views}" if views else "")
         )
 
 

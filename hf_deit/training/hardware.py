@@ -4,6 +4,7 @@ import multiprocessing
 import os
 
 import torch
+from accelerate.utils import get_int_from_env
 from transformers import TrainingArguments
 from transformers.utils import (
     is_torch_bf16_gpu_available,
@@ -34,6 +35,11 @@ def bf16_of(args: TrainingArguments) -> bool:
     if args.use_cpu or asked_for_fp16 or not is_torch_bf16_gpu_available():
         return False
     return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def num_devices() -> int:
+    """The processes that share a run, one for each device, as a launcher tells them before accelerate does."""
+    return get_int_from_env(["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"], 1)
 
 
 def use_cpu_of(args: TrainingArguments) -> bool:

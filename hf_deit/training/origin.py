@@ -35,7 +35,8 @@ _WORDS = {
     ),
     "views_per_step": (
         "the number of views in a step",
-        "keep the total batch (processes · per_device_train_batch_size · gradient_accumulation_steps)",
+        "keep the total batch (processes · per_device_train_batch_size · gradient_accumulation_steps): "
+        "--total_batch_size {before}",
     ),
 }
 # Of configurations and image processors: what is derived, or of the libraries; class names are compared elsewhere.
@@ -145,7 +146,7 @@ def check_origin(checkpoint: str, origin: Mapping[str, Any], *, trained_anew: bo
                 f"{what} changed since the run of {checkpoint!r} was started: {field or name} {there} then, {here} now"
             )
             if name != "teacher" or not trained_anew:
-                raise InputError(f"{changed}: {remedy}")
+                raise InputError(f"{changed}: {remedy.format(before=there)}")
             logger.warning("%s", changed)
     if "student" in before and before["student"] != origin.get("student", before["student"]):
         logger.warning(
@@ -187,6 +188,11 @@ def compared_in(checkpoint: str) -> set[str]:
 def changes_in(checkpoint: str) -> list[str]:
     """What of a run's arguments was otherwise until a step before a checkpoint, in words."""
     return list(_origin_in(checkpoint).get("changes", ()))
+
+
+def views_per_step_in(checkpoint: str) -> int | None:
+    """The total batch of a checkpoint's run; None if it does not say."""
+    return _origin_in(checkpoint).get("views_per_step")
 
 
 def check_student(checkpoint: str, trainer: "DistillationTrainer") -> None:

@@ -63,6 +63,7 @@ from .run_record import RunRecord
 from .skipped_images import SkippedImages
 from .step_record import StepRecord
 from .teacher_answers import TeacherAnswers
+from .total_batch import check_total_batch
 
 logger = logging.get_logger(__name__)
 
@@ -136,6 +137,7 @@ class DistillationTrainer(Trainer):
         is_custom = kwargs.get("compute_metrics") is not None
         sets = list(eval_dataset) if isinstance(eval_dataset, dict) else ()
         check_arguments(args, model, processing_class, check_metric=not is_custom, validation_sets=sets)
+        check_total_batch(args)
         if args.ddp_find_unused_parameters is None and isinstance(model, ImageClassifierBase):
             args = copy.copy(args)
             args.ddp_find_unused_parameters = False  # all of ours are used; others may have a mask token, say

@@ -116,7 +116,7 @@ RECIPES = {
     "deit_small_distilled_patch16_224": ["deit_small_distilled"],
     "deit_base_distilled_patch16_224": ["deit_base_distilled"],
     "deit_base_distilled_patch16_384": [
-        *("deit_base_distilled_1000_epochs", "regnety_160_384", "deit_base_distilled_384")
+        *("deit_base_distilled_1000_epochs", "regnety_160_384", "deit_base_distilled_1000_epochs_384")
     ],
 }
 

@@ -133,6 +133,7 @@ def test_a_word_is_in_the_table_once():
         ("grad-accum-steps", "gradient_accumulation_steps"),
         ("weightDecay", "weight_decay"),
         ("batchsize", "per_device_train_batch_size"),
+        ("effective-batch-size", "'total_batch_size'? (a step's views over all devices and accumulation steps)"),
         ("learningRate", "learning_rate"),
         ("teacher-model", "teacher_model_name_or_path"),
         ("arch", "student"),

@@ -22,6 +22,7 @@ OTHERS = {
     "teacher_revision": ("a" * 40, "b" * 40),
     "teacher_labels_revision": ("a" * 40, "b" * 40),
     "data_seed": (1, 2),
+    "total_batch_size": (512, 1024),
     "image_size": (224, 384),
     "crop_ratio": (0.875, 1.0),
     "teacher_input_size": ("own", "224"),

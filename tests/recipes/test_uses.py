@@ -20,6 +20,7 @@ ALWAYS = {
     *("log_format", "bf16", "dataloader_num_workers", "report_to"),
     *("horizontal_flip", "auto_augment", "repeated_augmentation", "random_erasing", "mixup", "cutmix", "ema_decay"),
     *("learning_rate", "scale_learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm"),
+    "total_batch_size",
     *("resume_from_hub", "remove_unused_columns", "logging_nan_inf_filter"),
     "crop_scale_min",  # refused with the student's size, before training
     *("warmup_epochs", "schedule_per"),  # refused by the arguments themselves, as in Python

@@ -492,6 +492,8 @@ def test_without_checksums_what_is_not_there_is_missed(two):
             check_resumable(str(two / "checkpoint-4"), 12)
         path.write_bytes(content)
     check_resumable(str(two / "checkpoint-4"), 12)
+    with pytest.raises(InputError, match=r"had 12 steps in an epoch, this one has 6: .*: --total_batch_size 8$"):
+        check_resumable(str(two / "checkpoint-4"), 6)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher_model_name_or_path"])

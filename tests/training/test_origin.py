@@ -132,7 +132,9 @@ def test_a_batch_of_as_many_steps_is_refused(start, tmp_path):
 
     run(40).train()
     run(40).check_checkpoint(str(tmp_path / "run" / "checkpoint-1"))
-    with pytest.raises(InputError, match="views_per_step 40 then, 41 now: keep the total batch"):
+    with pytest.raises(
+        InputError, match=r"views_per_step 40 then, 41 now: keep the total batch .*: --total_batch_size 40$"
+    ):
         run(41).check_checkpoint(str(tmp_path / "run" / "checkpoint-1"))
 
 
