@@ -22,7 +22,7 @@ from ..hub.run_folder import (
     last_whole_checkpoint,
     step_of,
 )
-from ..recipes import load_recipe
+from ..recipes import load_recorded
 from ..recipes.resolve import Arguments, applied_changes, check_same_run, take_revisions, unused_at_the_end
 from ..recipes.sameness import NOTED, is_same_path
 from ..training.checkpoints import check_same_labels, check_unchanged, find_checkpoint, resume_wish
@@ -223,7 +223,7 @@ def fetch_checkpoint(source: str) -> tuple[str, dict[str, Any]]:
     except TornCheckpointError as error:
         raise InputError(f"cannot go on from {source!r}, {error}: {way_out}") from error
     check_unchanged(checkpoint, way_out=way_out)
-    return checkpoint, load_recipe(recipe)
+    return checkpoint, load_recorded(recipe)
 
 
 def _number(name: str) -> float | None:

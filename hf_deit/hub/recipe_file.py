@@ -11,6 +11,8 @@ import yaml
 from ..errors import one_line, printable
 from .files import open_regular
 
+# How the recipe begins that is written beside a run or its published model, which tells it from those people write.
+RECORDED = "# Resolved arguments of "
 _YAML = "tag:yaml.org,2002:"
 _FLOAT, _INTEGER, _TEXT, _NULL, _TIME = (_YAML + name for name in ("float", "int", "str", "null", "timestamp"))
 # What a recipe can hold: what JSON can, by which arguments that are mappings are handed on.

@@ -19,7 +19,7 @@ from .card import update_card
 from .checksums import CHECKSUMS_FILE, renew_checksums
 from .facts import RunFacts
 from .files import copy_content, read_json, read_text, regular_file, write_json, write_whole
-from .recipe_file import dump_recipe
+from .recipe_file import RECORDED, dump_recipe
 from .run_folder import CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE, step_of
 
 LAST_CHECKPOINT = "last-checkpoint"  # the newest one's name on the Hub, where only that is pushed
@@ -146,7 +146,7 @@ def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
     names = published_files(folder)
     facts = read_facts(folder) or read_facts(tree)
     if facts is not None and facts.recipe:  # not the folder's own: that one names folders of this machine
-        text = f"# Resolved arguments of the run.\n{dump_recipe(facts.recipe)}"
+        text = f"{RECORDED}the run.\n{dump_recipe(facts.recipe)}"
         write_whole(text, os.path.join(tree, RECIPE_FILE))
     for name in names:
         _put(folder, name, tree)

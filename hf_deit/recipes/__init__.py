@@ -19,9 +19,10 @@ import yaml
 
 from ..data.arguments import DataArguments
 from ..errors import InputError, did_you_mean, one_line
-from ..hub.recipe_file import parse_recipe, read_recipe_file
+from ..hub.recipe_file import RECORDED, parse_recipe, read_recipe_file
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
 from .option_names import meant_by
+from .sameness import earlier_values
 from .uses import settle
 
 _MOST_BASES = 20  # on top of each other
@@ -47,7 +48,8 @@ def load_recipe(name_or_file: str | os.PathLike[str]) -> dict[str, Any]:
         name_or_file: one of `list_recipes()`, or the path of a YAML file.
 
     Returns:
-        Arguments by name, as written, on top of those of its base: `resolve_arguments` gives them their types.
+        Arguments by name, as written, on top of those of its base: `resolve_arguments` gives them their types. One
+        that was recorded beside a run of an earlier version says, too, what was the rule there and is an option now.
 
     Raises:
         InputError: no such recipe, no mapping in it, a key that is no argument, or bases that go in a circle.
@@ -55,11 +57,21 @@ def load_recipe(name_or_file: str | os.PathLike[str]) -> dict[str, Any]:
     return merged(recipe_layers(name_or_file))
 
 
-def recipe_layers(name_or_file: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """A recipe and those that it stands on, as they are written, the lowest first; see `load_recipe` and `merged`."""
+def load_recorded(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the recipe beside a run as it was written, to compare it; `sameness.earlier_values` says what it lacks."""
+    return merged(recipe_layers(file, as_written=True))
+
+
+def recipe_layers(name_or_file: str | os.PathLike[str], *, as_written: bool = False) -> list[dict[str, Any]]:
+    """A recipe and those that it stands on, the lowest first; see `load_recipe` and `merged`.
+
+    Args:
+        name_or_file: see `load_recipe`.
+        as_written: whether to leave out what was the rule in a recorded run.
+    """
     name_or_file = os.fspath(name_or_file)
     is_packaged = name_or_file in list_recipes()
-    return _with_bases(name_or_file if is_packaged else os.path.normpath(name_or_file), [])
+    return _with_bases(name_or_file if is_packaged else os.path.normpath(name_or_file), [], as_written=as_written)
 
 
 def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -92,7 +104,7 @@ def as_mapping(name: str, value: Any) -> Any:
     return read if isinstance(read, dict | None) else value
 
 
-def _with_bases(name_or_file: str, above: list[str]) -> list[dict[str, Any]]:
+def _with_bases(name_or_file: str, above: list[str], *, as_written: bool) -> list[dict[str, Any]]:
     # By where they lie: through a link to its own folder a file has endlessly many names.
     if os.path.realpath(name_or_file) in map(os.path.realpath, above):
         raise InputError(f"the recipes {' → '.join([*above, name_or_file])} stand on each other: drop one base")
@@ -100,7 +112,7 @@ def _with_bases(name_or_file: str, above: list[str]) -> list[dict[str, Any]]:
         raise InputError(
             f"the recipe {above[0]!r} stands on more than {_MOST_BASES} others: put some of them together"
         )
-    recipe = _read_recipe(name_or_file)
+    recipe = _read_recipe(name_or_file, as_written=as_written)
     base = recipe.pop("base", None)
     if base is None:
         return [recipe]
@@ -108,11 +120,11 @@ def _with_bases(name_or_file: str, above: list[str]) -> list[dict[str, Any]]:
         raise InputError(f"the base of the recipe {name_or_file!r} must be a name or a file, got {base!r}")
     if base not in list_recipes():
         base = os.path.normpath(os.path.join(os.path.dirname(name_or_file), base))
-    return [*_with_bases(base, [*above, name_or_file]), recipe]
+    return [*_with_bases(base, [*above, name_or_file], as_written=as_written), recipe]
 
 
-def _read_recipe(name_or_file: str) -> dict[str, Any]:
-    """One file, with its "base" if it has one."""
+def _read_recipe(name_or_file: str, *, as_written: bool) -> dict[str, Any]:
+    """One file, with its "base" if it has one; see `recipe_layers`."""
     if (packaged := _packaged().get(name_or_file)) is not None:
         text = packaged.read_text(encoding="utf-8")
     elif os.path.isfile(name_or_file):
@@ -136,7 +148,8 @@ def _read_recipe(name_or_file: str) -> dict[str, Any]:
             raise InputError(f"the recipe {name_or_file!r} has no argument {key!r}: names are words")
         if key != "base":
             check_known(key, f"the recipe {name_or_file!r} has")
-    return recipe
+    is_recorded = text.startswith(RECORDED) and not as_written
+    return {**recipe, **earlier_values(recipe)} if is_recorded else recipe
 
 
 @functools.cache

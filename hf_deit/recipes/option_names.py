@@ -107,8 +107,9 @@ _MEANT = {
     "mixup_switch_probability": "mixup_switch_prob switch_prob",
     "ema_decay": (
         "ema model_ema model_ema_decay use_ema ema_momentum ema_model with_ema model_ema_steps "
-        "model_ema_warmup model_ema_force_cpu ema_rate ema_alpha ema_start ema_steps swa"
+        "model_ema_force_cpu ema_rate ema_alpha ema_start ema_steps swa"
     ),
+    "ema_warmup": "model_ema_warmup use_ema_warmup ema_use_warmup ema_ramp ema_rampup ema_warm_up ema_decay_warmup",
     "publish_weights": "eval_ema use_ema_weights",
     "seed": "random_seed manual_seed rng_seed random_state torch_seed",
     "full_determinism": "deterministic use_deterministic_algorithms determinism",
@@ -275,7 +276,7 @@ _NOTES = {
     "lr_scheduler_kwargs": "as JSON, for transformers' schedules; the cosine takes min_learning_rate",
     "auto_augment": 'timm\'s policy, say rand-m9-mstd0.5-inc1, or "" for none',
     "repeated_augmentation": "how many views of an image; 1 for none",
-    "ema_decay": "say 0.99996; 0 for none",
+    "ema_decay": "say 1 - 10 / the run's steps, 0.98 for 500 of them; 0 for none",
     "max_grad_norm": "a norm; 0 for none",
     "student": "a name of the zoo is made anew; a Hub id or a folder is trained on",
     "freeze": "none, all_but_heads or all_but_attention",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple, NoReturn
 
+from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
@@ -18,7 +19,7 @@ from transformers.utils import logging
 from ..data.arguments import DataArguments
 from ..errors import InputError, counted, not_one_of
 from ..hub.files import write_whole, writing
-from ..hub.recipe_file import dump_recipe
+from ..hub.recipe_file import RECORDED, dump_recipe
 from ..models.student import lacked_fields
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
 from ..training.hardware import num_devices
@@ -30,13 +31,14 @@ from . import (
     check_known,
     list_recipes,
     load_recipe,
+    load_recorded,
     mapping_arguments,
     merged,
     recipe_layers,
 )
 from .option_names import expand_aliases, meant_by
-from .sameness import USED_AT_THE_END, applied, refused
-from .uses import DEFAULTS, check_given, settle, without_unused
+from .sameness import EARLIER, USED_AT_THE_END, applied, as_word, earlier_values, refused
+from .uses import DEFAULTS, check_given, is_used, settle, without_unused
 
 logger = logging.get_logger(__name__)
 
@@ -133,7 +135,8 @@ def resolve_arguments(arguments: Sequence[str], *, is_trained: bool = True) -> A
             total_batch_size that cannot be shared out.
     """
     recipe_name, rest = _take_recipe(expand_aliases(arguments))
-    layers = recipe_layers(_default_recipe(_given(rest)) if recipe_name is None else recipe_name)
+    recipe_name = _default_recipe(_given(rest)) if recipe_name is None else recipe_name
+    layers = recipe_layers(recipe_name)
     given_mappings, rest = _take_mappings(rest)
     recipe = merged([*layers, *given_mappings])
     parser = argument_parser()
@@ -155,6 +158,7 @@ def resolve_arguments(arguments: Sequence[str], *, is_trained: bool = True) -> A
     if share is not None and resolved.training.process_index == 0:
         for words in _told_of_the_total(options, [*layers, command_line], share):
             logger.warning("%s", words)
+    _tell_earlier(recipe_name, {name: recipe[name] for name in EARLIER if name in recipe.keys() - command_line.keys()})
     last = {"student": resolved.model.student}
     return _without_foreign_overrides(
         resolved, _meant_for_others([*layers, *({**last, **given} for given in given_mappings), last])
@@ -207,6 +211,19 @@ def _told_of_the_total(options: Mapping[str, Any], layers: Sequence[Mapping[str,
             f"is not scaled to {total}: --learning_rate says another"
         )
     return lines
+
+
+def _tell_earlier(recipe_name: str, taken: Mapping[str, Any]) -> None:
+    """Says which of the values that are taken from a recipe are not said there, as they were the rule in its run."""
+    if not taken or not PartialState().is_main_process:
+        return
+    written = load_recorded(recipe_name)
+    for name, value in taken.items():
+        if name not in written:
+            logger.warning(
+                "the recipe %s is of a run of an earlier version, where %s was %s: so it is here unless --%s is given",
+                *(recipe_name, name, as_word(value), name),
+            )
 
 
 def _read(parser: HfArgumentParser, line: Sequence[str]) -> dict[str, Any]:
@@ -272,6 +289,7 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments, *, com
     before, now = _both(recipe, arguments)
     run = os.path.dirname(recipe) if isinstance(recipe, str) else arguments.training.resume_from_hub
     way = recipe if isinstance(recipe, str) else "its recipe.yaml"
+    unsaid = earlier_values(load_recorded(recipe) if isinstance(recipe, str) else recipe)
     for name, there, here in refused(before, now, compared=compared):
         if name == "teacher_model_name_or_path":
             raise InputError(
@@ -280,6 +298,12 @@ def check_same_run(recipe: str | Mapping[str, Any], arguments: Arguments, *, com
         if name == "teacher_revision":
             raise InputError(
                 f"the run in {run!r} has the teacher at commit {there!r}, got {here!r}: leave --teacher_revision out"
+            )
+        if name in unsaid:
+            raise InputError(
+                f"the run in {run!r} was started with {name} {as_word(there)}, got {as_word(here)}: an earlier "
+                f"version began it, which had nothing else. Give --{name} {as_word(there)} to go on with it, or "
+                "start another run in another --output_dir"
             )
         raise InputError(
             f"the run in {run!r} was started with {name} {there if name in before else 'at its default'}, got "
@@ -321,12 +345,10 @@ def _precision(recipe: Mapping[str, Any]) -> str:
 def _both(recipe: str | Mapping[str, Any], arguments: Arguments) -> tuple[dict[str, Any], dict[str, Any]]:
     """The recipe of a run and that of its arguments now, without what does nothing in them; see `check_same_run`."""
     if isinstance(recipe, str):
-        before, now = load_recipe(recipe), resolved_recipe(arguments)
+        before, now = load_recorded(recipe), resolved_recipe(arguments)
     else:
-        before, now = dict(recipe), published_recipe(arguments)
-    if _is_of_an_earlier_version(before):
-        before["teacher_input_size"] = "student"
-    kept = without_unused(before)  # earlier versions took them without a word
+        before, now = recipe, published_recipe(arguments)
+    kept = without_unused({**before, **earlier_values(before)})  # earlier versions took them without a word
     if "teacher_recipe" in before and kept.get("distillation_type") != "none":
         kept["teacher_recipe"] = before["teacher_recipe"]  # beside the teacher that it has trained
     return {name: value for name, value in kept.items() if value != {}}, without_unused(now)
@@ -341,7 +363,7 @@ def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arg
         recipe: see `check_same_run`.
         arguments: those that it shall go on with.
     """
-    before = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    before = load_recorded(recipe) if isinstance(recipe, str) else recipe
 
     def with_commits(part: Any) -> Any:
         names = [field.name for field in dataclasses.fields(part) if field.name.endswith("_revision")]
@@ -349,26 +371,24 @@ def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arg
         return dataclasses.replace(part, **commits)
 
     taken = arguments._replace(model=with_commits(arguments.model), data=with_commits(arguments.data))
-    if _is_of_an_earlier_version(before) and taken.model.teacher_input_size == "own":
-        taken = taken._replace(model=dataclasses.replace(taken.model, teacher_input_size="student"))
+    earlier_size = earlier_values(before).get("teacher_input_size")
+    if earlier_size is not None and taken.model.teacher_input_size == "own":
+        taken = taken._replace(model=dataclasses.replace(taken.model, teacher_input_size=earlier_size))
     args = arguments.training
     if args.teacher_labels_revision is None and args.teacher_labels == before.get("teacher_labels"):
         taken = taken.with_training(teacher_labels_revision=before.get("teacher_labels_revision"))
     return taken
 
 
-def _is_of_an_earlier_version(recipe: Mapping[str, Any]) -> bool:
-    """Whether a run's recipe does not say at which size the teacher is shown the views: it is the student's then."""
-    return "teacher_input_size" not in recipe and recipe.get("distillation_type") != "none"
-
-
 def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
     """The arguments that differ from the defaults, without the output folder, secrets and what is derived.
 
-    Of a run with a teacher its input size is said though it be the default, as earlier versions had another one.
+    What is another value in the runs of earlier versions is said though it be the default; see `sameness.EARLIER`.
     """
-    *_, args = arguments
-    stated = () if args.distillation_type == "none" else ("teacher_input_size",)
+    options = {field.name: getattr(part, field.name) for part in arguments for field in dataclasses.fields(part)}
+    stated = {name for name in EARLIER if is_used(name, options)}
+    if options["distillation_type"] != "none":
+        stated.add("teacher_input_size")  # who will teach may not be known yet
     recipe = {}
     for part in arguments:
         for field in dataclasses.fields(part):
@@ -413,7 +433,7 @@ def save_recipe(arguments: Arguments, path: str | os.PathLike[str]) -> None:
         CheckpointError: it cannot be written, say on a full disk.
     """
     versions = ", ".join(f"{name} {version(name)}" for name in ("hf_deit", "torch", "transformers", "timm", "pillow"))
-    text = f"# Resolved arguments of a run with {versions}.\n{dump_recipe(resolved_recipe(arguments))}"
+    text = f"{RECORDED}a run with {versions}.\n{dump_recipe(resolved_recipe(arguments))}"
     with writing(f"the recipe of the run to {os.fspath(path)!r}"):
         write_whole(text, path)
 

@@ -10,8 +10,12 @@ import yaml
 from ..data.arguments import DataArguments
 from ..hub.recipe_file import parse_recipe
 from ..training.arguments import UNFIT_OPTIONS
-from .uses import DEFAULTS
+from .uses import DEFAULTS, is_used
 
+# What an argument that is younger than a run was in it, where that was another value than its default is now. Resolved
+# recipes say those that do something though they be at their default: one that lacks them is an earlier version's.
+# `uses` must know when they do nothing.
+EARLIER = {"teacher_input_size": "student", "ema_warmup": True}
 # They make another run: refused, in the order in which differences are told. So is what the table does not know, as of
 # a later version of transformers.
 REFUSED = (
@@ -26,7 +30,7 @@ REFUSED = (
     *("optim", "optim_args", "optim_target_modules", "learning_rate", "scale_learning_rate", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "schedule_per", "warmup_learning_rate", "min_learning_rate"),
-    *("warmup_steps", "warmup_epochs", "max_steps", "num_train_epochs", "ema_decay"),
+    *("warmup_steps", "warmup_epochs", "max_steps", "num_train_epochs", "ema_decay", "ema_warmup"),
     # The best result so far is by the metric of its time.
     *("metric_for_best_model", "greater_is_better"),
     # The optimizer's state has another form in each.
@@ -95,6 +99,21 @@ _OTHER_WORDS = {
     "optim_args": lambda text: sorted(text.replace(" ", "").split(",")),
 }
 _ORDER = {name: place for place, name in enumerate(REFUSED)}
+
+
+def earlier_values(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What the arguments of `EARLIER` were in a run whose recipe does not say them; not of a recipe that people write.
+
+    Args:
+        recorded: the resolved recipe of a run, as it was written.
+    """
+    missing = {name: value for name, value in EARLIER.items() if name not in recorded}
+    return {name: value for name, value in missing.items() if is_used(name, {**recorded, name: value})}
+
+
+def as_word(value: Any) -> str:
+    """A value as one gives it on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class Difference(NamedTuple):

@@ -113,6 +113,11 @@ def without_unused(recipe: Options) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if not _is_given(name, recipe) or not _reason(name, options)}
 
 
+def is_used(name: str, recipe: Options) -> bool:
+    """Whether an argument does something beside the others of a recipe."""
+    return _reason(name, {**DEFAULTS, **recipe}) is None
+
+
 def _reason(name: str, options: Options) -> str | None:
     """Why an option does nothing beside the others, and what to do; None if it does something."""
     if name in _DATA:
@@ -281,6 +286,7 @@ _USES = {
         "is of mixup and CutMix",
         ", but both are off: leave it out",
     ),
+    "ema_warmup": _Use(_all_on("ema_decay"), "is about the moving average", ", but ema_decay is 0: give one"),
     "publish_weights": _Use(_all_on("ema_decay"), "is about the moving average", ", but ema_decay is 0: give one"),
     "warmup_learning_rate": _Use(
         lambda options: _is_cosine(options) and _warms_up(options),

@@ -35,7 +35,7 @@ from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.modeling_common import ImageClassifierBase, fuse_logits
 from ..models.teacher import Teacher, TeacherDescription
 from .arguments import DistillationTrainingArguments
-from .averaging import AVERAGE_FOLDER, WeightAverage
+from .averaging import AVERAGE_FOLDER, WeightAverage, average_doubts, check_averaged
 from .callbacks import StepEndCallback, TeacherCheckCallback, teacher_report
 from .checkpoints import (
     RunFolder,
@@ -201,7 +201,8 @@ class DistillationTrainer(Trainer):
                 "ema_decay needs the weights whole and in float32, which FSDP shards and DeepSpeed keeps in the "
                 "optimizer: pass --ema_decay 0"
             )
-        average = WeightAverage(self.model, self.args.ema_decay)
+        check_averaged(self.model)
+        average = WeightAverage(self.model, self.args.ema_decay, warmup=self.args.ema_warmup)
         self.add_callback(StepEndCallback(average.update))
         return average
 
@@ -825,8 +826,11 @@ class DistillationTrainer(Trainer):
                 f"the polynomial schedule falls after the warm-up, which takes {warmup} steps, and the run has "
                 f"{num_training_steps}: give fewer --warmup_steps"
             )
-        if self.lr_scheduler is None and self.is_world_process_zero():
-            for doubt in schedule_doubts(args, num_steps=num_training_steps, steps_per_epoch=self.steps_per_epoch):
+        if self.is_world_process_zero():
+            doubts = average_doubts(args, num_steps=num_training_steps, is_pretrained=bool(self.model.name_or_path))
+            if self.lr_scheduler is None:
+                doubts += schedule_doubts(args, num_steps=num_training_steps, steps_per_epoch=self.steps_per_epoch)
+            for doubt in doubts:
                 logger.warning(doubt)
         if args.lr_scheduler_type != SchedulerType.COSINE or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)

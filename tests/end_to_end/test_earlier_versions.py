@@ -16,7 +16,13 @@ from PIL import Image
 from support.main_of import TESTS
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_deit import CaiTForImageClassification, DistilledDeiTForImageClassification, TeacherLabelStore, load_recipe
+from hf_deit import (
+    CaiTForImageClassification,
+    DistilledDeiTForImageClassification,
+    InputError,
+    TeacherLabelStore,
+    load_recipe,
+)
 from hf_deit.commands.train import run
 from hf_deit.hub.publishing import check_folder
 from hf_deit.hub.record import read_facts
@@ -50,6 +56,30 @@ def test_kept_labels_are_replayed_to_the_same_losses(tmp_path, monkeypatch):
     logs = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert [line["loss"] for line in logs if "loss" in line] == pytest.approx(EXPECTED["losses"], abs=1e-5)
     assert not (WRITTEN / "labels" / ".lock").exists()  # what is only read is not locked
+
+
+def test_a_run_goes_on_with_the_warm_up_that_its_average_had(tmp_path, monkeypatch):
+    """An earlier version knew no `ema_warmup` and no average without: its recipes do not say it."""
+    monkeypatch.chdir(WRITTEN)
+    command = ["--recipe", "run.yaml", "--train_dir", "images/train", "--validation_dir", "images/val"]
+    command += ["--distillation_type", "none", "--ema_decay", "0.9", "--save_strategy", "steps", "--save_steps", "3"]
+    run(resolve_arguments([*command, "--ema_warmup", "true", "--output_dir", str(tmp_path / "whole")]))
+    for name in ("stopped", "recorded"):
+        stopped = shutil.copytree(tmp_path / "whole", tmp_path / name)
+        shutil.rmtree(stopped / "checkpoint-6")
+        recipe = (stopped / "recipe.yaml").read_text()
+        assert "ema_warmup: true\n" in recipe
+        (stopped / "recipe.yaml").write_text(recipe.replace("ema_warmup: true\n", ""))
+    go_on = ["--resume_from_checkpoint", "true", "--use_cpu", "true", "--output_dir"]
+    with pytest.raises(InputError, match="--ema_warmup true to go on with it"):
+        run(resolve_arguments([*command, *go_on, str(tmp_path / "stopped")]))
+    run(resolve_arguments([*command, "--ema_warmup", "true", *go_on, str(tmp_path / "stopped")]))
+    run(
+        resolve_arguments(["--recipe", str(tmp_path / "recorded" / "recipe.yaml"), *go_on, str(tmp_path / "recorded")])
+    )
+    for file in ("model.safetensors", "ema/model.safetensors"):
+        ends = {(tmp_path / name / "checkpoint-6" / file).read_bytes() for name in ("whole", "stopped", "recorded")}
+        assert len(ends) == 1
 
 
 def test_a_runs_folder_is_read(tmp_path):

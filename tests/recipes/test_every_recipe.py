@@ -24,6 +24,7 @@ from hf_deit.commands.train import run
 from hf_deit.recipes import list_recipes, load_recipe, resolve
 from hf_deit.recipes.resolve import resolve_arguments
 from hf_deit.training.arguments import DistillationTrainingArguments
+from hf_deit.training.averaging import average_doubts
 
 RECIPES = Path(hf_deit.__file__).parent / "recipes"
 DEIT_224 = [
@@ -246,6 +247,15 @@ def test_the_rows_of_table_8_differ_from_the_default_in_one_thing(name):
     assert different - {"output_dir", "args"} == set(change)
     assert some(ablated, change) == change
     assert default["ema_decay"] == ablated["ema_decay"] == 0.99996
+    assert default["ema_warmup"] is ablated["ema_warmup"] is False
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if load_recipe(name).get("ema_decay")])
+def test_moving_averages_fit_the_length_of_the_run(name):
+    args = resolve_arguments(["--recipe", name, "--bf16", "false"]).training
+    recipe, batch = load_recipe(name), args.total_train_batch_size
+    steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * (1_281_167 // batch)
+    assert average_doubts(args, num_steps=steps, is_pretrained=recipe["student"].startswith("outputs/")) == []
 
 
 def test_table_8_has_twelve_rows_but_the_default():

@@ -142,6 +142,7 @@ def test_a_word_is_in_the_table_once():
         ("val_dir", "validation_dir"),
         ("T", "distillation_temperature"),
         ("model-ema-decay", "ema_decay"),
+        ("model-ema-warmup", "ema_warmup"),
         ("reprob", "random_erasing"),
         ("clip-grad", "max_grad_norm"),
         ("opt", "optim"),

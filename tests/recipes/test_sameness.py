@@ -8,11 +8,12 @@ refused where it differs.
 import dataclasses
 
 import pytest
+import yaml
 
-from hf_deit import InputError
+from hf_deit import InputError, load_recipe
 from hf_deit.recipes import ARGUMENT_CLASSES
 from hf_deit.recipes.resolve import applied_changes, check_same_run, resolve_arguments, resolved_recipe, save_recipe
-from hf_deit.recipes.sameness import APPLIED, MAY_CHANGE, REFUSED, applied, refused
+from hf_deit.recipes.sameness import APPLIED, EARLIER, MAY_CHANGE, REFUSED, applied, earlier_values, refused
 from hf_deit.recipes.uses import DEFAULTS
 
 RUN = {"teacher_model_name_or_path": "lab/teacher", "teacher_labels": "hf://datasets/lab/labels"}
@@ -228,3 +229,74 @@ def test_what_takes_effect_from_here_on_is_told_with_both_values(out):
         "the run was begun with publish_weights raw and goes on with ema",
         "the run was begun with save_steps 3 and goes on with 2",
     ]
+
+
+# Runs of earlier versions
+
+AVERAGED = ["--recipe", "debug", "--ema_decay", "0.9"]
+THE_REST_AS_EARLIER = [f"--{name}={value}" for name, value in EARLIER.items() if name != "ema_warmup"]
+
+
+def as_recorded_earlier(arguments, path) -> str:
+    """The recipe that an earlier version would have written beside a run; of its published model, without versions."""
+    save_recipe(arguments, path)
+    first, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([first, *(line for line in lines if line.partition(":")[0] not in EARLIER)]) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_what_was_otherwise_in_earlier_versions_is_said_where_it_does_something(name, out):
+    assert DEFAULTS[name] != EARLIER[name] and name in REFUSED
+    does = resolved_recipe(resolve_arguments([*AVERAGED, *out]))
+    assert does[name] == DEFAULTS[name]
+    assert earlier_values(does) == {}
+    does_not = resolved_recipe(resolve_arguments(["--recipe", "digits_teacher", *out]))
+    assert name not in does_not and name not in earlier_values(does_not)
+    assert earlier_values({key: value for key, value in does.items() if key != name}) == {name: EARLIER[name]}
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_a_run_of_an_earlier_version_goes_on_with_its_average_alone(tmp_path, out, is_published):
+    file = as_recorded_earlier(resolve_arguments([*AVERAGED, *out]), tmp_path / "recipe.yaml")
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text()) if is_published else file
+    same = [*AVERAGED, *THE_REST_AS_EARLIER, *out, *(("--resume_from_hub", "lab/run") * is_published)]
+    said = r"with ema_warmup true, got false.* earlier version.*--ema_warmup true to go on"
+    with pytest.raises(InputError, match=said):
+        check_same_run(recipe, resolve_arguments(same))
+    for now in ([*same, "--ema_warmup", "true"], ["--recipe", file, *same[len(AVERAGED) :]]):
+        check_same_run(recipe, resolve_arguments(now))
+    without = resolve_arguments(["--recipe", "debug", "--ema_decay", "0", *THE_REST_AS_EARLIER, *out])
+    check_same_run(as_recorded_earlier(without, tmp_path / "recipe.yaml"), without)  # it had none
+
+
+def test_a_run_of_this_version_goes_on_with_its_own(tmp_path, out):
+    for given, other in (("false", "true"), ("true", "false")):
+        save_recipe(resolve_arguments([*AVERAGED, "--ema_warmup", given, *out]), tmp_path / "recipe.yaml")
+        for line in ([*AVERAGED, "--ema_warmup", given], ["--recipe", str(tmp_path / "recipe.yaml")]):
+            check_same_run(str(tmp_path / "recipe.yaml"), resolve_arguments([*line, *out]))
+        with pytest.raises(InputError, match=f"started with ema_warmup {given.title()}, got {other.title()}: resume"):
+            check_same_run(str(tmp_path / "recipe.yaml"), resolve_arguments([*AVERAGED, "--ema_warmup", other, *out]))
+
+
+def test_a_recorded_recipe_means_what_its_run_did_and_one_that_people_write_what_it_says(tmp_path, out, caplog):
+    recorded = as_recorded_earlier(resolve_arguments([*AVERAGED, *out]), tmp_path / "recorded.yaml")
+    (tmp_path / "above.yaml").write_text("base: recorded.yaml\nmax_steps: 2\n")
+    written = tmp_path / "written.yaml"
+    written.write_text("# Mine.\nema_decay: 0.9\nteacher_recipe: debug_teacher\n")
+    means = {"ema_warmup": True, "teacher_input_size": "student"}
+    for recipe in (recorded, str(tmp_path / "above.yaml")):
+        caplog.clear()
+        arguments = resolve_arguments(["--recipe", recipe, *out])
+        assert (arguments.training.ema_warmup, arguments.model.teacher_input_size) == (True, "student")
+        told = "".join(caplog.messages)
+        assert "where ema_warmup was true" in told and "where teacher_input_size was student" in told
+        assert load_recipe(recipe).items() >= means.items()
+    caplog.clear()
+    line = ["--recipe", recorded, "--ema_warmup", "false", "--teacher_input_size", "own", *out]
+    assert not resolve_arguments(line).training.ema_warmup
+    assert not resolve_arguments(["--recipe", str(written), *out]).training.ema_warmup
+    assert not means.keys() & load_recipe(written).keys()
+    off = resolve_arguments(["--recipe", recorded, "--ema_decay", "0", "--distillation_type", "none", *out])
+    assert not off.training.ema_warmup and off.model.teacher_input_size == "own"
+    assert not [message for message in caplog.messages if any(name in message for name in means)]

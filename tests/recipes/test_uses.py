@@ -77,6 +77,7 @@ ROWS = {
     "mixup_probability": ("0.5", DIGITS, "both are off", HERE),
     "mixup_switch_probability": ("0.3", [*HERE, "--cutmix", "0"], "not both on", HERE),
     "mixup_group_size": ("32", [*HERE, *NO_MIX], "both are off", HERE),
+    "ema_warmup": ("true", HERE, "ema_decay is 0", [*HERE, "--ema_decay", "0.9"]),
     "publish_weights": ("ema", HERE, "--ema_decay", [*HERE, "--ema_decay", "0.9"]),
     "warmup_learning_rate": ("1e-5", [*HERE, "--warmup_epochs", "0"], "give --warmup_epochs", HERE),
     "min_learning_rate": (
@@ -174,6 +175,7 @@ teacher_labels_top_k: 5
 mixup_switch_probability: 0.3
 mixup_group_size: 8
 ema_decay: 0.9
+ema_warmup: true
 publish_weights: ema
 push_to_hub: true
 hub_strategy: checkpoint
@@ -207,7 +209,7 @@ GIVES_WAY = [
     ("--save_strategy no", "load_best_model_at_end save_total_limit save_steps"),
     ("--mixup 0", "mixup_switch_probability"),
     ("--mixup 0 --cutmix 0", "mixup_switch_probability mixup_group_size"),
-    ("--ema_decay 0", "publish_weights"),
+    ("--ema_decay 0", "ema_warmup publish_weights"),
     ("--push_to_hub false", "hub_strategy"),
     ("--eval_strategy epoch --save_strategy epoch", "eval_steps save_steps"),
     ("--num_train_epochs 3", "max_steps"),

@@ -1,4 +1,4 @@
-"""The moving average of the weights is timm's, and evaluated, saved, chosen by and resumed beside the weights.
+"""The moving average of the weights is the authors', and evaluated, saved, chosen by and resumed beside the weights.
 
 The trained weights themselves are what they would be without it.
 """
@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback, ViTCo
 from transformers import ViTForImageClassification as NativeViT
 
 from hf_deit import InputError
-from hf_deit.training.averaging import WeightAverage
+from hf_deit.training.averaging import WeightAverage, average_doubts, decay_of
 
 State = dict[str, torch.Tensor]
 
@@ -78,30 +78,142 @@ def trained(tmp_path):
 # What it is
 
 
+def authors(average: torch.Tensor, weight: torch.Tensor, decay: float) -> torch.Tensor:
+    """One step of `ModelEma` in timm 0.3.2, with which DeiT was trained. That truncates counters; ours are kept."""
+    return average * decay + (1.0 - decay) * weight if weight.is_floating_point() else weight
+
+
+def timms(average: torch.Tensor, weight: torch.Tensor, decay: float) -> torch.Tensor:
+    """One step of timm's `ModelEmaV3`."""
+    return torch.lerp(average, weight, 1 - decay) if weight.is_floating_point() else weight
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("distilled", {"ema_decay": 0.99996, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
+        ("native vit", {"ema_decay": 0.99, "bf16": True}),
+        ("resnet", {"ema_decay": 0.9}),
+    ],
+)
+def test_it_is_the_authors_bit_for_bit_from_the_first_step_on(tmp_path, name, settings):
+    """Over 50 optimizer steps, which two runs take one after the other."""
+    settings = {"max_steps": 50, "learning_rate": 0.01, "save_strategy": "steps", "save_steps": 20, **settings}
+    expected: State = {}
+    for last in (20, 50):
+        trainer = tiny.trainer(STUDENTS[name](), arguments(tmp_path, **settings))
+        expected = expected or state_of(trainer.model)
+        snapshots = Snapshots(trainer, "on_step_end")
+        trainer.add_callback(StopAt(last))
+        trainer.train(resume_from_checkpoint=last == 50)
+        for step, weights in sorted(snapshots.weights.items()):
+            decay = settings["ema_decay"]
+            expected = {key: authors(expected[key], weight, decay) for key, weight in weights.items()}
+            assert differing(snapshots.averages[step], expected) == [], step
+    assert step == 50 and len(snapshots.weights) == 30
+    assert {value.dtype for value in expected.values()} <= {torch.float32, torch.int64}
+    assert differing(snapshots.weights[50], snapshots.averages[50])
+
+
 @pytest.mark.parametrize("name", ["distilled", "resnet"])
-def test_it_is_the_recursion_with_timms_warm_up(tmp_path, name):
-    args = arguments(tmp_path, max_steps=8, gradient_accumulation_steps=2, learning_rate=0.01)
-    trainer = tiny.trainer(STUDENTS[name](), args)
-    snapshots = Snapshots(trainer, "on_step_end")
-    trainer.train()
+def test_with_warm_up_its_decay_grows_as_timms(tmp_path, name):
+    settings = {"max_steps": 10, "learning_rate": 0.01, "save_strategy": "steps", "save_steps": 3}
+    expected: State = {}
     decays = []
-    for step, weights in sorted(snapshots.weights.items()):
-        decays.append(min(1 - (1 + (step - 1)) ** (-2 / 3), 0.6))
-        if step == 1:
-            expected = {key: value.double() for key, value in weights.items()}
-        for key, value in weights.items():
-            if value.is_floating_point():
-                expected[key] = decays[-1] * expected[key] + (1 - decays[-1]) * value.double()
-            else:  # counters of batches
-                expected[key] = value
-            found = snapshots.averages[step][key]
-            assert found.dtype == value.dtype
-            torch.testing.assert_close(found.double(), expected[key].double(), atol=1e-6, rtol=0, msg=f"{step} {key}")
-    assert decays[0] == 0
-    assert decays[1:4] == pytest.approx([0.3700, 0.5193, 0.6], abs=1e-4)  # reached gradually, then held
-    assert decays[-1] == 0.6
-    assert len(decays) == 8
-    assert differing(snapshots.weights[8], snapshots.averages[8])
+    for last in (3, 10):
+        trainer = tiny.trainer(STUDENTS[name](), arguments(tmp_path, ema_decay=0.75, ema_warmup=True, **settings))
+        expected = expected or state_of(trainer.model)
+        snapshots = Snapshots(trainer, "on_step_end")
+        trainer.add_callback(StopAt(last))
+        trainer.train(resume_from_checkpoint=last == 10)
+        for step, weights in sorted(snapshots.weights.items()):
+            decays.append(min(0.75, 1 - step ** (-2 / 3)))
+            expected = {key: timms(expected[key], weight, decays[-1]) for key, weight in weights.items()}
+            assert differing(snapshots.averages[step], expected) == [], step
+    assert decays[0] == 0  # the first weights are forgotten at once
+    assert decays[1:4] == pytest.approx([0.3700, 0.5193, 0.6031], abs=1e-4)
+    assert decays[-2:] == [0.75, 0.75] and len(decays) == 10
+
+
+def test_the_ramp_of_the_warm_up_stays_below_the_authors_decay_for_millions_of_steps():
+    assert decay_of(300 * 1251, 0.99996, warmup=True) == pytest.approx(0.99981, abs=1e-5)  # DeiT's whole training
+    assert decay_of(3_900_000, 0.99996, warmup=True) < decay_of(4_000_000, 0.99996, warmup=True) == 0.99996
+
+
+def test_frozen_weights_and_weights_of_several_names_are_averaged_as_one_would_think():
+    model = tiny.student()
+    model.deit.embeddings.requires_grad_(False)
+    model.distillation_classifier.weight = model.cls_classifier.weight
+    weights = state_of(model)
+    average = WeightAverage(model, 0.99996)
+    with torch.no_grad():
+        model.cls_classifier.weight += 1
+    for step in range(1, 201):
+        average.update(step)
+    averaged = state_of(average.module)
+    frozen = [name for name in weights if name.startswith("deit.embeddings.")]
+    assert frozen and all(torch.equal(averaged[name], weights[name]) for name in frozen)
+    expected = weights["cls_classifier.weight"]
+    for _ in range(200):
+        expected = authors(expected, model.cls_classifier.weight.detach(), 0.99996)
+    for head in ("cls_classifier", "distillation_classifier"):
+        assert torch.equal(averaged[f"{head}.weight"], expected)
+    with average.in_place():
+        assert torch.equal(model.distillation_classifier.weight, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_which_an_average_stands_still_are_refused(tmp_path, dtype):
+    with pytest.raises(InputError, match=f"float32, got {dtype}.*--ema_decay 0"):
+        tiny.trainer(tiny.student().to(dtype), arguments(tmp_path))
+    assert tiny.trainer(tiny.student().to(dtype), arguments(tmp_path, ema_decay=0.0)).weight_average is None
+
+
+# What a short run makes of it
+
+
+def doubts(folder, steps: int, *, is_pretrained: bool = False, **settings) -> str:
+    args = arguments(folder, max_steps=steps, **settings)
+    return "\n".join(average_doubts(args, num_steps=steps, is_pretrained=is_pretrained))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6, 50, 500, 30_000, 100_000])
+def test_an_average_that_stays_at_its_beginning_is_told_with_what_mends_it(tmp_path, steps):
+    found = doubts(tmp_path, steps, ema_decay=0.99996)
+    assert "looks back over 25,000 steps (ema_decay 0.99996)" in found and f"has {steps:,}: " in found
+    assert f"up to {100 * 0.99996**steps:.2g} % of the weights that it begins with, which are random" in found
+    assert "publish_weights" not in found and "--ema_warmup true" in found
+    fitting = float(found.rpartition("--ema_decay ")[2])
+    assert fitting == pytest.approx(math.exp(-10 / steps), abs=0.06)
+    assert doubts(tmp_path, steps, ema_decay=fitting) == ""
+    assert "will be saved (publish_weights ema)" in doubts(tmp_path, steps, ema_decay=0.99996, publish_weights="ema")
+
+
+def test_no_other_average_is_doubted(tmp_path):
+    assert doubts(tmp_path, 1, ema_decay=0.0) == ""
+    assert doubts(tmp_path, 300 * 1251, ema_decay=0.99996) == ""
+    # The paper's fine-tuning, of which 0.05 are the weights that it begins with, which have learnt.
+    steps = 30 * 2502
+    assert doubts(tmp_path, steps, ema_decay=0.99996)
+    assert doubts(tmp_path, steps, ema_decay=0.99996, is_pretrained=True) == ""
+    assert "random" not in doubts(tmp_path, 500, ema_decay=0.99996, is_pretrained=True)
+
+
+def test_a_decay_that_the_warm_up_does_not_reach_is_told(tmp_path):
+    assert "grows to 0.984 in the 500 steps of the run" in doubts(tmp_path, 500, ema_decay=0.99996, ema_warmup=True)
+    assert doubts(tmp_path, 500, ema_decay=0.98, ema_warmup=True) == ""
+
+
+@pytest.mark.parametrize("start", ["random", "pretrained"])
+def test_a_run_tells_it_at_its_start(tmp_path, caplog, start):
+    student = tiny.student()
+    if start == "pretrained":
+        student.save_pretrained(tmp_path / "student")
+        student = type(student).from_pretrained(tmp_path / "student")
+    trainer = tiny.trainer(student, arguments(tmp_path / "run", ema_decay=0.99996, max_steps=1))
+    trainer.train()
+    told = [message for message in caplog.messages if "the moving average looks back over 25,000 steps" in message]
+    assert len(told) == 1 and ("which are random" in told[0]) == (start == "random")
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -404,6 +516,7 @@ def test_a_checkpoint_with_average_serves_a_run_without(tmp_path):
     ("settings", "message"),
     [
         ({"publish_weights": "ema", "ema_decay": 0.0}, "publish_weights.*--ema_decay"),
+        ({"ema_warmup": True, "ema_decay": 0.0}, "ema_warmup.*ema_decay is 0"),
         ({"publish_weights": "both"}, "publish_weights must be one of raw, ema"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
         ({"ema_decay": -0.1}, r"ema_decay must lie in \[0, 1\)"),
