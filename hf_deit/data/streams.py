@@ -20,7 +20,8 @@ from ..errors import BadImageError, InputError, first_line, image_name
 from ..models.keyed import fold
 from .columns import IGNORED_LABEL, without_format
 from .decoding import decode_image
-from .view_dataset import KeyedViews
+from .view_dataset import KeyedViews, ReadImage
+from .views import image_and_view
 
 _REMEMBERED = 50_000  # keys, without their images, by which a view can still be named
 # What datasets raises for names, folders and files that it cannot make a data set of, or read no further.
@@ -147,7 +148,9 @@ class StreamSampler(Sampler[StreamKey | None]):
             multiple of it.
         rank: of the process whose keys are wanted, from 0.
         num_processes: how many share the stream.
-        repeats: views of each image that lie side by side.
+        repeats: views of each image.
+        images_per_block: how far apart the views of an image stand among those of the process, see
+            `hf_deit.data.views.image_and_view`. So many images are kept in memory, encoded.
     """
 
     def __init__(
@@ -159,11 +162,12 @@ class StreamSampler(Sampler[StreamKey | None]):
         rank: int = 0,
         num_processes: int = 1,
         repeats: int = 1,
+        images_per_block: int = 1,
     ) -> None:
         self.stream = stream
         self.batch_size = batch_size
         self.rank, self.num_processes = rank, num_processes
-        self.repeats = repeats
+        self.repeats, self.images_per_block = repeats, images_per_block
         self.epoch = 0
         self._given: dict[tuple[int, int], StreamKey] = {}  # the last keys by epoch and slot, without their bytes
         self._length = max(stream.images_per_epoch // total_batch_size, 1) * total_batch_size
@@ -177,7 +181,8 @@ class StreamSampler(Sampler[StreamKey | None]):
     def _images(self) -> Iterator[tuple[dict[str, Any], int]]:
         """The images of this process, from the first of the epoch on; the stream begins again wherever it ends."""
         stream_pass, part = divmod(self.epoch, self.repeats)
-        to_skip = part * -(-self._length // (self.num_processes * self.repeats))
+        blocks, rest = divmod(self._length // self.num_processes, self.images_per_block * self.repeats)
+        to_skip = part * (blocks * self.images_per_block + min(rest, self.images_per_block))
         restarts = 0
         while True:
             is_empty = True
@@ -196,14 +201,15 @@ class StreamSampler(Sampler[StreamKey | None]):
             restarts += 1
 
     def __iter__(self) -> Iterator[StreamKey | None]:
-        epoch, images, count = self.epoch, self._images(), 0
+        epoch, images, count, block = self.epoch, self._images(), 0, {}
         for slot in range(self._length):
             if slot // self.batch_size % self.num_processes != self.rank:
                 yield None
                 continue
-            index, view = divmod(count, self.repeats)
+            index, view = image_and_view(count, repeats=self.repeats, images_per_block=self.images_per_block)
             if view == 0:
-                encoded, label = next(images)
+                block[index % self.images_per_block] = next(images)
+            encoded, label = block[index % self.images_per_block]
             count += 1
             key = StreamKey(epoch, slot, index, view, encoded, label)
             self._given[epoch, slot] = key._replace(encoded={"path": (encoded or {}).get("path")})
@@ -233,16 +239,16 @@ class StreamViewDataset(KeyedViews):
     def __len__(self) -> int:
         return self.stream.images_per_epoch
 
-    def _read(self, key: StreamKey) -> tuple[Image.Image, int, list[str]]:
+    def _read(self, key: StreamKey) -> ReadImage:
         try:
-            return decode_image(key.encoded, f"position {key.index} of the stream"), key.label, []
+            return ReadImage(decode_image(key.encoded, f"position {key.index} of the stream"), key.label, [])
         except BadImageError as error:
             if self.on_bad_image == "stop":
                 raise
             # Its position is another one in every epoch and process.
             checksum = zlib.crc32((key.encoded or {}).get("bytes") or b"")
             note = error.note(f"an image of the stream with the CRC-32 {checksum:08x}")
-            return Image.new("RGB", (64, 64)), IGNORED_LABEL, [note]
+            return ReadImage(Image.new("RGB", (64, 64)), IGNORED_LABEL, [note])
 
     def name(self, key: StreamKey) -> str:
         return image_name((key.encoded or {}).get("path"), f"position {key.index} of the stream")

@@ -6,7 +6,8 @@ numbers that the device needs to erase and mix it (`hf_deit.data.batch_augment`)
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
@@ -21,6 +22,54 @@ from .batch_augment import Mixing, RandomErasing
 from .columns import IGNORED_LABEL, labels_of, without_format
 from .decoding import ImageDecoder
 from .views import ViewKey, preserve_global_random_state, seed_global_random_state
+
+_MOST_KEPT = 64 * 1024 * 1024  # bytes of a worker's decoded images: 64 of ImageNet's average size are 47 MB
+
+
+class ReadImage(NamedTuple):
+    """What was read for a key: its image in RGB, its label, and a line for each broken image that it stands in for."""
+
+    image: Image.Image
+    label: int
+    passed_over: list[str]
+
+
+class _ReadImages:
+    """Images that more views are to come of, so that each is decoded once where the same worker makes these views.
+
+    The last one is kept whatever its size, others as long as there is room. Which are kept changes no view.
+
+    Args:
+        repeats: views of an image.
+        images_per_block: slots from one view of an image to the next, by which is known how long to keep it.
+    """
+
+    def __init__(self, repeats: int, images_per_block: int) -> None:
+        self._repeats, self._images_per_block = repeats, images_per_block
+        self._kept: dict[Any, tuple[int, ReadImage]] = {}  # with the slot of the last view
+        self._last: tuple[Any, ReadImage | None] = (None, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._repeats, self._images_per_block)  # a worker that is sent it begins without images
+
+    def get(self, key: Any, read: Callable[[Any], ReadImage]) -> ReadImage:
+        name = key.epoch, key.index
+        _, found = self._kept.pop(name, (0, None))
+        if name == self._last[0]:
+            found = self._last[1]
+        if found is None:
+            self._last = (None, None)
+            self._kept = {
+                other: kept for other, kept in self._kept.items() if other[0] == key.epoch and kept[0] >= key.slot
+            }
+            found = read(key)
+        self._last = name, found
+        last_slot = key.slot + (self._repeats - 1 - key.view) * self._images_per_block
+        kept_images = [found.image, *(other.image for _, other in self._kept.values())]
+        # Pillow has four bytes for a pixel of three.
+        if last_slot > key.slot and sum(4 * image.width * image.height for image in kept_images) <= _MOST_KEPT:
+            self._kept[name] = last_slot, found
+        return found
 
 
 def pixel_crc(pixel_values: torch.Tensor | np.ndarray) -> int:
@@ -38,8 +87,10 @@ class KeyedViews(Dataset):
     as one list.
 
     Args:
-        transform: from an RGB image to (3, H, W) uint8.
+        transform: from an RGB image to (3, H, W) uint8. It must not change the image, which may get more views.
         seed: the run's seed.
+        repeats, images_per_block: of the sampler that the keys come from. Views do not depend on them, but how often
+            an image is decoded for them does.
         erasing: draws which part of a view is erased on the device; None for none.
         mixing: draws how views are mixed on the device; None for not at all.
         on_bad_image: "stop" raises `BadImageError`; "skip" lets another image stand in.
@@ -58,6 +109,8 @@ class KeyedViews(Dataset):
         transform: Callable[[Image.Image], torch.Tensor],
         *,
         seed: int,
+        repeats: int = 1,
+        images_per_block: int = 1,
         erasing: RandomErasing | None = None,
         mixing: Mixing | None = None,
         on_bad_image: Literal["stop", "skip"] = "stop",
@@ -67,9 +120,9 @@ class KeyedViews(Dataset):
         self.erasing = erasing
         self.mixing = mixing
         self.on_bad_image = on_bad_image
+        self._images = _ReadImages(repeats, images_per_block)
 
-    def _read(self, key: Any) -> tuple[Image.Image, int, list[str]]:
-        """A key's image in RGB, its label, and a line for each broken image that it stands in for."""
+    def _read(self, key: Any) -> ReadImage:
         raise NotImplementedError
 
     def name(self, key: Any) -> str:
@@ -77,23 +130,25 @@ class KeyedViews(Dataset):
         return f"slot {key.slot} of epoch {key.epoch}"
 
     def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
-        samples, last_index = [], None
+        samples: list[dict[str, Any]] = [{} for _ in keys]
+        places: dict[tuple[int, int], list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault((key.epoch, key.index), []).append(place)
         with preserve_global_random_state():
-            for key in keys:
-                if key.index != last_index:  # the views of one image lie side by side
-                    image, label, passed_over = self._read(key)
-                    last_index = key.index
+            # Image by image, so that one is decoded once for its views of a batch though there be no room to keep it.
+            for place in chain.from_iterable(places.values()):
+                key, sample = keys[place], samples[place]
+                image, label, passed_over = self._images.get(key, self._read)
                 seed = view_seed(self.seed, key.epoch, key.slot)
                 seed_global_random_state(seed)
                 pixel_values = self.transform(image)
-                sample = {"pixel_values": pixel_values, "labels": label, "view_seeds": seed}
+                sample.update(pixel_values=pixel_values, labels=label, view_seeds=seed)
                 sample.update(slots=key.slot + (key.epoch << 32), bad_images=int(bool(passed_over)))
                 if self.on_bad_image == "skip":
                     sample["skipped"] = "\n".join(passed_over)
                 if self.erasing is not None:
                     size = tuple(pixel_values.shape[-2:])
                     sample["erase_boxes"] = self.erasing.box(self.seed, key.epoch, key.slot, size)
-                samples.append(sample)
         if self.mixing is not None:
             self._draw_mixing(self.mixing, keys, samples)
         if self.wants_crc is not None:
@@ -155,12 +210,12 @@ class ViewDataset(KeyedViews):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _read(self, key: ViewKey) -> tuple[Image.Image, int, list[str]]:
+    def _read(self, key: ViewKey) -> ReadImage:
         passed_over = []
         for offset in range(len(self)):
             candidate = (key.index + offset) % len(self)
             try:
-                return self._decode(candidate), int(self.labels[candidate]), passed_over
+                return ReadImage(self._decode(candidate), int(self.labels[candidate]), passed_over)
             except BadImageError as error:
                 if self.on_bad_image == "stop":
                     raise
@@ -168,7 +223,7 @@ class ViewDataset(KeyedViews):
         raise InputError(f"none of the {len(self)} images can be decoded")
 
     def name(self, key: ViewKey) -> str:
-        return self._decode.name((key.index + len(self._read(key)[2])) % len(self), "the training images")
+        return self._decode.name((key.index + len(self._read(key).passed_over)) % len(self), "the training images")
 
 
 class EvaluationDataset(Dataset):

@@ -9,6 +9,7 @@ processes.
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,17 @@ class ViewKey(NamedTuple):
     slot: int
     index: int
     view: int
+
+
+def image_and_view(slot: int, *, repeats: int, images_per_block: int) -> tuple[int, int]:
+    """Which image of the epoch's order fills a slot, and with which of its views, both from 0.
+
+    A block has `images_per_block` images: first the first view of each, in their order, then the second of each, and
+    so on. So the views of an image stand `images_per_block` slots apart; with one image to a block, side by side.
+    """
+    block, place = divmod(slot, images_per_block * repeats)
+    view, image = divmod(place, images_per_block)
+    return block * images_per_block + image, view
 
 
 @contextmanager
@@ -65,23 +77,28 @@ class ViewSampler(Sampler[ViewKey]):
         total_batch_size: samples per optimizer step over all processes and accumulation steps. An epoch is cut to a
             multiple of it, so that every step is whole; a data set smaller than one step is repeated to fill one, so
             that an epoch is never empty.
-        repeats: views of each image that lie side by side (repeated augmentation, Hoffer et al. 2020; DeiT uses 3).
-            An epoch stays about `num_images` views long, so it sees about 1 / repeats of the images (as the authors'
-            `RASampler`).
+        repeats: views of each image (repeated augmentation, Hoffer et al. 2020; DeiT uses 3). An epoch stays about
+            `num_images` views long, so it sees about 1 / repeats of the images (as the authors' `RASampler`).
+        images_per_block: how far apart the views of an image stand, see `image_and_view`. 1 is side by side. The size
+            of a mixing group is as the authors have it, whose `RASampler` deals the views of an image to several GPUs:
+            the images of a group differ, and each view of an image is mixed by another draw. Sets with fewer images
+            have some of them several times in a block.
 
     Raises:
         ValueError: one of the numbers is less than 1.
     """
 
-    def __init__(self, num_images: int, *, seed: int, total_batch_size: int, repeats: int = 1) -> None:
-        if min(num_images, total_batch_size, repeats) < 1:
+    def __init__(
+        self, num_images: int, *, seed: int, total_batch_size: int, repeats: int = 1, images_per_block: int = 1
+    ) -> None:
+        if min(num_images, total_batch_size, repeats, images_per_block) < 1:
             raise ValueError(
-                f"num_images, total_batch_size and repeats must be at least 1, "
-                f"got {num_images}, {total_batch_size} and {repeats}"
+                f"num_images, total_batch_size, repeats and images_per_block must be at least 1, "
+                f"got {num_images}, {total_batch_size}, {repeats} and {images_per_block}"
             )
         self.num_images = num_images
         self.seed = seed
-        self.repeats = repeats
+        self.repeats, self.images_per_block = repeats, images_per_block
         self.epoch = 0
         self._length = max(num_images // total_batch_size, 1) * total_batch_size
 
@@ -107,12 +124,12 @@ class ViewSampler(Sampler[ViewKey]):
 
         There are keys beyond `len(self)`, too: with another total batch size the same epoch is longer.
         """
-        last_pass, pass_length = -1, self.num_images * self.repeats
+        # As many orders as the passes that a block may lie in, as each of its views goes through all of them.
+        order = lru_cache(maxsize=-(-self.images_per_block // self.num_images) + 1)(partial(self.order, epoch))
         for slot in slots:
-            pass_number, position = divmod(slot, pass_length)
-            if pass_number != last_pass:
-                order, last_pass = self.order(epoch, pass_number), pass_number
-            yield ViewKey(epoch, slot, int(order[position // self.repeats]), position % self.repeats)
+            image, view = image_and_view(slot, repeats=self.repeats, images_per_block=self.images_per_block)
+            pass_number, position = divmod(image, self.num_images)
+            yield ViewKey(epoch, slot, int(order(pass_number)[position]), view)
 
     def __iter__(self) -> Iterator[ViewKey]:
         yield from self.keys(self.epoch, range(self._length))

@@ -37,6 +37,7 @@ _HINTS = {
     "seed": "--data_seed is that of the views, while another --seed makes another student",
     "group_size": "--mixup_group_size says it, and the batch of a device must hold whole groups: for smaller batches "
     "the labels must be recorded with smaller groups",
+    "repeats_placement": "--repeats_placement says it: adjacent in all stores of earlier versions",
     "top_k": "--teacher_labels_top_k says it",
 }
 
@@ -69,10 +70,13 @@ class StoreIdentity:
         versions: of the libraries that make pixels. They may differ, as long as the pixels are the same.
         seed: of the views.
         group_size: views that mixup mixes with each other.
-        repeated_augmentation: views of one image in an epoch, in slots side by side.
+        repeated_augmentation: views of one image in an epoch.
         views_per_epoch: slots of an epoch. A run that only reads may have fewer.
         num_labels: how many labels the teacher tells apart.
         top_k: logits that are kept of a view, beside its label; 0 for none.
+        repeats_placement: "adjacent", where the views of an image have slots side by side, as in all stores that do
+            not say it; or "spread", over blocks of `group_size` images, of 64 without mixing. Of one view of an image
+            it says nothing, and is "adjacent".
     """
 
     teacher: Mapping[str, Any]
@@ -85,6 +89,7 @@ class StoreIdentity:
     views_per_epoch: int
     num_labels: int
     top_k: int = 0
+    repeats_placement: str = "adjacent"
 
     # For people: they may differ, as the revision of the teacher and the fingerprint of the data say more.
     INFORMATIONAL = ("teacher.name", "teacher.labels", "data.name", "data.config", "data.revision")
@@ -99,6 +104,10 @@ class StoreIdentity:
                 f"the revision of the teacher {self.teacher.get('name')!r} is not known, but labels depend on it: "
                 "give a commit of the Hub, or weights_digest of its folder"
             )
+        if self.repeats_placement not in ("adjacent", "spread"):
+            raise InputError(f"repeats_placement must be adjacent or spread, got {brief(self.repeats_placement)}")
+        if self.repeated_augmentation == 1:
+            object.__setattr__(self, "repeats_placement", "adjacent")
         for name, (first, last) in {**_RANGES, "top_k": (0, self.num_labels)}.items():
             value = getattr(self, name)
             if type(value) is not int or not first <= value <= last:
@@ -133,9 +142,15 @@ class StoreIdentity:
                 raise InputError(f"{name} is of another kind than in a store, got {brief(value)}")
 
     @property
+    def described(self) -> dict[str, Any]:
+        """All values, as store.json has them: as in earlier versions where a store could be of one."""
+        later = ("repeats_placement",) if self.repeats_placement == "adjacent" else ()
+        return {name: value for name, value in asdict(self).items() if name not in later}
+
+    @property
     def decisive(self) -> dict[str, Any]:
         """The values that must be the same for labels to be the same, by dotted name."""
-        flat = dict(_flatten(asdict(self)))
+        flat = dict(_flatten(self.described))
         return {
             name: flat[name] for name in flat if name not in self.INFORMATIONAL and name.split(".")[0] != "versions"
         }
@@ -191,7 +206,7 @@ class StoreIdentity:
         Raises:
             CheckpointError: it cannot be written.
         """
-        described = {"format": FORMAT, "digest": self.digest, "identity": asdict(self)}
+        described = {"format": FORMAT, "digest": self.digest, "identity": self.described}
         write_labels(json.dumps(described, indent=2, ensure_ascii=False) + "\n", path)
 
     @classmethod

@@ -99,6 +99,7 @@ _MEANT = {
         "trivial_augment augmix_severity train_aug"
     ),
     "repeated_augmentation": "repeated_aug repeat_aug ra_sampler ra_reps aug_repeats num_repeats epoch_repeats",
+    "repeats_placement": "repeat_placement repeats_order repeat_order ra_placement repeated_augmentation_placement",
     "horizontal_flip": "hflip fliplr flip hflip_prob random_flip",
     "crop_scale_min": "scale rrc_scale crop_scale min_scale random_resized_crop",
     "mixup": "mixup_alpha mix_up mixup_mode mixup_off_epoch",
@@ -276,6 +277,7 @@ _NOTES = {
     "lr_scheduler_kwargs": "as JSON, for transformers' schedules; the cosine takes min_learning_rate",
     "auto_augment": 'timm\'s policy, say rand-m9-mstd0.5-inc1, or "" for none',
     "repeated_augmentation": "how many views of an image; 1 for none",
+    "repeats_placement": "spread, as the authors, or adjacent",
     "ema_decay": "say 1 - 10 / the run's steps, 0.98 for 500 of them; 0 for none",
     "max_grad_norm": "a norm; 0 for none",
     "student": "a name of the zoo is made anew; a Hub id or a folder is trained on",

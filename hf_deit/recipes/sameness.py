@@ -12,10 +12,10 @@ from ..hub.recipe_file import parse_recipe
 from ..training.arguments import UNFIT_OPTIONS
 from .uses import DEFAULTS, is_used
 
-# What an argument that is younger than a run was in it, where that was another value than its default is now. Resolved
+# What an argument that is younger than a run was in it, where recipes or defaults have another value now. Resolved
 # recipes say those that do something though they be at their default: one that lacks them is an earlier version's.
 # `uses` must know when they do nothing.
-EARLIER = {"teacher_input_size": "student", "ema_warmup": True}
+EARLIER = {"teacher_input_size": "student", "ema_warmup": True, "repeats_placement": "adjacent"}
 # They make another run: refused, in the order in which differences are told. So is what the table does not know, as of
 # a later version of transformers.
 REFUSED = (
@@ -23,9 +23,9 @@ REFUSED = (
     *("distillation_type", "teacher_model_name_or_path", "teacher_revision", "teacher_recipe", "teacher_dtype"),
     *("teacher_input_size", "distillation_alpha", "distillation_temperature", "distillation_reduction"),
     *("teacher_labels_revision", "teacher_labels_top_k"),
-    *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "label_smoothing_factor"),
+    *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "repeats_placement"),
     *("random_erasing", "mixup", "cutmix", "mixup_probability", "mixup_switch_probability", "mixup_group_size"),
-    *("seed", "data_seed"),
+    *("label_smoothing_factor", "seed", "data_seed"),
     # The optimizer's state brings its own numbers along: others would be stated, and not be used.
     *("optim", "optim_args", "optim_target_modules", "learning_rate", "scale_learning_rate", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),

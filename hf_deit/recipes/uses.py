@@ -275,6 +275,11 @@ _USES = {
     "label_smoothing_factor": _Use(
         _has_labels, "smooths the images' own labels", ", but there are images without labels alone: leave it out"
     ),
+    "repeats_placement": _Use(
+        lambda options: str(options["repeated_augmentation"]) != "1",
+        "says where the views of an image stand",
+        ", but repeated_augmentation is {repeated_augmentation!r}: leave it out, or give --repeated_augmentation 3",
+    ),
     "mixup_probability": _Use(_mixes, "is of mixup and CutMix", ", but both are off: leave it out"),
     "mixup_switch_probability": _Use(
         _all_on("mixup", "cutmix", "mixup_probability"),

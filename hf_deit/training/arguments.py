@@ -152,7 +152,15 @@ class DistillationTrainingArguments(TrainingArguments):
         default="rand-m9-mstd0.5-inc1", metadata={"help": 'timm\'s augmentation policy, or "" for none.'}
     )
     repeated_augmentation: int = field(
-        default=3, metadata={"help": "Views of each image side by side in an epoch, of 1 / so many of the images."}
+        default=3, metadata={"help": "Views of each image in an epoch, of 1 / so many of the images."}
+    )
+    repeats_placement: Literal["spread", "adjacent"] = field(
+        default="adjacent",
+        metadata={
+            "help": 'Where repeated_augmentation has the views of an image: "spread" over mixing groups of different '
+            'images, a draw of mixing for each view, as the authors; or "adjacent", which loads faster (an image is '
+            "decoded once), but of 64 views that are mixed by one draw about 22 are of different images."
+        },
     )
     random_erasing: float = field(default=0.25, metadata={"help": "Probability of random erasing, in [0, 1]."})
     mixup: float = field(default=0.8, metadata={"help": "Mixup's Beta parameter (no probability), or 0 for none."})
@@ -407,6 +415,16 @@ class DistillationTrainingArguments(TrainingArguments):
             switch_probability=self.mixup_switch_probability,
             group_size=self.mixup_group_size,
         )
+
+    @property
+    def images_per_block(self) -> int:
+        """Slots from one view of an image to its next; see `hf_deit.data.views.image_and_view`.
+
+        As many as a mixing group has; without mixing as the authors' groups have, whatever the batch is.
+        """
+        if self.repeats_placement == "adjacent" or self.repeated_augmentation == 1:
+            return 1
+        return self.mixup_group_size if self.mixes else Mixing.group_size
 
     @property
     def erasing(self) -> RandomErasing | None:

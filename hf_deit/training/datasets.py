@@ -207,6 +207,8 @@ def as_views(
         check_teacher_labels(model, teacher)
     settings = {
         "seed": data_seed(args),
+        "repeats": args.repeated_augmentation,
+        "images_per_block": args.images_per_block,
         "erasing": args.erasing,
         "mixing": args.mixing,
         "on_bad_image": args.on_bad_image,
@@ -271,12 +273,14 @@ def make_sampler(views: KeyedViews, args: DistillationTrainingArguments) -> View
             rank=args.process_index,
             num_processes=args.world_size,
             repeats=args.repeated_augmentation,
+            images_per_block=args.images_per_block,
         )
     return ViewSampler(
         len(views),
         seed=data_seed(args),
         total_batch_size=args.total_train_batch_size,
         repeats=args.repeated_augmentation,
+        images_per_block=args.images_per_block,
     )
 
 

@@ -225,6 +225,7 @@ class RunLabels:
             seed=views.seed,
             group_size=1 if mixing is None else mixing.group_size,
             repeated_augmentation=args.repeated_augmentation,
+            repeats_placement=args.repeats_placement,
             views_per_epoch=self.views_per_epoch,
             num_labels=self._num_labels,
             top_k=top_k,

@@ -35,7 +35,7 @@ class RunOverview:
         class_counts: labelled training images by class name; empty if that is not known, as of a stream.
         teacher: who teaches, and how well, in words; None if nobody does.
         views_per_epoch: that are trained on.
-        repeats: views of an image side by side.
+        repeats: views of an image in an epoch.
         num_steps, steps_done: optimizer steps of the whole run, and those before it was resumed.
         steps_per_epoch: likewise; None if it is not known.
         device_batch_size, num_devices, accumulation: a step has their product of views.

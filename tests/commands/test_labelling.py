@@ -264,7 +264,7 @@ def test_labelling_goes_on_where_it_was_stopped(tmp_path, images, folder_of_teac
 
 def test_two_processes_share_the_labelling(tmp_path, images, folder_of_teacher):
     command = [*images, "--teacher_model_name_or_path", folder_of_teacher, "--mixup_group_size", "16"]
-    command += ["--epochs", "0:2"]
+    command += ["--epochs", "0:2", "--repeats_placement", "spread", "--repeated_augmentation", "3"]
     assert main_of("label")([*command, "--teacher_labels", str(tmp_path / "one")]) == 0
     printed = launch(ROOT / "scripts" / "label.py", *command, "--teacher_labels", tmp_path / "two")
     assert "128 views labelled" in printed  # none of them twice

@@ -109,8 +109,13 @@ def assert_previewed(trainer, training, epochs: int) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"mixup": 0.0, "cutmix": 0.0, "mixup_group_size": None}, {"repeated_augmentation": 1, "data_seed": 5}],
-    ids=["paper", "unmixed", "other seed"],
+    [
+        {},
+        {"repeats_placement": "spread"},
+        {"mixup": 0.0, "cutmix": 0.0, "mixup_group_size": None},
+        {"repeated_augmentation": 1, "data_seed": 5},
+    ],
+    ids=["side by side", "spread", "unmixed", "other seed"],
 )
 def test_a_preview_is_what_training_gets(tmp_path, training, settings):
     trainer = make_trainer(tmp_path, **settings)
@@ -120,9 +125,10 @@ def test_a_preview_is_what_training_gets(tmp_path, training, settings):
     assert not torch.equal(first, second)
 
 
-def test_a_preview_of_a_stream_is_what_training_gets(tmp_path, training):
+@pytest.mark.parametrize("placement", ["adjacent", "spread"])
+def test_a_preview_of_a_stream_is_what_training_gets(tmp_path, training, placement):
     stream = ImageStream(few_digits().train.to_iterable_dataset(num_shards=4), 96, shuffle_buffer_size=20)
-    trainer = make_trainer(tmp_path, train_dataset=stream)
+    trainer = make_trainer(tmp_path, train_dataset=stream, repeats_placement=placement)
     trainer.train()
     assert_previewed(trainer, training, 2)
 

@@ -177,6 +177,43 @@ def test_epochs_that_hold_no_whole_number_of_images_go_on_all_the_same(folders):
     assert Counter(key.index for key in epoch_of(sampler, 1))[10] == 2
 
 
+@pytest.mark.parametrize(("shards", "processes", "batch_size"), [(1, 1, 4), (4, 1, 12), (4, 2, 4), (3, 2, 8)])
+def test_spread_views_stand_a_group_apart_and_epochs_go_on_where_the_last_stopped(
+    folders, shards, processes, batch_size
+):
+    """Blocks of four images among the views of a process; of 48 slots each."""
+    seen = []
+    for rank in range(processes):
+        settings = {"batch_size": batch_size, "total_batch_size": 48, "repeats": 3, "images_per_block": 4}
+        sampler = sampler_of(stream_of(folders[shards]), processes, rank, **settings)
+        epochs = [epoch_of(sampler, epoch) for epoch in range(3)]
+        for keys in epochs:
+            own = [key for key in keys if key is not None]
+            places = [(4 * (i // 12) + i % 4, i % 12 // 4) for i in range(48 // processes)]
+            assert [(key.index, key.view) for key in own] == places
+            for block in range(0, len(own), 12):
+                first, second, third = ([key.encoded["bytes"] for key in own[block + 4 * i :][:4]] for i in range(3))
+                assert first == second == third and len(set(first)) == 4
+            groups = [{key.slot // 4 for key in own[start : start + 4]} for start in range(0, len(own), 4)]
+            assert all(len(slots) == 1 for slots in groups), "which are mixed by one draw"
+        adjacent = sampler_of(stream_of(folders[shards]), processes, rank, **{**settings, "images_per_block": 1})
+        assert [numbers(keys) for keys in epochs] == [numbers(epoch_of(adjacent, epoch)) for epoch in range(3)]
+        seen.extend(number for keys in epochs for number in numbers(keys))
+    assert sorted(seen) == list(range(48))
+
+
+def test_epochs_that_end_in_a_block_go_on_behind_its_images(folders):
+    settings = {"repeats": 3, "images_per_block": 4, "total_batch_size": 4}
+    epochs = [epoch_of(sampler_of(stream_of(folders[4], 16), **settings), epoch) for epoch in range(3)]
+    assert [key.view for key in epochs[0]] == [0] * 4 + [1] * 4 + [2] * 4 + [0] * 4
+    read = [numbers(keys) for keys in epochs]
+    whole = [
+        number_of(image)
+        for image, _ in stream_of(folders[4]).read(first_pass(sampler_of(stream_of(folders[4]))), 0, 1)
+    ]
+    assert list(itertools.chain(*read)) == whole[:24]
+
+
 def first_pass(sampler: StreamSampler) -> int:
     """The number that the sampler gives its first pass."""
     asked = []
@@ -267,19 +304,21 @@ def textured(tmp_path_factory) -> str:
     return parquet(tmp_path_factory.mktemp("textured") / "set", 4, train=images.textured(48))
 
 
+@pytest.mark.parametrize("images_per_block", [1, 4])
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_views_are_those_of_a_data_set_with_rows(textured, workers):
+def test_views_are_those_of_a_data_set_with_rows(textured, workers, images_per_block):
     transform = build_train_transform((32, 40), image_mean=(0.485, 0.456, 0.406))
     settings = {"seed": 9, "erasing": ERASING, "mixing": MIXING}
+    places = {"repeats": 3, "images_per_block": images_per_block}
     stream = stream_of(textured)
-    streamed = StreamViewDataset(stream, transform, **settings)
+    streamed = StreamViewDataset(stream, transform, **settings, **places)
     rows = datasets.load_dataset(textured, split="train")
     plain = ViewDataset(rows, transform, **settings)
     row_of = {
         image["bytes"]: i for i, image in enumerate(rows.cast_column("image", datasets.Image(decode=False))["image"])
     }
     for batch_size in (8, 16):
-        sampler = sampler_of(stream, batch_size=batch_size, total_batch_size=16, repeats=3)
+        sampler = sampler_of(stream, batch_size=batch_size, total_batch_size=16, **places)
         keys = epoch_of(sampler, 1)
         expected = collate(
             plain.__getitems__([ViewKey(k.epoch, k.slot, row_of[k.encoded["bytes"]], k.view) for k in keys])
@@ -410,9 +449,12 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-@pytest.mark.parametrize(("stop_at", "workers"), [(5, 0), (12, 0), (15, 1)])  # epochs have 12 steps
-def test_resumed_run_ends_with_the_same_bits(tmp_path, digit_shards, folder_of_teacher, stop_at, workers):
+@pytest.mark.parametrize(
+    ("stop_at", "workers", "placement"), [(5, 0, "adjacent"), (12, 0, "spread"), (15, 1, "spread")]
+)  # epochs have 12 steps
+def test_resumed_run_ends_with_the_same_bits(tmp_path, digit_shards, folder_of_teacher, stop_at, workers, placement):
     settings = {"save_strategy": "steps", "save_steps": stop_at, "dataloader_num_workers": workers}
+    settings["repeats_placement"] = placement
     whole = make_trainer(tmp_path / "whole", digit_shards, folder_of_teacher, **settings)
     whole.train()
     stopped = make_trainer(tmp_path / "parts", digit_shards, folder_of_teacher, **settings)

@@ -3,6 +3,7 @@
 Files of all kinds are decoded as the published image processors do it; broken ones stop the run, or are counted.
 """
 
+import pickle
 import random
 import re
 
@@ -22,11 +23,12 @@ from support.images import (
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
+from hf_deit.data import view_dataset as view_dataset_module
 from hf_deit.data.batch_augment import normalize
 from hf_deit.data.decoding import ImageDecoder
 from hf_deit.data.transforms import build_train_transform
 from hf_deit.data.view_dataset import EvaluationDataset, ViewDataset, collate
-from hf_deit.data.views import ViewKey, ViewSampler
+from hf_deit.data.views import ViewKey, ViewSampler, preserve_global_random_state, seed_global_random_state
 from hf_deit.errors import InputError
 from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
 
@@ -104,16 +106,106 @@ def test_global_generators_survive_a_broken_image():
     assert random_states() == before
 
 
-def test_repeated_views_decode_their_image_once(monkeypatch):
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """The rows that are decoded, as often as they are."""
+    decode, rows = ImageDecoder.__call__, []
+    monkeypatch.setattr(ImageDecoder, "__call__", lambda self, row: rows.append(row) or decode(self, row))
+    return rows
+
+
+def test_repeated_views_decode_their_image_once(decoded):
     views = view_dataset(textured(12))
     sampler = ViewSampler(12, seed=3, total_batch_size=12, repeats=3)
-    decode, decoded = ImageDecoder.__call__, []
-    monkeypatch.setattr(ImageDecoder, "__call__", lambda self, row: decoded.append(row) or decode(self, row))
     keys = list(sampler)
     samples = views.__getitems__(keys)
     assert len(keys) == 12
     assert len(decoded) == len({key.index for key in keys}) == 4
     assert len(set(pixels(samples))) == 12
+
+
+def made_by_workers(views: ViewDataset, sampler: ViewSampler, *, batch_size: int, workers: int) -> list[dict]:
+    """The views of an epoch, whose batches are dealt in turn to copies of the data set.
+
+    So accelerate deals them to processes, and torch each process's to its workers: one of `workers` in all.
+    """
+    keys = list(sampler)
+    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    copies = [pickle.loads(pickle.dumps(views)) for _ in range(workers)]
+    return [sample for number, batch in enumerate(batches) for sample in copies[number % workers].__getitems__(batch)]
+
+
+# Decodes per three views, where a mixing group has four: as with batches of 64, 128, 192, 256 and groups of 64.
+LAYOUTS = {
+    (4, 1): 1, (4, 2): 2, (4, 3): 3, (4, 4): 3, (4, 8): 3,
+    (8, 1): 1, (8, 2): 2, (8, 3): 2, (8, 8): 2,
+    (12, 1): 1, (12, 2): 1, (12, 4): 1, (12, 8): 1,
+    (16, 1): 1, (16, 2): 1.5, (16, 8): 1.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), LAYOUTS)
+def test_spread_views_are_decoded_once_where_one_worker_makes_them(decoded, batch_size, workers):
+    places = {"repeats": 3, "images_per_block": 4}
+    sampler = ViewSampler(576, seed=3, total_batch_size=576, **places)
+    views = plain_views(textured(1).select([0] * 576), **places)
+    made_by_workers(views, sampler, batch_size=batch_size, workers=workers)
+    assert len(decoded) / 192 == pytest.approx(LAYOUTS[batch_size, workers], abs=0.02)
+
+
+@pytest.mark.parametrize("room", [0, 3, 10**9], ids=lambda room: f"room for {room}")
+@pytest.mark.parametrize("images_per_block", [1, 4, 8])
+def test_views_and_counts_do_not_depend_on_what_is_kept(monkeypatch, images_per_block, room):
+    """Broken images among them: the views that others stand in for are counted as they are without."""
+    data = broken(textured(20), [3, 4, 11])
+    places = {"repeats": 3, "images_per_block": images_per_block}
+    sampler = ViewSampler(20, seed=3, total_batch_size=60, **places)
+    expected = [view_dataset(data, on_bad_image="skip")[key] for key in sampler]
+    size = 4 * np.prod(data[0]["image"].size)
+    monkeypatch.setattr(view_dataset_module, "_MOST_KEPT", room * size)
+    for batch_size, workers in ((4, 2), (12, 1)):
+        views = view_dataset(data, on_bad_image="skip", **places)
+        given = made_by_workers(views, sampler, batch_size=batch_size, workers=workers)
+        assert pixels(given) == pixels(expected)
+        for name in ("labels", "view_seeds", "slots", "bad_images", "skipped"):
+            assert [sample[name] for sample in given] == [sample[name] for sample in expected]
+    assert 3 * 3 <= sum(sample["bad_images"] for sample in expected) < 15
+
+
+def test_a_worker_keeps_no_more_images_than_there_is_room_for(monkeypatch, decoded):
+    size = 4 * 48 * 40
+    data = datasets.Dataset.from_dict({"image": [Image.new("RGB", (48, 40))] * 64, "label": [0] * 64}, FEATURES)
+    monkeypatch.setattr(view_dataset_module, "_MOST_KEPT", 10 * size)
+    views = plain_views(data, repeats=3, images_per_block=16)
+    keys = list(ViewSampler(64, seed=0, total_batch_size=48, repeats=3, images_per_block=16))
+    for start in range(0, 48, 16):
+        views.__getitems__(keys[start : start + 16])
+        assert len(views._images._kept) == (0 if start == 32 else 10)
+    assert (
+        len(decoded) == 16 + 6 + 6
+    )  # the last one that was decoded is the next group's last, too, and comes too late
+    decoded.clear()
+    views.__getitems__(keys)  # one image after the other needs no room
+    assert len(decoded) == 16
+    assert len(pickle.dumps(views._images)) < 200, "what is kept goes to no worker"
+
+
+def test_a_worker_keeps_nothing_of_images_that_come_once(decoded):
+    views = plain_views(textured(12), repeats=1, images_per_block=1)
+    views.__getitems__(list(ViewSampler(12, seed=0, total_batch_size=12)))
+    assert not views._images._kept
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", "augmix-m5-w3", "3a"])
+def test_transforms_leave_the_image_as_it_is(policy):
+    transform = build_train_transform((40, 40), image_mean=(0.485, 0.456, 0.406), auto_augment=policy)
+    image = textured(1)[0]["image"].convert("RGB")
+    before = image.tobytes()
+    with preserve_global_random_state():
+        for seed in range(60):
+            seed_global_random_state(seed)
+            transform(image)
+            assert image.tobytes() == before
 
 
 def plain_views(data: datasets.Dataset, **options) -> ViewDataset:

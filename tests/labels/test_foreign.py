@@ -333,6 +333,8 @@ DESCRIBED = {
     "preprocessing that is none": {"teacher": {"name": "a", "revision": "c0ffee", "preprocessing": 3}},
     "a size of one side": {"augmentation": {"image_size": [224]}},
     "a size of no pixels": {"augmentation": {"image_size": [0, 224]}},
+    "views at no known place": {"repeats_placement": "scattered"},
+    "a list for a word": {"repeats_placement": ["spread"]},
     "another field": {"colour": "red"},
 }
 

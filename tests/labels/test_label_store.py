@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from support.faults import full_disk
+from support.main_of import TESTS
 from support.stores import VIEWS, assert_holds, files, fill, identity, record, verdicts
 
 from hf_deit import InputError, TeacherLabelStore
@@ -143,6 +144,7 @@ OTHERS = {
     "seed": 4,
     "group_size": 4,
     "repeated_augmentation": 1,
+    "repeats_placement": "spread",
     "views_per_epoch": 72,
     "num_labels": 11,
     "top_k": 2,
@@ -180,8 +182,25 @@ def test_another_identity_is_refused_by_name_and_values(tmp_path, name, readonly
 
 
 def test_every_field_is_either_decisive_or_informational():
-    names = {*identity().decisive, *identity().INFORMATIONAL}
+    names = {*identity(repeats_placement="spread").decisive, *identity().INFORMATIONAL}
     assert names == {*OTHERS} | ({*SAME} - {"versions.timm"})
+
+
+def test_views_side_by_side_are_described_as_in_earlier_versions(tmp_path):
+    """Which read such a store, too; how one of another placement is told apart."""
+    described = TESTS / "support" / "version_0_1" / "labels" / "store.json"
+    earlier = StoreIdentity.read(described)
+    assert earlier.repeats_placement == "adjacent" and earlier.repeated_augmentation == 2
+    earlier.write(tmp_path / "store.json")
+    assert json.loads((tmp_path / "store.json").read_text()) == json.loads(described.read_text())
+    spread = replace(earlier, repeats_placement="spread")
+    assert spread.digest != earlier.digest
+    spread.write(tmp_path / "store.json")
+    assert StoreIdentity.read(tmp_path / "store.json") == spread
+    with pytest.raises(InputError, match=r"repeats_placement is 'adjacent' there.*--repeats_placement says it"):
+        earlier.check_same(spread, "labels", fewer_views=True)
+    once = replace(earlier, repeated_augmentation=1)
+    assert replace(once, repeats_placement="spread") == once, "one view of an image has one place"
 
 
 @pytest.mark.parametrize("name", SAME)

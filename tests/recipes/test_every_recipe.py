@@ -65,6 +65,7 @@ TABLE_9 = {
     "adam_beta2": 0.999,
     "adam_epsilon": 1e-8,
     "repeated_augmentation": 3,
+    "repeats_placement": "spread",
     "auto_augment": "rand-m9-mstd0.5-inc1",
     "mixup": 0.8,
     "cutmix": 1.0,
@@ -142,6 +143,7 @@ FINE_TUNING = {
     "cutmix": 1.0,
     "random_erasing": 0.25,
     "repeated_augmentation": 3,
+    "repeats_placement": "spread",
     "auto_augment": "rand-m9-mstd0.5-inc1",
     "label_smoothing_factor": 0.1,
     "max_grad_norm": 0,
@@ -233,7 +235,7 @@ ABLATIONS = {
     "no_mixup_no_cutmix": ("deit_base", {"mixup": 0.0, "cutmix": 0.0, "mixup_group_size": None}),
     "no_erasing": ("deit_base", {"random_erasing": 0.0}),
     "no_stochastic_depth": ("deit_base", {"student_overrides": {"drop_path_rate": 0.0}}),
-    "no_repeated_augmentation": ("deit_base", {"repeated_augmentation": 1}),
+    "no_repeated_augmentation": ("deit_base", {"repeated_augmentation": 1, "repeats_placement": "adjacent"}),
     "dropout": ("deit_base", {"student_overrides": {"drop_path_rate": 0.1, "hidden_dropout_prob": 0.1}}),
     "ema": ("deit_base", {"publish_weights": "ema"}),
 }
@@ -538,7 +540,11 @@ def check_arguments_are_taken(recipe: dict, changed: dict, trainer: Distillation
         assert (views.mixing.mixup_alpha, views.mixing.cutmix_alpha) == (mixup, cutmix)
     erasing = recipe.get("random_erasing", 0.25)
     repeats = recipe.get("repeated_augmentation", 3)
-    assert len({key.index for key in list(trainer._get_train_sampler())[:3]}) == 3 // repeats
+    keys = list(trainer._get_train_sampler())
+    apart = 1 if recipe.get("repeats_placement", "adjacent") == "adjacent" else trainer.args.mixup_group_size or 64
+    views = [keys[apart * view] for view in range(repeats) if apart * view < len(keys)]
+    assert [(key.index, key.view) for key in views] == [(keys[0].index, view) for view in range(len(views))]
+    assert len({key.index for key in keys[:3]}) == (3 // repeats if apart == 1 else min(apart, 3))
     for batch in trainer.batches:
         assert ("partner_labels" in batch) == bool(mixup or cutmix)
         assert ("erase_boxes" in batch) == bool(erasing)

@@ -703,6 +703,32 @@ def test_views_are_mixed_in_groups_of_64_or_else_a_batch(training, batch, group)
     assert args.mixing.group_size == group
 
 
+NO_MIX = {"mixup": 0.0, "cutmix": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "slots"),
+    [
+        ({"per_device_train_batch_size": 128}, 64),
+        ({"per_device_train_batch_size": 96}, 96),
+        ({"per_device_train_batch_size": 96, "mixup_group_size": 32}, 32),
+        # Without mixing by no batch.
+        ({"per_device_train_batch_size": 96, **NO_MIX}, 64),
+        ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 96, **NO_MIX}, 64),
+        ({"per_device_train_batch_size": 96, "mixup_probability": 0.0}, 64),
+        ({"per_device_train_batch_size": 128, "repeats_placement": "adjacent"}, 1),
+        ({"per_device_train_batch_size": 128, "repeated_augmentation": 1}, 1),
+    ],
+)
+def test_the_views_of_an_image_stand_a_mixing_group_apart(training, settings, slots):
+    assert training(**{"repeats_placement": "spread", **settings}).images_per_block == slots
+
+
+def test_an_unknown_placement_is_refused(training):
+    with pytest.raises(InputError, match=r"repeats_placement .*'sprad'"):
+        training(repeats_placement="sprad")
+
+
 @pytest.mark.parametrize(("batch", "group"), [(64, 2), (64, 32), (96, 32), (96, 96)])
 def test_a_group_size_that_divides_the_batch_is_taken(training, batch, group):
     args = training(per_device_train_batch_size=batch, mixup_group_size=group)

@@ -10,7 +10,7 @@ import dataclasses
 import pytest
 import yaml
 
-from hf_deit import InputError, load_recipe
+from hf_deit import InputError, list_recipes, load_recipe
 from hf_deit.recipes import ARGUMENT_CLASSES
 from hf_deit.recipes.resolve import applied_changes, check_same_run, resolve_arguments, resolved_recipe, save_recipe
 from hf_deit.recipes.sameness import APPLIED, EARLIER, MAY_CHANGE, REFUSED, applied, earlier_values, refused
@@ -247,7 +247,8 @@ def as_recorded_earlier(arguments, path) -> str:
 
 @pytest.mark.parametrize("name", EARLIER)
 def test_what_was_otherwise_in_earlier_versions_is_said_where_it_does_something(name, out):
-    assert DEFAULTS[name] != EARLIER[name] and name in REFUSED
+    now = {repr(load_recipe(recipe).get(name, DEFAULTS[name])) for recipe in list_recipes()}
+    assert now != {repr(EARLIER[name])} and name in REFUSED
     does = resolved_recipe(resolve_arguments([*AVERAGED, *out]))
     assert does[name] == DEFAULTS[name]
     assert earlier_values(does) == {}
@@ -268,6 +269,22 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_average_alone(tmp_path, ou
         check_same_run(recipe, resolve_arguments(now))
     without = resolve_arguments(["--recipe", "debug", "--ema_decay", "0", *THE_REST_AS_EARLIER, *out])
     check_same_run(as_recorded_earlier(without, tmp_path / "recipe.yaml"), without)  # it had none
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_views_side_by_side(tmp_path, out):
+    own = ["--recipe", "own_images", "--train_dir", "x", "--distillation_type", "none"]
+    file = as_recorded_earlier(resolve_arguments([*own, *out]), tmp_path / "recipe.yaml")
+    assert load_recipe(file)["repeats_placement"] == "adjacent"
+    said = r"with repeats_placement adjacent, got spread.* earlier version.*--repeats_placement adjacent to go on"
+    with pytest.raises(InputError, match=said):
+        check_same_run(file, resolve_arguments([*own, *out]))
+    for now in ([*own, "--repeats_placement", "adjacent"], ["--recipe", file]):
+        check_same_run(file, resolve_arguments([*now, *out]))
+    save_recipe(resolve_arguments([*own, *out]), tmp_path / "recipe.yaml")
+    for now in (own, ["--recipe", file]):
+        check_same_run(file, resolve_arguments([*now, *out]))
+    once = resolve_arguments([*own, "--repeated_augmentation", "1", *out])
+    check_same_run(as_recorded_earlier(once, tmp_path / "recipe.yaml"), once)
 
 
 def test_a_run_of_this_version_goes_on_with_its_own(tmp_path, out):

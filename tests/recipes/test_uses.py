@@ -74,6 +74,7 @@ ROWS = {
     "teacher_labels_top_k": ("3", HERE, "--teacher_labels", [*HERE, *LABELS]),
     "verify_teacher_labels": ("0.5", HERE, "--teacher_labels", [*HERE, *LABELS]),
     "label_smoothing_factor": ("0.2", UNLABELED, "images without labels alone", [*HERE, "--unlabeled_dir", "x"]),
+    "repeats_placement": ("spread", DIGITS, "repeated_augmentation is 1", HERE),
     "mixup_probability": ("0.5", DIGITS, "both are off", HERE),
     "mixup_switch_probability": ("0.3", [*HERE, "--cutmix", "0"], "not both on", HERE),
     "mixup_group_size": ("32", [*HERE, *NO_MIX], "both are off", HERE),
@@ -172,6 +173,7 @@ distillation_type: soft
 distillation_temperature: 2.0
 teacher_labels: hf://datasets/ada/labels
 teacher_labels_top_k: 5
+repeats_placement: spread
 mixup_switch_probability: 0.3
 mixup_group_size: 8
 ema_decay: 0.9
@@ -207,6 +209,7 @@ GIVES_WAY = [
     ),
     ("--eval_strategy no", "load_best_model_at_end eval_steps"),
     ("--save_strategy no", "load_best_model_at_end save_total_limit save_steps"),
+    ("--repeated_augmentation 1", "repeats_placement"),
     ("--mixup 0", "mixup_switch_probability"),
     ("--mixup 0 --cutmix 0", "mixup_switch_probability mixup_group_size"),
     ("--ema_decay 0", "ema_warmup publish_weights"),

@@ -99,6 +99,25 @@ def test_views_do_not_depend_on_where_a_run_was_resumed(tmp_path, reference):
     assert not before.keys() & after.keys()
 
 
+SPREAD = {"repeats_placement": "spread", "mixup_group_size": 16}  # five blocks and a third of one in an epoch
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory) -> dict[int, tuple[int, int]]:
+    return views_of_a_run(tmp_path_factory.mktemp("spread"), per_device_train_batch_size=64, **SPREAD)
+
+
+def test_spread_views_depend_on_nothing_of_this_either(tmp_path, reference, spread):
+    assert spread.keys() == reference.keys()  # of slots
+    assert not {pixels for pixels, _ in spread.values()} & {pixels for pixels, _ in reference.values()}
+    resumable = {"per_device_train_batch_size": 64, "save_strategy": "steps", "save_steps": 6, **SPREAD}
+    before = views_of_a_run(tmp_path, callbacks=[StopAt(6)], **resumable)
+    assert before | views_of_a_run(tmp_path, checkpoint=True, **resumable) == spread
+    for batch_size, accumulation, workers in ((32, 4, 0), (128, 1, 2)):
+        batches = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        assert views_of_a_run(tmp_path, dataloader_num_workers=workers, **batches, **SPREAD) == spread
+
+
 def store(kind: str, folder: Path) -> datasets.Dataset:
     """The same 256 images and labels, in the same order, in another storage."""
     train = tiny.digits(256)[0]
@@ -143,18 +162,20 @@ from hf_deit.commands.command_line import exit_command
 for batch_size in (32, 128):
     seen = test_invariance.views_of_a_run(sys.argv[1], per_device_train_batch_size=batch_size)
     torch.save(seen, f"{sys.argv[1]}/seen-{batch_size}-{torch.distributed.get_rank()}.pt")
+seen = test_invariance.views_of_a_run(sys.argv[1], per_device_train_batch_size=32, **test_invariance.SPREAD)
+torch.save(seen, f"{sys.argv[1]}/seen-spread-{torch.distributed.get_rank()}.pt")
 exit_command(0)
 """
 
 
-def test_views_do_not_depend_on_the_number_of_processes(tmp_path, reference):
+def test_views_do_not_depend_on_the_number_of_processes(tmp_path, reference, spread):
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
     launch(script, tmp_path)
-    for batch_size in (32, 128):
-        first, second = (torch.load(tmp_path / f"seen-{batch_size}-{rank}.pt") for rank in (0, 1))
+    for name, expected in ((32, reference), (128, reference), ("spread", spread)):
+        first, second = (torch.load(tmp_path / f"seen-{name}-{rank}.pt") for rank in (0, 1))
         assert len(first) == len(second) == 256
-        assert first | second == reference
+        assert first | second == expected
 
 
 def test_another_seed_gives_other_views(tmp_path, reference):

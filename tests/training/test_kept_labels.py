@@ -159,6 +159,21 @@ def test_a_replay_is_bit_for_bit_the_training_with_the_teacher(
         assert report.pixels >= 4
 
 
+def test_spread_views_are_labelled_and_replayed_bit_for_bit(tmp_path, recorded, folder_of_teacher):
+    """Recorded in steps of 40 views, which cut blocks of four images with three views each."""
+    spread, store = {"repeats_placement": "spread"}, tmp_path / "store"
+    train(tmp_path / "record", describe(folder_of_teacher), batch_size=40, teacher_labels=str(store), **spread)
+    assert (labels_in(store, 0) != labels_in(recorded, 0)).any()
+    for batch_size, accumulation in ((8, 1), (4, 3)):
+        settings = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, **spread}
+        live, _ = train(tmp_path / "live", describe(folder_of_teacher), **settings)
+        replayed, report = train(
+            tmp_path / "replay", None, teacher_labels=str(store), teacher_labels_readonly=True, **settings
+        )
+        assert_same(replayed, live)
+        assert report == LabelReport(replayed=2 * VIEWS, pixels=report.pixels) and report.pixels >= 4
+
+
 def test_another_student_with_another_seed_replays_the_same_views(tmp_path, recorded, folder_of_teacher, unloadable):
     students = {"student": tiny.student(distilled=False, seed=5)}, {"student": tiny.resnet(seed=5), "ema_decay": 0.0}
     for settings in students:
@@ -487,6 +502,7 @@ OTHERS = {
     "augmentation.mixing": {"mixup": 0.0, "cutmix": 0.0, "mixup_group_size": None},
     "group_size": {"mixup_group_size": 8},
     "repeated_augmentation": {"repeated_augmentation": 1},
+    "repeats_placement": {"repeats_placement": "spread"},
     "augmentation.image_mean": {"processing_class": tiny.processor(image_mean=[0.5] * 3)},
     "augmentation.image_size": {
         "processing_class": tiny.processor(crop_size=32),

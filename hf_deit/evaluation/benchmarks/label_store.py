@@ -298,6 +298,7 @@ def measure_label_store(
     """
     num_steps = 2 + (rounds + 1) * steps  # one epoch, of which no view comes twice
     options = {
+        "repeats_placement": "spread",
         "per_device_train_batch_size": batch_size,
         "dataloader_num_workers": num_workers,
         "max_steps": num_steps,
