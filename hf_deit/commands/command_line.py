@@ -8,12 +8,12 @@ import re
 import select
 import shutil
 import signal
+import socket
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, NoReturn
 
 from ..errors import (
@@ -25,6 +25,7 @@ from ..errors import (
     escaped,
     not_one_of,
 )
+from .companions import Companions, Ending, communication, companions
 from .quiet import quiet_libraries
 from .unforeseen import describe_unforeseen
 
@@ -35,9 +36,16 @@ STATUS_OF_UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 STATUS_OF_INTERRUPT = 130
 STATUS_OF_CLOSED_OUTPUT = 141  # as a shell has it of programs that SIGPIPE ends
 STATUS_OF_PUBLISHING = _STATUSES[PublishError]
-# A launcher ends all processes when one of them leaves: the one that speaks for all must have said why before.
+# Where processes cannot tell each other of their end: a launcher ends all when one of them leaves, and the one that
+# speaks for all must have said why before.
 _SECONDS_TO_SPEAK = 1.0
 _SECONDS_TO_COME_TO_IT = 5.0  # until the main process has met what another one has met
+# Where they can: until the main process has, or whoever has met the cause of what others meet in turn.
+_PATIENCE, _PATIENCE_OF_CTRL_C, _PATIENCE_OF_THOSE_LEFT = 3.0, 1.0, 2.0
+_LEFT = (
+    "another process of this run has ended without saying why: it was killed, perhaps for want of memory, or its "
+    "machine is gone. The launcher there may say more"
+)
 # What launchers set in the environment of each process.
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
@@ -94,25 +102,68 @@ def run_command(
         the input cannot be used, 3 when the Hub refused or could not be reached, 70 after an error that was not
         foreseen (see `describe_unforeseen`), 130 after Ctrl-C, 141 when nobody reads the output any more.
     """
-    try:
-        for argument in arguments:
-            if escaped(argument) != str(argument):
-                raise InputError(
-                    f"'{escaped(argument)}' is not UTF-8, in which libraries want all paths: rename the file or folder"
-                )
-        with quiet_libraries(arguments):
-            return function(arguments)
-    except (InputError, TrainingDivergedError, CheckpointError, PublishError) as error:
-        report_error(error)
-        kinds = (status for kind, status in _STATUSES.items() if isinstance(error, kind))
-        return next(kinds, STATUS_OF_INPUT)
-    except KeyboardInterrupt as interrupt:
-        with _uninterrupted():
-            if is_main_process():
-                print(f"\n{str(interrupt) or if_interrupted}", file=sys.stderr, flush=True)
-        return STATUS_OF_INTERRUPT
-    except (Exception, SystemExit) as error:
-        return end_unforeseen(error, arguments)
+    with companions() as others:
+        try:
+            for argument in arguments:
+                if escaped(argument) != str(argument):
+                    raise InputError(
+                        f"'{escaped(argument)}' is not UTF-8, in which libraries want all paths: rename the file or "
+                        "folder"
+                    )
+            with quiet_libraries(arguments):
+                return function(arguments)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            with _uninterrupted():
+                return _end(error, arguments, others, if_interrupted)
+
+
+def _end(
+    error: Exception | SystemExit | KeyboardInterrupt,
+    arguments: Sequence[str],
+    others: Companions,
+    if_interrupted: str,
+) -> int:
+    """Says what has ended a command, unless another process has; gives the exit status, the same in all of them."""
+    if isinstance(error, SystemExit) and error.code in (0, None):  # after its help
+        return 0
+    is_left = others.are_gone(error)
+    speaker = getattr(error, "met_by", 0)  # of what all raise, the one that has met it; else the main one
+    patience = (
+        0.0 if others.rank == speaker else _PATIENCE_OF_CTRL_C if isinstance(error, KeyboardInterrupt) else _PATIENCE
+    )
+    first = others.ended_by_another(patience + _PATIENCE_OF_THOSE_LEFT * is_left, is_cut_off=is_left)
+    if first is not None:
+        _point_to(first, others)
+        others.leave()
+        return first.status
+    where = _place(others) if others.are_reached or others.must_be_spoken_for else None
+    if is_left:
+        report_error(InputError(_LEFT), where)
+        status = STATUS_OF_UNFORESEEN
+    elif isinstance(error, KeyboardInterrupt):
+        if where is not None or is_main_process():
+            elsewhere = f" ({where.strip()})" if where and others.are_on_other_machines else ""
+            print(f"\n{str(error) or if_interrupted}{elsewhere}", file=sys.stderr, flush=True)
+        status = STATUS_OF_INTERRUPT
+    elif isinstance(error, InputError | TrainingDivergedError | CheckpointError | PublishError):
+        report_error(error, where)
+        status = next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), STATUS_OF_INPUT)
+    else:
+        status = end_unforeseen(error, arguments, where)
+    others.tell(status)
+    return status
+
+
+def _place(others: Companions) -> str:
+    """Where an error has come up, for its message; empty for the main process of one machine."""
+    host = f" on {socket.gethostname()}" if others.are_on_other_machines else ""
+    return f" in process {others.rank}{host}" if host or others.rank else ""
+
+
+def _point_to(first: Ending, others: Companions) -> None:
+    """Says in the output of the main process where to read why it ends, if that is said on another machine."""
+    if others.rank == 0 and others.are_on_other_machines and first.host != socket.gethostname():
+        print(f"\nstopped: process {first.rank} on {first.host} has ended the run, and says why", file=sys.stderr)
 
 
 def use_streams() -> None:
@@ -142,12 +193,13 @@ def check_surroundings() -> None:
             raise InputError(f"the environment's {name} must be a whole number, got {value!r}: launchers set it")
 
 
-def end_unforeseen(error: Exception | SystemExit, arguments: Sequence[str]) -> int:
+def end_unforeseen(error: Exception | SystemExit, arguments: Sequence[str], where: str | None = None) -> int:
     """Tells an error that nobody foresaw in one line on stderr, in whichever process it has come up.
 
     Args:
         error: one that no part of a command handles.
         arguments: the command line.
+        where: it has come up, if this process is to say so for all, see `report_error`.
 
     Returns:
         The exit status.
@@ -156,11 +208,11 @@ def end_unforeseen(error: Exception | SystemExit, arguments: Sequence[str]) -> i
         return 0
     if isinstance(error, BrokenPipeError) and _is_output_closed():
         return STATUS_OF_CLOSED_OUTPUT
-    process = ""
-    if not is_main_process():  # what has come up in the main one, too, is told there, and ends this one meanwhile
+    if where is None and not is_main_process():
+        # What has come up in the main one, too, is told there, and ends this one meanwhile.
         time.sleep(_SECONDS_TO_COME_TO_IT)
-        process = f" in process {os.environ.get('RANK', '?')}"
-    sys.stderr.write(f"\nerror{process}: {describe_unforeseen(error, arguments)}\n")
+        where = f" in process {os.environ.get('RANK', '?')}"
+    sys.stderr.write(f"\nerror{where or ''}: {describe_unforeseen(error, arguments)}\n")
     sys.stderr.flush()
     return STATUS_OF_UNFORESEEN
 
@@ -197,17 +249,24 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def report_error(error: Exception) -> None:
-    """Writes an error to stderr, once: where one process alone can know of it, there, else in the main one."""
-    if is_main_process() or isinstance(error, BadImageError | CheckpointError):
-        sys.stderr.write(f"\nerror: {error}\n")
+def report_error(error: Exception, where: str | None = None) -> None:
+    """Writes an error to stderr, once: where one process alone can know of it, there, else in the main one.
+
+    Args:
+        error: with its message.
+        where: it has come up, " in process 1 on its machine", if this process is to say so for all.
+    """
+    if where is not None or is_main_process() or isinstance(error, BadImageError | CheckpointError):
+        sys.stderr.write(f"\nerror{where or ''}: {error}\n")
         sys.stderr.flush()
+    else:
+        time.sleep(_SECONDS_TO_SPEAK)
 
 
 def exit_command(status: int) -> NoReturn:
     """Ends the process of a command; if all processes have come to its end, without leaving their communication open.
 
-    Threads of an open one can abort a process that leaves, after all is done and written.
+    Threads of an open one, or of one that was cut off, can abort a process that leaves, or keep it.
     """
     if sys.stdout is not None:
         try:
@@ -217,30 +276,23 @@ def exit_command(status: int) -> NoReturn:
             _discard_output()
     if status == STATUS_OF_INTERRUPT:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    elif status not in (0, STATUS_OF_PUBLISHING) and not is_main_process():
-        time.sleep(_SECONDS_TO_SPEAK)
-    if status in (0, STATUS_OF_PUBLISHING) and (distributed := _communication()) is not None:
-        is_main = distributed.get_rank() == 0
+    has_failed = status not in (0, STATUS_OF_PUBLISHING)
+    is_one_of_several = has_failed and os.environ.get("WORLD_SIZE", "1") != "1"
+    if not has_failed and (distributed := communication()) is not None:
+        is_one_of_several = distributed.get_rank() > 0
         distributed.destroy_process_group()
-        if not is_main:  # a thread of the closed communication can still abort the interpreter's own way out
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+    if is_one_of_several:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 
 def is_main_process() -> bool:
     """Whether this is the process that speaks for all, also before they are connected."""
-    distributed = _communication()
+    distributed = communication()
     if distributed is not None:
         return distributed.get_rank() == 0
     rank = os.environ.get("RANK", "0")
     return not _WHOLE.fullmatch(rank) or int(rank) == 0  # what is no number is to be told, see `check_surroundings`
-
-
-def _communication() -> ModuleType | None:
-    """torch.distributed if processes are connected by it, without loading torch for those that are not."""
-    distributed = sys.modules.get("torch.distributed")
-    is_open = distributed is not None and distributed.is_available() and distributed.is_initialized()
-    return distributed if is_open else None

@@ -15,12 +15,14 @@ from ..labels.epoch_files import epoch_file
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.teacher import Teacher
 from ..recipes.resolve import Arguments, resolve_arguments
+from ..training.alike import check_alike
 from ..training.arguments import DistillationTrainingArguments
 from ..training.kept_labels import Batch, KeptLabels
 from ..training.label_source import LabelSource
+from ..training.origin import teacher_of
 from ..training.skipped_images import SkippedImages
 from .command_line import run_command
-from .prepare import as_range, leaves_no_empty_folders, prepare
+from .prepare import as_range, check_same_arguments, leaves_no_empty_folders, prepare
 from .run_options import RunParser
 from .sources import describe_sources, resolve_sources
 
@@ -81,9 +83,18 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
         raise InputError("give --teacher_labels, the folder that the labels go to, and no --teacher_labels_readonly")
     if arguments.model.teacher_model_name_or_path is None:
         raise InputError("there is no teacher: give --teacher_model_name_or_path, a Hub id or a folder")
+    check_same_arguments(arguments)
     source = LabelSource(args)
     run = prepare(resolve_sources(arguments, source), source)
     teacher = run.describe_teacher()
+    check_alike(
+        views=run.views,
+        validation=None,
+        student=run.student,
+        processor=run.processor,
+        teacher=lambda: teacher_of(teacher),
+        views_per_step=args.total_train_batch_size,
+    )
     sources = describe_sources(run.arguments, run.images, start=start)
     labels = source.of_run(run.views, run.processor, num_labels=run.student.config.num_labels, sources=sources)
     wanted = range(len(labels.needed)) if epochs is None else _epochs(epochs)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from ..data.arguments import check_ranges
 from ..errors import InputError, one_line
-from .command_line import STATUS_OF_INTERRUPT, CommandParser, run_command
+from .command_line import STATUS_OF_INTERRUPT, CommandParser, report_error, run_command
 
 _DESCRIPTION = (
     "Runs a command on several devices: `accelerate launch` with its options. What it adds: the exit status is the "
@@ -68,7 +68,8 @@ def _launch(arguments: Sequence[str]) -> int:
         except subprocess.CalledProcessError as error:
             return _status(error.returncode)
         except ChildFailedError as error:
-            return _status(error.get_first_failure()[1].exitcode)
+            rank, first = error.get_first_failure()
+            return _status(first.exitcode, f" {rank}")
         except SignalException:
             return STATUS_OF_INTERRUPT
         except ValueError as error:
@@ -125,6 +126,14 @@ def _silent_launcher() -> Iterator[None]:
         logging.disable(logging_before)
 
 
-def _status(exit_code: int) -> int:
-    """The exit status of a process, as a shell has it: 128 and the number of the signal that ended it."""
-    return exit_code if exit_code >= 0 else 128 - exit_code
+def _status(exit_code: int, process: str = "") -> int:
+    """The exit status of a process, as a shell has it: 128 and the number of the signal that ended it.
+
+    One that was killed could not say so, and it is said here.
+    """
+    if exit_code >= 0:
+        return exit_code
+    if -exit_code not in (signal.SIGINT, signal.SIGTERM):
+        why = ", perhaps for want of memory" if -exit_code == signal.SIGKILL else ""
+        report_error(InputError(f"process{process} was ended by {signal.Signals(-exit_code).name}{why}"))
+    return 128 - exit_code

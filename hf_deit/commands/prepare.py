@@ -7,20 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from ..data.image_data import ImageData
 from ..data.load import load_data
 from ..data.transforms import SMALL_INPUT
 from ..data.view_dataset import EvaluationDataset, KeyedViews
-from ..errors import InputError
+from ..errors import InputError, brief, shortlist
 from ..hub.files import no_empty_folders
 from ..labels.files import discard_unused
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.student import load_student
 from ..models.teacher import TeacherDescription, describe_teacher, load_labels
-from ..recipes.resolve import Arguments
+from ..recipes.resolve import Arguments, resolved_recipe
+from ..recipes.sameness import differing, stated_options
 from ..recipes.uses import check_uses
+from ..training.alike import stated_by_all
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
 from ..training.datasets import as_evaluation, as_views, check_arguments, data_seed, steps_per_epoch
 from ..training.label_source import NOT_OF_STREAMS, LabelSource
@@ -82,6 +85,27 @@ def leaves_no_empty_folders(function: Callable[..., T]) -> Callable[..., T]:
                 raise
 
     return wrapped
+
+
+def check_same_arguments(arguments: Arguments) -> None:
+    """Refuses a run whose processes were started with different options, as on two machines; all must call it.
+
+    Raises:
+        InputError: names the options that differ, and who has what.
+    """
+    if PartialState().num_processes == 1:
+        return
+    first, *others = stated_by_all(stated_options(resolved_recipe(arguments), arguments.training))
+    for other in others:
+        if found := [*differing(first.value, other.value)]:
+            here, there = (
+                shortlist(f"{one.name} {brief(value, str)}" for one, value in zip(found, values, strict=True))
+                for values in ([one.before for one in found], [one.now for one in found])
+            )
+            raise InputError(
+                f"the processes of this run were started with different options: {first.place} has {here}, "
+                f"{other.place} has {there}. Start all with the same recipe and options"
+            )
 
 
 def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evaluated: bool = False) -> PreparedRun:

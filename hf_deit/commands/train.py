@@ -31,7 +31,7 @@ from ..training.pushes import repository_of
 from ..training.trainer import DistillationTrainer
 from .command_line import STATUS_OF_PUBLISHING, run_command
 from .output_folder import UNFINISHED_TEACHER, begin_teacher, check_output_dir, clear_beginnings, is_begun
-from .prepare import PreparedRun, fitted_to, leaves_no_empty_folders, make_student, prepare
+from .prepare import PreparedRun, check_same_arguments, fitted_to, leaves_no_empty_folders, make_student, prepare
 from .resume import begin
 from .run_options import RunParser
 from .sources import describe_sources, with_teacher
@@ -140,6 +140,7 @@ def run(arguments: Arguments) -> RunResult:
     start = time.perf_counter()
     args = arguments.training
     is_resuming = resume_wish(args.resume_from_checkpoint) is not None
+    check_same_arguments(arguments)
     check_output_dir(args.output_dir, resuming=is_resuming, labels=args.teacher_labels)
     repository = on_main_process(lambda: repository_of(args)) if args.push_to_hub else None
     beginning = begin(arguments)
@@ -266,6 +267,7 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments, *, 
     for name in ("use_cpu", "disable_tqdm", "log_format", "log_level", "on_bad_image"):
         command += [f"--{name}", str(getattr(student.training, name))]
     arguments = resolve_arguments(command)
+    check_same_arguments(arguments)
     stated, args = arguments._replace(data=student.data), arguments.training
     if os.path.isdir(folder):
         check_same_labels(folder, images.id2label, "the teacher in")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -11,13 +12,14 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from ..data.columns import IGNORED_LABEL, without_format
+from ..data.columns import IGNORED_LABEL, labels_of, without_format
 from ..errors import CheckpointError, InputError, brief, first_line, shortlist
 from ..hub.files import write_whole
 
 FORMAT = 1
 _FINGERPRINT_IMAGES = 1024
 _FINGERPRINT_ROWS = 100_000  # labels read at a time
+_MARKED_ROWS = 1_000  # images, perhaps with their bytes
 
 _DESCRIPTION_BYTES = 1 << 24  # of store.json, at most: the names of labels are most of it
 # From and to, of what a store's numbers may be. Labels stand in memory beside codes, in 32 bits; a seed is any in 64.
@@ -288,8 +290,7 @@ def data_fingerprint(dataset: datasets.Dataset, *, image_column: str = "image", 
             column = labels[start : start + _FINGERPRINT_ROWS][label_column].cast(pa.int64())
             digest.update(np.ascontiguousarray(column.fill_null(IGNORED_LABEL).to_numpy()))
     images = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
-    count = min(len(dataset), _FINGERPRINT_IMAGES)
-    for index in np.linspace(0, len(dataset) - 1, num=count, dtype=np.int64).tolist():
+    for index in _fingerprinted(len(dataset)):
         digest.update(hashlib.sha256(_encoded(images[index][image_column])).digest())
     return digest.hexdigest()
 
@@ -305,3 +306,26 @@ def _encoded(image: dict[str, Any] | None) -> bytes:
             return file.read()
     except OSError:
         return os.path.basename(path).encode()
+
+
+def row_marks(dataset: datasets.Dataset, *, image_column: str, label_column: str) -> np.ndarray:
+    """A number for each row, (N,) uint32, to find the first row in which two data sets differ.
+
+    Of its label and its file's name, and, of the images that `data_fingerprint` reads, of their bytes.
+    """
+    images = without_format(dataset).select_columns(image_column)
+    images = images.cast_column(image_column, datasets.Image(decode=False))
+    labels = labels_of(dataset, label_column) if label_column in dataset.column_names else np.zeros(len(dataset))
+    marks = np.empty(len(dataset), dtype=np.uint32)
+    for start in range(0, len(dataset), _MARKED_ROWS):
+        for index, image in enumerate(images[start : start + _MARKED_ROWS][image_column], start):
+            name = os.path.basename((image or {}).get("path") or "")
+            marks[index] = zlib.crc32(os.fsencode(name), int(labels[index]) & 0xFFFFFFFF)
+    for index in _fingerprinted(len(dataset)):
+        marks[index] = zlib.crc32(_encoded(images[index][image_column]), int(marks[index]))
+    return marks
+
+
+def _fingerprinted(rows: int) -> list[int]:
+    """The rows whose images `data_fingerprint` reads."""
+    return np.linspace(0, rows - 1, num=min(rows, _FINGERPRINT_IMAGES), dtype=np.int64).tolist()

@@ -9,7 +9,8 @@ import yaml
 
 from ..data.arguments import DataArguments
 from ..hub.recipe_file import parse_recipe
-from ..training.arguments import UNFIT_OPTIONS
+from ..training.arguments import UNFIT_OPTIONS, DistillationTrainingArguments
+from ..training.checkpoints import resume_wish
 from .uses import DEFAULTS, is_used
 
 # What an argument that is younger than a run was in it, where recipes or defaults have another value now. Resolved
@@ -98,6 +99,29 @@ _OTHER_WORDS = {
     "metric_for_best_model": lambda text: text.removeprefix("eval_"),
     "optim_args": lambda text: sorted(text.replace(" ", "").split(",")),
 }
+# What may be another option on each machine of a run: where things lie, its hardware, what it shows and where it
+# reports to.
+OF_ONE_MACHINE = (
+    *("output_dir", "use_cpu", "local_rank", "ddp_backend", "debug", "skip_memory_metrics"),
+    *_FOLDERS_OF_IMAGES,
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    *("log_format", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name"),
+    *("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "hub_token"),
+)
+# Names of which each machine may have a folder of its own, whose content is compared.
+_PERHAPS_FOLDERS = (
+    *(
+        "student",
+        "teacher_model_name_or_path",
+        "teacher_labels",
+        "dataset_name",
+        "unlabeled_dataset_name",
+        "deepspeed",
+    ),
+    *("teacher_recipe", "resume_from_checkpoint"),
+)
+_A_FOLDER = "a folder or file there"
 _ORDER = {name: place for place, name in enumerate(REFUSED)}
 
 
@@ -151,6 +175,34 @@ def refused(
     names = [name for name in DEFAULTS if name not in may_differ]
     yield from _other_teacher(before, now, is_compared="teacher" in compared)
     yield from _differences(sorted(names, key=lambda name: _ORDER.get(name, len(_ORDER))), before, now)
+
+
+def stated_options(recipe: Mapping[str, Any], args: DistillationTrainingArguments) -> dict[str, Any]:
+    """The options of a process that those of the others must equal, for `differing`.
+
+    Args:
+        recipe: resolved.
+        args: of the training, which knows whether a run goes on, as its recipe does not.
+    """
+    wish = resume_wish(args.resume_from_checkpoint)
+    options = {**DEFAULTS, **recipe, "resume_from_checkpoint": wish, "resume_from_hub": args.resume_from_hub}
+    options["data_seed"] = options["seed"] if options["data_seed"] is None else options["data_seed"]
+    for name in _PERHAPS_FOLDERS:
+        if isinstance(options[name], str) and os.path.exists(options[name]):
+            options[name] = _A_FOLDER
+    return {name: getattr(value, "value", value) for name, value in options.items() if name not in OF_ONE_MACHINE}
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
+    """What differs between the options of two processes of one run, from `stated_options`, in the order of `REFUSED`.
+
+    A name that is one of a folder on one machine alone is left to whoever looks for it on the other.
+    """
+    for name in sorted(one, key=lambda name: _ORDER.get(name, len(_ORDER))):
+        here, there = one[name], other.get(name)
+        is_somewhere = name in _PERHAPS_FOLDERS and _A_FOLDER in (here, there) and None not in (here, there)
+        if not is_somewhere and not _is_equal(here, there):
+            yield Difference(name, here, there)
 
 
 def applied(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:

@@ -21,6 +21,7 @@ from ..models.pretrained import LOADING_ERRORS, weights_digest
 from ..models.teacher import Teacher, TeacherDescription
 
 if TYPE_CHECKING:
+    from .kept_labels import KeptLabels
     from .trainer import DistillationTrainer
 
 logger = logging.get_logger(__name__)
@@ -82,7 +83,7 @@ def describe_origin(trainer: "DistillationTrainer", teacher: Teacher | TeacherDe
     """
     views, validation, args = trainer.train_dataset, trainer.eval_dataset, trainer.args
     origin = {
-        "teacher": _teacher(trainer, teacher),
+        "teacher": teacher_of(teacher, trainer.kept_labels),
         "student": _digest(trainer.model.name_or_path),
         "train": _images(views) if isinstance(views, ViewDataset) else None,
         "validation": _images(validation) if isinstance(validation, EvaluationDataset) else None,
@@ -92,14 +93,17 @@ def describe_origin(trainer: "DistillationTrainer", teacher: Teacher | TeacherDe
     return json.loads(json.dumps({name: value for name, value in origin.items() if value is not None}))
 
 
-def _teacher(trainer: "DistillationTrainer", teacher: Teacher | TeacherDescription | None) -> dict[str, Any] | None:
+def teacher_of(
+    teacher: Teacher | TeacherDescription | None, kept_labels: "KeptLabels | None" = None
+) -> dict[str, Any] | None:
+    """What a teacher, or else that of kept labels, is known by; None if there is none, or none to be found."""
     if isinstance(teacher, Teacher):
         teacher = teacher.description
     try:
         if teacher is not None:
             identity = teacher.identity()
-        elif trainer.kept_labels is not None:
-            identity = trainer.kept_labels.store.identity.teacher
+        elif kept_labels is not None:
+            identity = kept_labels.store.identity.teacher
         else:
             return None
     except InputError:  # its folder is there no more
@@ -141,7 +145,7 @@ def check_origin(checkpoint: str, origin: Mapping[str, Any], *, trained_anew: bo
     for name, (what, remedy) in _WORDS.items():
         if name not in before or name not in origin:
             continue
-        for field, there, here in _differences(before[name], origin[name]):
+        for field, there, here in differences(before[name], origin[name]):
             changed = (
                 f"{what} changed since the run of {checkpoint!r} was started: {field or name} {there} then, {here} now"
             )
@@ -214,23 +218,24 @@ def check_student(checkpoint: str, trainer: "DistillationTrainer") -> None:
             before = type(now).from_pretrained(checkpoint)
         except LOADING_ERRORS:  # whoever restores the weights says what is wrong
             continue
-        for field, there, here in _differences(_settings(before), _settings(now)):
+        for field, there, here in differences(settings_of(before), settings_of(now)):
             raise InputError(
                 f"the student of the run of {checkpoint!r} has {field} {there}, got {here}: give it the folder, "
                 f"--student_overrides, --image_size and --crop_ratio that it had, {_ANOTHER}"
             )
 
 
-def _settings(part: Any) -> dict[str, Any]:
+def settings_of(part: Any) -> dict[str, Any]:
+    """What a configuration or an image processor says of a student, as an object of JSON."""
     values = json.loads(json.dumps(part.to_dict(), default=str))
     return {name: value for name, value in values.items() if name not in _NOT_OF_THE_STUDENT}
 
 
-def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The fields that both have, by dotted name, whose values differ; numbers may by rounding."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted(before.keys() & now.keys()):
-            yield from _differences(before[name], now[name], f"{prefix}.{name}".lstrip("."))
+            yield from differences(before[name], now[name], f"{prefix}.{name}".lstrip("."))
     elif not _is_same(before, now):
         yield prefix, before, now
 

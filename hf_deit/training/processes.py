@@ -33,16 +33,21 @@ def on_main_process(function: Callable[[], T]) -> T:
 
 
 def on_every_process(function: Callable[[], T]) -> T:
-    """Calls a function in every process and gives each its result; an error of one is raised in all."""
+    """Calls a function in every process and gives each its result; an error of one is raised in all.
+
+    Of several the first process's; it has the attribute `met_by`, the rank of that process.
+    """
     result, error = None, None
     try:
         result = function()
     except Exception as raised:
         error = raised
     errors = gather_object([error]) if PartialState().num_processes > 1 else [error]
-    for found in [error, *errors]:
+    for rank, found in enumerate(errors):
         if found is not None:
-            raise found
+            first = error if rank == PartialState().process_index else found
+            first.met_by = rank
+            raise first
     return result
 
 

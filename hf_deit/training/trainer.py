@@ -34,6 +34,7 @@ from ..models.heads import CLASS, DISTILLATION, HEADS, PLAIN
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.modeling_common import ImageClassifierBase, fuse_logits
 from ..models.teacher import Teacher, TeacherDescription
+from .alike import check_alike
 from .arguments import DistillationTrainingArguments
 from .averaging import AVERAGE_FOLDER, WeightAverage, average_doubts, check_averaged
 from .callbacks import StepEndCallback, TeacherCheckCallback, teacher_report
@@ -55,7 +56,7 @@ from .log_table import LogTableCallback
 from .metrics import Hits, answers, answers_and_ranks, count_hits, head_accuracies, mean_loss, rank_labels
 from .objective import DistillationObjective, evaluation_loss, image_losses
 from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
-from .origin import RunOrigin, changes_in, check_origin, check_student, describe_origin
+from .origin import RunOrigin, changes_in, check_origin, check_student, describe_origin, teacher_of
 from .pace import EvaluationPaceCallback, with_pace
 from .processes import holding, on_every_process, on_main_process
 from .pushes import RunPushes, check_future_card, repository_name, repository_of
@@ -273,7 +274,8 @@ class DistillationTrainer(Trainer):
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
         """transformers' loader; `dataloader_drop_last` is for the training: an evaluation leaves no image out."""
         drops_last = is_training and self.args.dataloader_drop_last
-        with self._with_arguments(dataloader_drop_last=drops_last):
+        persists = self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0  # torch refuses
+        with self._with_arguments(dataloader_drop_last=drops_last, dataloader_persistent_workers=persists):
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
 
     @contextmanager
@@ -362,7 +364,8 @@ class DistillationTrainer(Trainer):
 
         Raises:
             InputError: there is no checkpoint to resume from; another run is at work in the output folder; or the
-                teacher's answers are not finite, and are not to be passed over.
+                teacher's answers are not finite, and are not to be passed over; or the processes do not have the same
+                images and models.
             TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
             CheckpointError: a checkpoint could not be written; those from before are whole.
         """
@@ -384,6 +387,7 @@ class DistillationTrainer(Trainer):
         return output
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
+        self._check_alike()
         checkpoint = on_every_process(lambda: self._find_checkpoint(resume_from_checkpoint))
         if checkpoint is not None:
             self.check_checkpoint(checkpoint)
@@ -408,6 +412,16 @@ class DistillationTrainer(Trainer):
         self._stop_if_diverged(check_weights=True)
         self.record.has_ended = True
         return output
+
+    def _check_alike(self) -> None:
+        check_alike(
+            views=self.train_dataset,
+            validation=self.eval_dataset,
+            student=self.accelerator.unwrap_model(self.model),
+            processor=self.processing_class,
+            teacher=lambda: teacher_of(self._fitted["teacher"], self.kept_labels),
+            views_per_step=self.args.total_train_batch_size,
+        )
 
     def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
         checkpoint = self.run_folder.find(resume_from_checkpoint)

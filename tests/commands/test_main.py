@@ -253,20 +253,27 @@ def failure(status: int) -> ProcessFailure:
 
 
 @pytest.mark.parametrize(
-    ("ends", "status"),
+    ("ends", "status", "said"),
     [
-        (subprocess.CalledProcessError(2, ["train"]), 2),
-        (subprocess.CalledProcessError(-9, ["train"]), 137),
-        (ChildFailedError("train", {0: failure(3)}), 3),
-        (ChildFailedError("train", {1: failure(-15)}), 143),
-        (SignalException("stopped", signal.SIGINT), 130),
+        (subprocess.CalledProcessError(2, ["train"]), 2, ""),
+        (
+            subprocess.CalledProcessError(-9, ["train"]),
+            137,
+            "process was ended by SIGKILL, perhaps for want of memory",
+        ),
+        (ChildFailedError("train", {0: failure(3)}), 3, ""),
+        (ChildFailedError("train", {1: failure(-15)}), 143, ""),
+        (ChildFailedError("train", {1: failure(-11)}), 139, "process 1 was ended by SIGSEGV"),
+        (SignalException("stopped", signal.SIGINT), 130, ""),
     ],
     ids=lambda value: type(value).__name__,  # without the time, which processes of tests would not agree on
 )
-def test_the_status_of_a_launched_command_is_its_own_and_nothing_is_added(launched, capsys, ends, status):
+def test_the_status_of_a_launched_command_is_its_own_and_what_it_could_not_say_is_added(
+    launched, capsys, ends, status, said
+):
     launched.ends = ends
     before = signal.getsignal(signal.SIGINT), logging.root.manager.disable
-    assert printed_by(capsys, "launch", "train") == (status, "")
+    assert printed_by(capsys, "launch", "train") == (status, said and f"\nerror: {said}\n")
     assert (signal.getsignal(signal.SIGINT), logging.root.manager.disable) == before
 
 

@@ -13,7 +13,18 @@ import yaml
 from hf_deit import InputError, list_recipes, load_recipe
 from hf_deit.recipes import ARGUMENT_CLASSES
 from hf_deit.recipes.resolve import applied_changes, check_same_run, resolve_arguments, resolved_recipe, save_recipe
-from hf_deit.recipes.sameness import APPLIED, EARLIER, MAY_CHANGE, REFUSED, applied, earlier_values, refused
+from hf_deit.recipes.sameness import (
+    APPLIED,
+    EARLIER,
+    MAY_CHANGE,
+    OF_ONE_MACHINE,
+    REFUSED,
+    applied,
+    differing,
+    earlier_values,
+    refused,
+    stated_options,
+)
 from hf_deit.recipes.uses import DEFAULTS
 
 RUN = {"teacher_model_name_or_path": "lab/teacher", "teacher_labels": "hf://datasets/lab/labels"}
@@ -51,6 +62,47 @@ def test_every_argument_is_sorted_once():
     listed = [*dict.fromkeys(REFUSED), *APPLIED, *MAY_CHANGE]
     assert len(listed) == len(set(listed))
     assert set(listed) == {field.name for part in ARGUMENT_CLASSES for field in dataclasses.fields(part)}
+
+
+def stated(line: list[str]) -> dict:
+    arguments = resolve_arguments(line)
+    return stated_options(resolved_recipe(arguments), arguments.training)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        (["--seed", "1"], ["--seed", "2"], ["seed", "data_seed"]),
+        (["--data_seed", "42"], [], []),  # which is the seed's default
+        (["--per_device_train_batch_size", "8"], [], ["per_device_train_batch_size"]),
+        (["--logging_steps", "3"], [], ["logging_steps"]),
+        (["--ema_decay", "0"], [], ["ema_decay"]),
+        (["--save_strategy", "no"], [], ["save_strategy"]),
+        (["--resume_from_checkpoint", "true"], [], ["resume_from_checkpoint"]),
+        (["--output_dir", "elsewhere", "--run_name", "a"], [], []),
+        (["--dataloader_num_workers", "3", "--disable_tqdm", "true", "--log_level", "info"], [], []),
+        (
+            ["--teacher_model_name_or_path", "lab/one"],
+            ["--teacher_model_name_or_path", "lab/two"],
+            ["teacher_model_name_or_path"],
+        ),
+        (["--teacher_model_name_or_path", "lab/one"], ["--teacher_model_name_or_path", "HERE"], []),
+        (["--teacher_model_name_or_path", "HERE"], [], ["teacher_model_name_or_path"]),
+        (["--student", "HERE"], ["--student", "THERE"], []),
+    ],
+    ids=str,
+)
+def test_processes_of_one_run_must_have_the_same_options(out, tmp_path, one, other, names):
+    places = {"HERE": str(tmp_path), "THERE": str(tmp_path.parent)}
+    base = ["--recipe", "debug_teacher" if "--student" in one else "debug", *out]
+    mine, theirs = (stated([*base, *(places.get(word, word) for word in line)]) for line in (one, other))
+    for here, there in ((mine, theirs), (theirs, mine)):
+        found = [name for name, *_ in differing(here, there)]
+        assert bool(found) == bool(names) and {*names} <= {*found}, found
+
+
+def test_of_the_options_of_one_machine_there_are_such():
+    assert {*OF_ONE_MACHINE} < {*DEFAULTS}
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(REFUSED))

@@ -716,6 +716,15 @@ def test_a_skipped_image_is_named_once(tmp_path, folder_with_a_broken_image, cap
     assert named == [f"skipped an image that cannot be decoded: {path}: image file is truncated"]
 
 
+def test_workers_that_would_persist_need_not_be_there(tmp_path):
+    settings = {"distillation_type": "none", "eval_strategy": "steps", "eval_steps": 3}
+    args = tiny.arguments(tmp_path, **settings, dataloader_num_workers=0, dataloader_persistent_workers=True)
+    trainer = tiny.trainer(tiny.student(), args)
+    trainer.train()
+    assert trainer.evaluate()["eval_images"] == 40 and len(trainer.predict(tiny.digits()[1]).predictions) == 40
+    assert trainer.args.dataloader_persistent_workers  # as they were given
+
+
 def test_what_other_processes_skip_is_named_by_the_main_one_and_counted_once(monkeypatch, caplog):
     skipped = SkippedImages()
     batch = {"labels": 1, "skipped": ["own.png: cut", "both.png: cut\nown.png: cut"]}
