@@ -81,21 +81,28 @@ def _check_launch(options: Namespace) -> None:
     """Refuses what `accelerate launch` would end in a traceback for, or wait for ever.
 
     Raises:
-        InputError: there is no such configuration, or it is none of accelerate's; no possible number of processes.
+        InputError: there is no such configuration, or it is none of accelerate's; no possible number of processes; or
+            DeepSpeed, which is not installed.
     """
     from accelerate.commands.config.config_args import load_config_from_file
 
+    uses_deepspeed = options.use_deepspeed
     if options.config_file is not None:
         if not os.path.isfile(options.config_file):
             raise InputError(f"there is no file {options.config_file!r}: --config_file is made by accelerate config")
         try:
-            load_config_from_file(options.config_file)
+            config = load_config_from_file(options.config_file)
         except Exception as error:  # of any kind: it is read without a check
             raise InputError(
                 f"{options.config_file!r} is no configuration of accelerate ({one_line(error)}): make one with "
                 "accelerate config"
             ) from error
+        uses_deepspeed = uses_deepspeed or config.distributed_type == "DEEPSPEED"
     check_ranges(options, _RANGES)
+    if uses_deepspeed:
+        from ..training.sharding import check_deepspeed
+
+        check_deepspeed()
 
 
 def _let_cpu_have_processes(options: Namespace) -> None:

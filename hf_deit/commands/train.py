@@ -28,6 +28,7 @@ from ..training.label_source import LabelSource, RunLabels
 from ..training.log_table import LogTableCallback
 from ..training.processes import holding, on_main_process
 from ..training.pushes import repository_of
+from ..training.sharding import check_sharding
 from ..training.trainer import DistillationTrainer
 from .command_line import STATUS_OF_PUBLISHING, run_command
 from .output_folder import UNFINISHED_TEACHER, begin_teacher, check_output_dir, clear_beginnings, is_begun
@@ -139,6 +140,7 @@ def run(arguments: Arguments) -> RunResult:
     """
     start = time.perf_counter()
     args = arguments.training
+    check_sharding(args)
     is_resuming = resume_wish(args.resume_from_checkpoint) is not None
     check_same_arguments(arguments)
     check_output_dir(args.output_dir, resuming=is_resuming, labels=args.teacher_labels)

@@ -145,7 +145,8 @@ class CaiTPreTrainedModelBase(ImageClassifierBase):
     config: CaiTConfig
     config_class = CaiTConfig
     base_model_prefix = "cait"
-    _no_split_modules = ["CaiTEmbeddings", "CaiTLayer", "CaiTClassLayer"]  # noqa: RUF012 (transformers' name and type)
+    # Not the embeddings: FSDP2 of accelerate wraps these, and the input embeddings within them once more.
+    _no_split_modules = ["CaiTLayer", "CaiTClassLayer"]  # noqa: RUF012 (transformers' name and type)
     _supports_sdpa = True
     _can_record_outputs = {"hidden_states": CaiTLayer}  # noqa: RUF012
 

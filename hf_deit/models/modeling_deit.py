@@ -138,7 +138,8 @@ class DeiTPreTrainedModelBase(ImageClassifierBase):
     """Loading and saving of all DeiT classes."""
 
     config: DeiTConfigBase
-    _no_split_modules = ["DeiTEmbeddings", "DeiTLayer"]  # noqa: RUF012 (transformers' name and type)
+    # Not the embeddings: FSDP2 of accelerate wraps these, and the input embeddings within them once more.
+    _no_split_modules = ["DeiTLayer"]  # noqa: RUF012 (transformers' name and type)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

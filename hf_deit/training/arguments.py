@@ -27,6 +27,7 @@ from .hardware import (
     use_cpu_of,
 )
 from .reporters import check_reporters, reporters_of
+from .sharding import check_deepspeed, check_stage, library_of
 
 DistillationType = Literal["hard", "soft", "none"]
 DEFAULT_LOGGING_STEPS = 50
@@ -317,6 +318,8 @@ class DistillationTrainingArguments(TrainingArguments):
         check_loading(self)
         self.report_to = reporters_of(self.report_to)
         check_precision(self)
+        if library_of(self) == "DeepSpeed":
+            check_deepspeed()
         self.use_cpu = use_cpu_of(self)
         chosen = self.logging_steps
         self.logging_steps = chosen or DEFAULT_LOGGING_STEPS  # until the number of steps is known
@@ -327,6 +330,7 @@ class DistillationTrainingArguments(TrainingArguments):
         except (AttributeError, AssertionError) as error:  # of what is handed on as it is given, such as JSON
             raise InputError(f"an argument has a value of another kind than it takes: {one_line(error)}") from error
         check_fp16(self)
+        check_stage(self)
         check_compilation(self)
         check_reporters(self.report_to)
         self.logging_steps = chosen and self.logging_steps

@@ -105,18 +105,19 @@ def check_unchanged(checkpoint: str, *, way_out: str | None = None) -> None:
                 raise refused(checkpoint, str(error), way_out) from error
 
 
-def check_best(checkpoint: str, way_back: str) -> None:
+def check_best(checkpoint: str, way_back: str, *, weights_only: bool = True) -> None:
     """Refuses a best checkpoint whose weights are not what was written.
 
     Args:
         checkpoint: its folder.
         way_back: in words, which checkpoint to go on from.
+        weights_only: whether only the files of a model are read; FSDP and DeepSpeed have weights in others, too.
 
     Raises:
         InputError: the message names the file.
     """
     way_out = f"{way_back} --load_best_model_at_end false, which takes the weights of the last step"
-    check_intact(checkpoint, weights_only=True, way_out=way_out)
+    check_intact(checkpoint, weights_only=weights_only, way_out=way_out)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ..data.view_dataset import EvaluationDataset, ViewDataset
 from ..errors import counted
 from ..hub.facts import LOCAL_CHECKPOINT
 from ..models.teacher import size_in_words
+from .sharding import sharding_in_words
 
 if TYPE_CHECKING:
     from .trainer import DistillationTrainer
@@ -39,7 +40,7 @@ class RunOverview:
         num_steps, steps_done: optimizer steps of the whole run, and those before it was resumed.
         steps_per_epoch: likewise; None if it is not known.
         device_batch_size, num_devices, accumulation: a step has their product of views.
-        device: in words, with the precision.
+        device: in words, with the precision, and what is sharded.
         pace: when is logged and evaluated, in words.
         seconds: about how long it will take, or None if that is not known.
     """
@@ -181,7 +182,7 @@ def describe_run(
         device_batch_size=args.train_batch_size,
         num_devices=args.world_size,
         accumulation=args.gradient_accumulation_steps,
-        device=_device(args),
+        device=_device(args, sharding_in_words(trainer.accelerator)),
         pace=_pace(trainer),
         seconds=seconds,
     )
@@ -227,7 +228,7 @@ def _teacher(trainer: "DistillationTrainer") -> str:
     return f"{words}, right on {report[key]:.4f} of {of}{' ' * bool(at)}{', '.join(at)}"
 
 
-def _device(args: Any) -> str:
+def _device(args: Any, sharding: str) -> str:
     if args.device.type == "cuda":
         name, count = torch.cuda.get_device_name(args.device), torch.cuda.device_count()
         if args.world_size == 1 and count > 1:
@@ -237,7 +238,8 @@ def _device(args: Any) -> str:
     else:
         name = str(args.device)
     precision = "float32" if args.mixed_precision == "no" else args.mixed_precision  # a launcher may say it, too
-    return (f"{args.world_size} x " if args.world_size > 1 else "") + f"{name}, {precision}"
+    times = f"{args.world_size} x " if args.world_size > 1 else ""
+    return f"{times}{name}, {precision}" + (f"; {sharding}" if sharding else "")
 
 
 def _pace(trainer: "DistillationTrainer") -> str:

@@ -6,7 +6,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from torch import nn
 
 from ..hub.run_lock import hold, not_writable
 
@@ -49,6 +50,16 @@ def on_every_process(function: Callable[[], T]) -> T:
             first.met_by = rank
             raise first
     return result
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives the buffers of the main process, which are saved, to all: each has BatchNorm's means of its own views.
+
+    All processes must call it.
+    """
+    if PartialState().num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer)
 
 
 @contextmanager

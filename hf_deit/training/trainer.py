@@ -58,9 +58,18 @@ from .objective import DistillationObjective, evaluation_loss, image_losses
 from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
 from .origin import RunOrigin, changes_in, check_origin, check_student, describe_origin, teacher_of
 from .pace import EvaluationPaceCallback, with_pace
-from .processes import holding, on_every_process, on_main_process
+from .processes import holding, on_every_process, on_main_process, share_buffers
 from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
+from .sharding import (
+    check_is_sharded,
+    check_same_sharding,
+    check_sharding,
+    prepared_for_fsdp,
+    saved_whole,
+    under_own_class,
+    weights_here,
+)
 from .skipped_images import SkippedImages
 from .step_record import StepRecord
 from .teacher_answers import TeacherAnswers
@@ -134,6 +143,7 @@ class DistillationTrainer(Trainer):
         labels: RunLabels | None = None,
         **kwargs: Any,
     ) -> None:
+        check_sharding(args)
         check_teaching(args, model, teacher, has_unlabeled=unlabeled_dataset is not None)
         is_custom = kwargs.get("compute_metrics") is not None
         sets = list(eval_dataset) if isinstance(eval_dataset, dict) else ()
@@ -197,11 +207,6 @@ class DistillationTrainer(Trainer):
     def _make_average(self) -> WeightAverage | None:
         if not self.args.ema_decay:
             return None
-        if self._shards_weights:
-            raise InputError(
-                "ema_decay needs the weights whole and in float32, which FSDP shards and DeepSpeed keeps in the "
-                "optimizer: pass --ema_decay 0"
-            )
         check_averaged(self.model)
         average = WeightAverage(self.model, self.args.ema_decay, warmup=self.args.ema_warmup)
         self.add_callback(StepEndCallback(average.update))
@@ -233,9 +238,22 @@ class DistillationTrainer(Trainer):
             self.add_callback(TeacherCheckCallback(self))
 
     @property
-    def _shards_weights(self) -> bool:
-        """Whether no process has the weights whole: transformers' own loaders and savers deal with them then."""
+    def _is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed trains: transformers' own loaders and savers deal with the weights then."""
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        check_is_sharded(self.args, self.accelerator)
+        if self._is_sharded:
+            check_sharding(self.args, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, checkpoint: str | None) -> Any:
+        # In here DeepSpeed restores weights and optimizer.
+        restores = self.is_deepspeed_enabled and checkpoint is not None
+        reading = restoring(checkpoint, "DeepSpeed's parts") if restores else nullcontext()
+        with prepared_for_fsdp(self.model, self.accelerator), reading:
+            return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
 
     @property
     def sources(self) -> RunSources:
@@ -442,6 +460,7 @@ class DistillationTrainer(Trainer):
             check_same_labels(checkpoint, self.model.config.id2label, "the run of")
             if isinstance(self.train_dataset, KeyedViews):
                 check_resumable(checkpoint, self.steps_per_epoch)
+            check_same_sharding(checkpoint, self.accelerator)
             check_student(checkpoint, self)
             check_origin(checkpoint, origin, trained_anew=is_own and args.resume_from_hub is not None)
 
@@ -471,7 +490,7 @@ class DistillationTrainer(Trainer):
 
     def _stop_if_diverged(self, *, check_weights: bool) -> None:
         self._check_answers()  # first, as they may be the cause
-        weights = self.model.parameters() if check_weights and not self._shards_weights else None
+        weights = weights_here(self.model) if check_weights else None
         self.step_record.stop_if_diverged(self.state.global_step, weights, way_back=self.run_folder.way_back)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -517,7 +536,15 @@ class DistillationTrainer(Trainer):
 
         `…_loss` is the mean over the labelled images, and is left out where there are none; `…_images` is how many
         they are.
+
+        Raises:
+            InputError: the run is to be sharded, and has not been trained yet.
         """
+        if self._is_sharded and not self.accelerator._models:
+            raise InputError(
+                "FSDP and DeepSpeed shard a model together with its optimizer, when it is trained: call train first, "
+                "or evaluate without them"
+            )
         loop = functools.partial(self._exact_loop, dataloader, description, *args, **kwargs)
         output = loop(prefix=metric_key_prefix, logits=description == "Prediction")
         if self.compute_metrics is head_accuracies and isinstance(output.predictions, tuple):  # `answers_and_ranks`
@@ -550,6 +577,7 @@ class DistillationTrainer(Trainer):
             logits: see `_keeping`.
         """
         losses = self._image_losses = []
+        share_buffers(self.model)
         try:
             with self._keeping(logits=logits):
                 output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=prefix, **kwargs)
@@ -634,7 +662,8 @@ class DistillationTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the weights, or, if `publish_weights` is "ema", their moving average."""
         if _internal_call and output_dir is not None:  # a checkpoint has both
-            super().save_model(output_dir, _internal_call)
+            with saved_whole(self.model, self.accelerator):
+                super().save_model(output_dir, _internal_call)
             if self.weight_average is not None and self.args.should_save:
                 self.weight_average.save(output_dir)
             return
@@ -642,7 +671,8 @@ class DistillationTrainer(Trainer):
         in_place = self.weight_average.in_place() if publishes_average else nullcontext()
         folder = output_dir or self.args.output_dir
         check_held(folder)
-        with self.run_folder.writing("model", self.state.global_step), self._holding(folder), in_place:
+        writing = self.run_folder.writing("model", self.state.global_step)
+        with writing, self._holding(folder), in_place, saved_whole(self.model, self.accelerator):
             super().save_model(output_dir, _internal_call)
 
     def _holding(self, folder: str) -> AbstractContextManager[None]:
@@ -650,7 +680,8 @@ class DistillationTrainer(Trainer):
         return hold(folder) if self.is_world_process_zero() else nullcontext()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with under_own_class(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             share_weights(output_dir or self.args.output_dir)
 
@@ -702,20 +733,21 @@ class DistillationTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._shards_weights:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._is_sharded:
+            with restoring(resume_from_checkpoint, "FSDP's parts"):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        check_best(best, self.run_folder.way_back())
+        check_best(best, self.run_folder.way_back(), weights_only=not self._is_sharded)
         self.record.note_best_weights(self.state)
-        if self._shards_weights:
+        if self._is_sharded:
             super()._load_best_model()
         self._restore(best)
 
     def _restore(self, checkpoint: str) -> None:
-        if not self._shards_weights:
+        if not self._is_sharded:
             restore_weights(self.accelerator.unwrap_model(self.model), checkpoint)
         if self.weight_average is not None:
             self.weight_average.restore(checkpoint)
@@ -728,17 +760,19 @@ class DistillationTrainer(Trainer):
         Args:
             metrics: instead of those that were measured.
         """
-        return self.record.facts(
-            self.accelerator.unwrap_model(self.model),
-            self.args,
-            self.state,
-            image_size=self.processing_class.crop_size.height,
-            train_dataset=self.train_dataset,
-            eval_dataset=self.eval_dataset,
-            images_per_second=self.step_record.images_per_second,
-            num_skipped=len(self.skipped_images),
-            metrics=metrics,
-        )
+        model = self.accelerator.unwrap_model(self.model)
+        with under_own_class(model):
+            return self.record.facts(
+                model,
+                self.args,
+                self.state,
+                image_size=self.processing_class.crop_size.height,
+                train_dataset=self.train_dataset,
+                eval_dataset=self.eval_dataset,
+                images_per_second=self.step_record.images_per_second,
+                num_skipped=len(self.skipped_images),
+                metrics=metrics,
+            )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Checks that the model can be pushed, and creates the repository.

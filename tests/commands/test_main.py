@@ -25,6 +25,8 @@ from hf_deit.commands.command_line import run_command
 from hf_deit.commands.main import COMMANDS, main
 from hf_deit.errors import command
 
+CONFIGURATIONS = ROOT / "scripts" / "accelerate_configs"
+
 
 def printed_by(capsys, *arguments: str) -> tuple[int, str]:
     try:
@@ -297,8 +299,19 @@ def test_what_cannot_be_launched_is_refused_in_a_line(launched, capsys, line, me
     assert status == 2 and message in printed and printed.count("\n") == 2 and launched.options is None
 
 
+@pytest.mark.parametrize(
+    "how", ["--use_deepspeed", f"--config_file={CONFIGURATIONS / 'deepspeed_zero2.yaml'}"], ids=["option", "file"]
+)
+def test_a_missing_deepspeed_is_named_with_its_line_before_anything_is_launched(launched, capsys, monkeypatch, how):
+    monkeypatch.setattr("hf_deit.training.sharding.is_deepspeed_available", lambda: False)
+    status, printed = printed_by(capsys, "launch", how, "train")
+    assert status == 2 and 'python -m pip install "hf_deit[deepspeed]"' in printed and launched.options is None
+    monkeypatch.setattr("hf_deit.training.sharding.is_deepspeed_available", lambda: True)
+    assert printed_by(capsys, "launch", how, "train") == (0, "")
+
+
 def test_a_refusal_on_two_processes_is_one_line(tmp_path):
-    configuration = ROOT / "scripts" / "accelerate_configs" / "cpu_2.yaml"
+    configuration = CONFIGURATIONS / "cpu_2.yaml"
     line = [sys.executable, "-m", "hf_deit", "launch", "--config_file", configuration, "--main_process_port", "0"]
     done = subprocess.run([*line, "train", "--recipe", "debog"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stdout == ""

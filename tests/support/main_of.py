@@ -25,17 +25,24 @@ def load_script(name: str) -> Any:
     return module
 
 
-def launch(script: str | Path, *arguments: object, processes: int = 2) -> str:
-    """Runs a script under torch.distributed and gives what it printed. The modules of the tests are importable there.
+def launch(script: str | Path, *arguments: object, processes: int = 2, configuration: str | None = None) -> str:
+    """Runs a script on several processes and gives what it printed. The modules of the tests are importable there.
 
     Args:
         script: its file.
         *arguments: of its command line.
         processes: how many.
+        configuration: by `accelerate launch` with this one of scripts/accelerate_configs; by default by torch's own.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
-    done = subprocess.run([*command, *map(str, [script, *arguments])], capture_output=True, text=True, env=environment)
+    if configuration is not None:
+        file = ROOT / "scripts" / "accelerate_configs" / f"{configuration}.yaml"
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--main_process_port", 0]
+        command += ["--num_processes", processes]
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    line = list(map(str, [*command, script, *arguments]))
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
