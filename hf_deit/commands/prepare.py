@@ -28,6 +28,7 @@ from ..training.arguments import DistillationTrainingArguments, ModelArguments
 from ..training.datasets import as_evaluation, as_views, check_arguments, data_seed, steps_per_epoch
 from ..training.label_source import NOT_OF_STREAMS, LabelSource
 from ..training.pace import with_pace
+from ..training.processes import once_per_machine
 
 T = TypeVar("T")
 
@@ -174,7 +175,13 @@ def _load_images(arguments: Arguments, labels: LabelSource | None) -> ImageData:
             label_names = load_labels(model_args.teacher_model_name_or_path, model_args.teacher_revision)
         elif labels is not None:
             label_names = labels.label_names
-    return load_data(data_args, label_names=label_names, on_bad_image=args.on_bad_image)
+    return load_data(
+        data_args,
+        label_names=label_names,
+        on_bad_image=args.on_bad_image,
+        check_images=args.check_images,
+        once_per_machine=once_per_machine,
+    )
 
 
 def _learnt_images(images: ImageData, arguments: Arguments) -> ImageData:

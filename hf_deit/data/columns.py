@@ -1,24 +1,22 @@
 """The image and the label column of a data set: found, brought under one name and type, read and checked."""
 
 import io
-import itertools
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import TypeVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import InputError, did_you_mean, shortlist
 from ..models.class_names import check_distinct, composed, which_of
-from .decoding import NO_IMAGE, ImageDecoder, fault_of_header, is_remote, refuse_faults
+from .decoding import NO_IMAGE, ImageDecoder, fault_of_header, fault_of_pixels, is_remote, refuse_faults
+from .parallel import in_chunks
 
 _DataSet = TypeVar("_DataSet", datasets.Dataset, datasets.IterableDataset)
 _StoredImage = tuple[int, pa.Buffer | None, str | None]  # row, content, path
-_THREADS = 8  # files may lie on a slow disk
-
 _TEXT = ("string", "large_string")
 IGNORED_LABEL = -100  # of an image without label; torch's cross-entropy passes it over
 
@@ -127,7 +125,7 @@ def label_names_of(dataset: datasets.Dataset) -> list[str]:
         return list(feature.names)
     if not isinstance(feature, datasets.Value) or feature.dtype.startswith("float"):
         raise InputError(f"labels must be class labels, integers or strings, got {feature}")
-    values = set(dataset["label"])
+    values = set(stored_column(dataset, "label").unique().to_pylist())
     if None in values:
         raise InputError("some images have no label (None) in the label column")
     if any(isinstance(value, int) and value < 0 for value in values):
@@ -151,50 +149,54 @@ def with_class_labels(dataset: datasets.Dataset, names: list[str], split: str) -
     feature = dataset.features["label"]
     if isinstance(feature, datasets.ClassLabel) and list(feature.names) == names:
         return dataset
-    labels = np.asarray(dataset["label"][:])
+    labels = stored_column(dataset, "label")
+    present = labels.unique()
     if isinstance(feature, datasets.ClassLabel):
-        check_label_range(dataset["label"][:], len(feature.names), split)
-        values = [feature.names[label] for label in labels]
+        check_label_range(labels, len(feature.names), split)
+        values = [feature.names[label] for label in present.to_pylist()]
     else:
-        values = [str(label) for label in labels]
+        values = [str(label) for label in present.to_pylist()]
     index = {composed(name): i for i, name in enumerate(names)}
-    spelt = {value: composed(value) for value in set(values)}
-    unknown = sorted(value for value, name in spelt.items() if name not in index)
+    unknown = sorted(value for value in values if composed(value) not in index)
     if unknown:
         raise InputError(
             f"the {split} split has labels that the training split has not: {shortlist(unknown)}"
             f"{which_of(unknown[0], names)}"
         )
     class_label = datasets.ClassLabel(names=names)
-    column = [index[spelt[value]] for value in values]
+    index_of_present = np.array([index[composed(value)] for value in values])
+    column = index_of_present[pc.index_in(labels, value_set=present).to_numpy()]
     return dataset.remove_columns("label").add_column("label", column, feature=class_label)
+
+
+def stored_column(dataset: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    """A column as it is stored, in the order of the rows; Arrow's null where there is no value."""
+    stored = dataset.data.column(column)
+    # datasets would fetch the rows of a selection one by one.
+    return stored if dataset._indices is None else stored.take(dataset._indices.column(0))
 
 
 def labels_of(dataset: datasets.Dataset, label_column: str) -> np.ndarray:
     """The labels of all rows, (N,) int64; `IGNORED_LABEL` where there is none."""
-    rows = dataset.select_columns(label_column)
-    chunks = (rows[start : start + 10_000][label_column] for start in range(0, len(rows), 10_000))
-    labels = (IGNORED_LABEL if label is None else label for chunk in chunks for label in chunk)
-    return np.fromiter(labels, dtype=np.int64, count=len(rows))
+    return stored_column(dataset, label_column).cast(pa.int64()).fill_null(IGNORED_LABEL).to_numpy()
 
 
-def check_label_range(column: Iterable[int | None], num_labels: int, part: str) -> None:
+def check_label_range(column: pa.ChunkedArray, num_labels: int, part: str) -> None:
     """Checks that every row has a label in [0, num_labels).
 
     Args:
-        column: the labels.
+        column: the labels, from `stored_column`.
         num_labels: how many there are to choose from.
         part: what to call the data set in the message.
 
     Raises:
         InputError: a row has none, or another; the first such row is named. Or there are no rows.
     """
-    values = list(column)
-    if not values:
+    if not len(column):
         raise InputError(f"the {part} set is empty")
-    if None in values:
-        raise InputError(f"row {values.index(None)} of the {part} set has no label (None)")
-    labels = np.asarray(values)
+    if column.null_count:
+        raise InputError(f"row {pc.index(column.is_null(), True)} of the {part} set has no label (None)")
+    labels = column.to_numpy()
     bad = np.flatnonzero((labels < 0) | (labels >= num_labels))
     if len(bad):
         raise InputError(
@@ -203,43 +205,48 @@ def check_label_range(column: Iterable[int | None], num_labels: int, part: str) 
         )
 
 
-def check_images(dataset: datasets.Dataset, image_column: str, where: str, on_bad_image: str) -> None:
-    """Reads the headers of all images, so that what cannot be used is refused before training.
+def check_images(
+    dataset: datasets.Dataset, image_column: str, where: str, on_bad_image: str, how: str = "headers"
+) -> None:
+    """Looks into all images, so that what cannot be used is refused before training.
 
     Args:
         dataset: has a column of type `Image`; what is stored elsewhere on the network is left to the training.
         image_column: the name of that column.
         where: what to call the images in the message.
         on_bad_image: "stop" refuses any that cannot be used, "skip" only all of them.
+        how: "headers" reads those, "all" decodes the pixels, "none" does nothing.
 
     Raises:
         InputError: with the rows and files.
     """
-    faults, rows = {}, _stored_images(dataset, image_column)
-    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
-        # Window by window, as the images of a data set whose rows were shuffled are copied.
-        while window := list(itertools.islice(rows, _THREADS * 16)):
-            parts = [window[start : start + 16] for start in range(0, len(window), 16)]
-            found = [fault for part in pool.map(_faults_of, parts) for fault in part]
-            for (row, _, path), fault in zip(window, found, strict=True):
-                if fault is not None:
-                    faults[f"row {row}{f' ({path})' if path else ''}"] = fault
-            if on_bad_image == "skip" and None in found:
-                return
-    refuse_faults(faults, len(dataset), where, on_bad_image)
+    if how == "none":
+        return
+    faults, computes = {}, how == "all"
+
+    def look(rows: list[_StoredImage]) -> list[tuple[str, tuple[str, str] | None]]:
+        return [
+            (f"row {row}{f' ({path})' if path else ''}", _fault_of(content, path, in_pixels=computes))
+            for row, content, path in rows
+        ]
+
+    # Few at once, as the images of a data set whose rows were shuffled are copied.
+    rows, settings = _stored_images(dataset, image_column), {"total": len(dataset), "title": "checking"}
+    for found in in_chunks(look, rows, size=16, computes=computes, **settings):
+        faults.update((name, fault) for name, fault in found if fault is not None)
+        if on_bad_image == "skip" and not computes and any(fault is None for _, fault in found):
+            return
+    refuse_faults(faults, len(dataset), where, on_bad_image, tells=computes)
 
 
-def _faults_of(rows: list[_StoredImage]) -> list[tuple[str, str] | None]:
-    """See `fault_of_header`."""
-
-    def fault_of(content: pa.Buffer | None, path: str | None) -> tuple[str, str] | None:
-        if content is not None:
-            return fault_of_header(io.BufferedReader(_ViewOfBytes(content)))
-        if path is None:
-            return NO_IMAGE, ""
-        return None if is_remote(path) else fault_of_header(path)
-
-    return [fault_of(content, path) for _, content, path in rows]
+def _fault_of(content: pa.Buffer | None, path: str | None, *, in_pixels: bool) -> tuple[str, str] | None:
+    """See `fault_of_header` and `fault_of_pixels`."""
+    fault_of = fault_of_pixels if in_pixels else fault_of_header
+    if content is not None:
+        return fault_of(io.BytesIO(content) if in_pixels else io.BufferedReader(_ViewOfBytes(content)))
+    if path is None:
+        return NO_IMAGE, ""
+    return None if is_remote(path) else fault_of(path)
 
 
 class _ViewOfBytes(io.RawIOBase):

@@ -8,14 +8,16 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from typing import Literal
 
 import datasets
+import pyarrow as pa
 
 from ..errors import InputError, escaped, shortlist
 from ..models.class_names import check_distinct, composed, which_of
-from .decoding import fault_of_header, refuse_faults
+from .image_table import check_and_keep, image_batch, kept_images
+from .parallel import OncePerMachine, call
 
 # What is hidden, and what Windows, macOS, network drives and archives leave beside images.
 _IGNORED = re.compile(
@@ -25,6 +27,7 @@ _IGNORED = re.compile(
 )
 _TRAINING, _VALIDATION = "train|training|trn", "val|valid|validation|dev|eval|evaluation"
 _TEST = "test|testing|tst|holdout"
+_BATCH_ROWS = 1 << 16
 _OF_A_SPLIT = "(?:[-_. ]?(?:set|split|data|images|imgs|[0-9]+))?"  # "train2017", "val_images"
 
 
@@ -34,15 +37,18 @@ def load_class_folders(
     names: list[str] | None = None,
     *,
     option: str = "train_dir",
+    check_images: Literal["all", "headers", "none"] = "headers",
+    once_per_machine: OncePerMachine = call,
 ) -> tuple[datasets.Dataset, list[str]]:
     """The images in `folder`/CLASS/…, at any depth, labelled by the names of the class folders.
 
     Args:
         folder: holds one folder per class.
-        on_bad_image: whether files that cannot be used, as far as their headers tell, may be left to the training
-            ("skip").
+        on_bad_image: whether files that cannot be used may be left to the training ("skip").
         names: of the labels, by index; by default those of the folders found, in alphabetical order.
         option: that names the folder, for the messages.
+        check_images: how far files are looked into; see `load_data`.
+        once_per_machine: see `load_data`.
 
     Returns:
         A data set with the columns "image" and "label" of types `Image` and `ClassLabel`, and the names of its labels.
@@ -52,6 +58,54 @@ def load_class_folders(
             `names`, files cannot be used, or their names are not UTF-8.
     """
     folder = os.fspath(folder)
+
+    def read() -> tuple[list[str], str | None]:
+        found = _class_names(folder, names, option)
+        listed = _table(_class_files(folder, found, names or found), folder)
+        return found, check_and_keep(listed, folder, on_bad_image=on_bad_image, check_images=check_images)
+
+    found, file = once_per_machine(read)
+    known = names or found
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=known)})
+    dataset = kept_images(file, features)
+    if dataset is None:
+        dataset = _in_memory(_table(_class_files(folder, found, known), folder), features)
+    return dataset, known
+
+
+def load_images(
+    folder: str | os.PathLike[str],
+    on_bad_image: Literal["stop", "skip"],
+    *,
+    check_images: Literal["all", "headers", "none"] = "headers",
+    once_per_machine: OncePerMachine = call,
+) -> datasets.Dataset:
+    """All images in a folder, at any depth, as a data set with the column "image" alone.
+
+    Args:
+        folder: may hold folders.
+        on_bad_image, check_images, once_per_machine: see `load_class_folders`.
+
+    Raises:
+        InputError: there is no such folder, it is empty or holds the folders of splits, files cannot be used, or their
+            names are not UTF-8.
+    """
+    folder = os.fspath(folder)
+
+    def read() -> str | None:
+        if not os.path.isdir(folder):
+            raise InputError(f"no folder {folder!r}: expected one with images")
+        _refuse_splits(folder, _folders_in(folder), "unlabeled_dir")
+        listed = _table(_image_files(folder), folder)
+        return check_and_keep(listed, folder, on_bad_image=on_bad_image, check_images=check_images)
+
+    features = datasets.Features({"image": datasets.Image()})
+    dataset = kept_images(once_per_machine(read), features)
+    return _in_memory(_table(_image_files(folder), folder), features) if dataset is None else dataset
+
+
+def _class_names(folder: str, names: list[str] | None, option: str) -> list[str]:
+    """The folders of the classes, in the order of their labels; arguments and errors as of `load_class_folders`."""
     if not os.path.isdir(folder):
         raise InputError(f"no folder {folder!r}: expected one with a folder of images per class")
     found = _folders_in(folder)
@@ -60,7 +114,7 @@ def load_class_folders(
     found.sort(key=composed)  # the same order wherever the folders are copied to
     check_distinct(found, f"{folder!r}")
     _refuse_splits(folder, found, option)
-    _refuse_other_encodings([os.path.join(folder, name) for name in found], folder)
+    _refuse_other_encodings(_not_utf8([os.path.join(folder, name) for name in found]), folder)
     if names is not None:
         known = set(map(composed, names))
         unknown = [name for name in found if composed(name) not in known]
@@ -69,44 +123,79 @@ def load_class_folders(
                 f"{folder!r} has classes that the training folder has not: {shortlist(unknown)}"
                 f"{which_of(unknown[0], names)}"
             )
-    names = names or found
-    top = [_identity(folder)]
-    # The files of a folder come before those of the folders in it.
-    files = {name: sorted(_files_below(os.path.join(folder, name), top), key=os.path.split) for name in found}
-    empty = [name for name in found if not files[name]]
-    if empty:
-        raise InputError(f"class folders without images in {folder!r}: {', '.join(empty)}. Fill or remove them")
-    paths = [path for name in found for path in files[name]]
-    _refuse_other_encodings(paths, folder)
-    index_of = {composed(name): index for index, name in enumerate(names)}
-    labels = [index_of[composed(name)] for name in found for _ in files[name]]
-    _check_files(paths, folder, on_bad_image)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features), names
+    return found
 
 
-def load_images(folder: str | os.PathLike[str], on_bad_image: Literal["stop", "skip"]) -> datasets.Dataset:
-    """All images in a folder, at any depth, as a data set with the column "image" alone.
-
-    Args:
-        folder: may hold folders.
-        on_bad_image: whether files that cannot be used, as far as their headers tell, may be left to the training
-            ("skip").
+def _class_files(folder: str, found: list[str], names: list[str]) -> Iterator[tuple[list[str], int]]:
+    """Paths and their label: of each class in turn, of which the files of a folder come before those of its folders.
 
     Raises:
-        InputError: there is no such folder, it is empty or holds the folders of splits, files cannot be used, or their
-            names are not UTF-8.
+        InputError: a class has none.
     """
-    folder = os.fspath(folder)
-    if not os.path.isdir(folder):
-        raise InputError(f"no folder {folder!r}: expected one with images")
-    _refuse_splits(folder, _folders_in(folder), "unlabeled_dir")
-    paths = list(_files_below(folder))
-    if not paths:
+    top, empty = [_identity(folder)], []
+    index_of = {composed(name): index for index, name in enumerate(names)}
+    for name in found:
+        files: dict[str, list[str]] = {}
+        for inside, run in _files_below(os.path.join(folder, name), top):
+            files.setdefault(inside, []).extend(run)
+        if not files:
+            empty.append(name)
+        for inside in sorted(files):
+            yield _paths(inside, files[inside]), index_of[composed(name)]
+    if empty:
+        raise InputError(f"class folders without images in {folder!r}: {', '.join(empty)}. Fill or remove them")
+
+
+def _image_files(folder: str) -> Iterator[tuple[list[str], None]]:
+    """Paths, without a label, in the order of their names.
+
+    Raises:
+        InputError: there are none.
+    """
+    is_empty = True
+    for inside, files in _files_below(folder):
+        is_empty = False
+        yield _paths(inside, files), None
+    if is_empty:
         raise InputError(f"there are no images in {folder!r}")
-    _refuse_other_encodings(paths, folder)
-    _check_files(paths, folder, on_bad_image)
-    return datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": datasets.Image()}))
+
+
+def _paths(folder: str, files: list[str]) -> list[str]:
+    start = os.path.join(folder, "")
+    return [start + file for file in files]
+
+
+def _table(files: Iterable[tuple[list[str], int | None]], folder: str) -> pa.Table:
+    """A listing for `check_and_keep`.
+
+    Raises:
+        InputError: there are names that are not UTF-8.
+    """
+    other: list[str] = []
+    batches, paths, labels = [], [], []
+
+    def gather() -> None:
+        if not other:
+            batches.append(image_batch(paths, None if None in labels else labels))
+        paths.clear()
+        labels.clear()
+
+    for found, label in files:
+        other += _not_utf8(found)
+        paths += found
+        labels += [label] * len(found)
+        if len(paths) >= _BATCH_ROWS:
+            gather()
+    if paths:
+        gather()
+    _refuse_other_encodings(other, folder)
+    return pa.Table.from_batches(batches)
+
+
+def _in_memory(listed: pa.Table, features: datasets.Features) -> datasets.Dataset:
+    info = datasets.DatasetInfo(features=features)
+    # Without a fingerprint, one would be computed of all that the table holds.
+    return datasets.Dataset(listed, info=info, fingerprint=datasets.fingerprint.generate_random_fingerprint())
 
 
 def _entries_of(folder: str) -> list[os.DirEntry[str]]:
@@ -116,7 +205,7 @@ def _entries_of(folder: str) -> list[os.DirEntry[str]]:
             found = list(entries)
     except OSError as error:
         raise InputError(f"cannot read the folder {folder!r}: {error.strerror}") from error
-    return sorted((entry for entry in found if not _IGNORED.fullmatch(entry.name)), key=lambda entry: entry.name)
+    return sorted((entry for entry in found if not _IGNORED.fullmatch(entry.name)), key=attrgetter("name"))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -172,9 +261,13 @@ def _refuse_splits(folder: str, found: list[str], option: str) -> None:
     raise InputError(f"{names}: give {remedy or 'the one that is meant'}")
 
 
-def _refuse_other_encodings(paths: list[str], folder: str) -> None:
-    """Refuses names that are not UTF-8, which neither a data set nor a model's configuration can hold."""
-    other = [name for path in paths if not path.isascii() and (name := escaped(path)) != path]
+def _not_utf8(paths: list[str]) -> list[str]:
+    """Of paths, those that neither a data set nor a model's configuration can hold, as they can be written."""
+    return [name for path in paths if not path.isascii() and (name := escaped(path)) != path]
+
+
+def _refuse_other_encodings(other: list[str], folder: str) -> None:
+    """Refuses paths from `_not_utf8`, if there are any."""
     if other:
         raise InputError(
             f"{folder!r} holds names that are not UTF-8: {shortlist(other)}. Rename them, say with: "
@@ -191,7 +284,7 @@ def _identity(folder: str) -> tuple[int, int]:
     return state.st_dev, state.st_ino
 
 
-def _files_below(folder: str, above: Iterable[tuple[int, int]] = ()) -> Iterator[str]:
+def _files_below(folder: str, above: Iterable[tuple[int, int]] = ()) -> Iterator[tuple[str, list[str]]]:
     """All files in a folder, at any depth, in the order of their names.
 
     A folder that several links lead to is gone through once, so that links can neither go round in circles nor make
@@ -199,29 +292,35 @@ def _files_below(folder: str, above: Iterable[tuple[int, int]] = ()) -> Iterator
 
     Args:
         above: of folders that are passed over, too; see `_identity`.
+
+    Yields:
+        A folder, and the names of files that come one after the other in it.
     """
-    seen = set(above)
-    waiting: list[Iterator[str | os.DirEntry[str]]] = [
-        iter([folder])
-    ]  # not by recursion: folders may lie deeper in each other than Python calls
+    seen = {*above}
+    waiting: list[tuple[str, Iterator[os.DirEntry[str]]]] = []  # not by recursion, which ends before folders may
+
+    def enter(inside: str) -> None:
+        here = _identity(inside)
+        if here not in seen:
+            seen.add(here)
+            waiting.append((inside, iter(_entries_of(inside))))
+
+    enter(folder)
     while waiting:
-        entry = next(waiting[-1], None)
-        if entry is None:
+        inside, entries = waiting[-1]
+        names, below = [], None
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):  # as a rule, the system has told with the name
+                names.append(entry.name)
+            elif _is_folder(entry):
+                below = entry.path
+                break
+            # A link to nowhere is no image, and said to be none; a pipe, by a link or without, would be waited for.
+            elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
+                names.append(entry.name)
+        else:
             waiting.pop()
-        elif isinstance(entry, str) or _is_folder(entry):
-            path = entry if isinstance(entry, str) else entry.path
-            here = _identity(path)
-            if here not in seen:
-                seen.add(here)
-                waiting.append(iter(_entries_of(path)))
-        # A link to nowhere is no image, and said to be none; a pipe, by a link or without, would be waited for.
-        elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
-            yield entry.path
-
-
-def _check_files(paths: list[str], folder: str, on_bad_image: str) -> None:
-    """Refuses files that cannot be used as far as their headers tell, unless they may be skipped and are not all."""
-    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        checked = zip(paths, pool.map(fault_of_header, paths), strict=True)
-        faults = {path: fault for path, fault in checked if fault is not None}
-    refuse_faults(faults, len(paths), f"files in {folder!r}", on_bad_image)
+        if names:
+            yield inside, names
+        if below is not None:
+            enter(below)

@@ -1,18 +1,19 @@
 """The images of a run, loaded and checked, wherever they lie."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
-import numpy as np
 
 from ..errors import InputError, shortlist
 from ..models.class_names import unique_names
 from .arguments import DIGITS, DataArguments, why_unused
-from .columns import check_label_range
+from .columns import check_label_range, stored_column
 from .digits import load_digits
 from .folders import load_class_folders, load_images
-from .image_data import ImageData, why_not_stratified
+from .image_data import ImageData, split_by_label, why_not_stratified
+from .parallel import OncePerMachine, call
 from .splits import load_image_split, load_splits, open_stream
 
 
@@ -21,33 +22,36 @@ def load_data(
     *,
     label_names: list[str] | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
+    check_images: Literal["all", "headers", "none"] = "headers",
+    once_per_machine: OncePerMachine = call,
 ) -> ImageData:
     """Loads and checks the images to train on and to validate with.
 
     Args:
         data_args: which images. Its `labels_kept` is for `ImageData.with_labels_kept`, not for here.
         label_names: the labels, if there are unlabelled images alone; see `unique_names` for those that repeat.
-        on_bad_image: "stop" refuses images that cannot be used, as far as the headers of all and, of data sets, the
-            pixels of 64 tell; "skip" leaves them to the training, which counts them, unless they are all.
+        on_bad_image: "stop" refuses images that cannot be used, as far as `check_images` tells; "skip" leaves them to
+            the training, which counts them, unless they are all.
+        check_images: "headers" reads those of all images and, of data sets, decodes 64; "all" decodes each image;
+            "none" leaves all to the training. Of folders, it is kept which files were good.
+        once_per_machine: calls a function in one process of each machine, and gives its result to all there.
 
     Raises:
         InputError: the data cannot be used; the message says what was found and what to do.
     """
     _check_choice(data_args)
-    unlabeled = _load_unlabeled(data_args, on_bad_image)
+    checks = {"on_bad_image": on_bad_image, "check_images": check_images, "once_per_machine": once_per_machine}
+    unlabeled = _load_unlabeled(data_args, checks)
     if not (data_args.dataset_name or data_args.train_dir):
-        return _unlabeled_alone(data_args, unlabeled, label_names, on_bad_image)
+        return _unlabeled_alone(data_args, unlabeled, label_names, checks)
     if data_args.streaming:
-        return open_stream(data_args, on_bad_image)
+        return open_stream(data_args, **checks)
     if data_args.dataset_name == DIGITS:
         return replace(load_digits(), unlabeled=unlabeled)
-    if data_args.train_dir is not None:
-        data = _load_folders(data_args, on_bad_image)
-    else:
-        data = load_splits(data_args, on_bad_image)
+    data = load_splits(data_args, **checks) if data_args.train_dir is None else _load_folders(data_args, **checks)
     for part, dataset in (("training", data.train), ("validation", data.validation)):
         if dataset is not None:
-            check_label_range(dataset["label"][:], len(data.label_names), part)
+            check_label_range(stored_column(dataset, "label"), len(data.label_names), part)
     if data.validation is not None and data_args.train_dir is None:
         _check_nothing_is_held_out(data_args, data)
     if data.validation is None:
@@ -84,18 +88,18 @@ def _check_uses(data_args: DataArguments) -> None:
             raise InputError(reason)
 
 
-def _load_unlabeled(data_args: DataArguments, on_bad_image: str) -> datasets.Dataset | None:
+def _load_unlabeled(data_args: DataArguments, checks: Mapping[str, Any]) -> datasets.Dataset | None:
     """The unlabelled images, with the column "image" alone, or None."""
     if data_args.unlabeled_dir is not None:
-        return load_images(data_args.unlabeled_dir, on_bad_image)
+        return load_images(data_args.unlabeled_dir, **checks)
     if data_args.unlabeled_dataset_name is not None:
         name, revision = data_args.unlabeled_dataset_name, data_args.unlabeled_dataset_revision
-        return load_image_split(name, revision, data_args.unlabeled_split, on_bad_image)
+        return load_image_split(name, revision, data_args.unlabeled_split, **checks)
     return None
 
 
 def _unlabeled_alone(
-    data_args: DataArguments, unlabeled: datasets.Dataset, label_names: list[str] | None, on_bad_image: str
+    data_args: DataArguments, unlabeled: datasets.Dataset, label_names: list[str] | None, checks: Mapping[str, Any]
 ) -> ImageData:
     if label_names is None:
         raise InputError("images without labels alone need a teacher whose labels they get")
@@ -103,16 +107,16 @@ def _unlabeled_alone(
     validation = None
     if data_args.validation_dir:
         validation, _ = load_class_folders(
-            data_args.validation_dir, on_bad_image, label_names, option="validation_dir"
+            data_args.validation_dir, names=label_names, option="validation_dir", **checks
         )
     return ImageData(None, validation, label_names, unlabeled)
 
 
-def _load_folders(data_args: DataArguments, on_bad_image: str) -> ImageData:
-    train, names = load_class_folders(data_args.train_dir, on_bad_image)
+def _load_folders(data_args: DataArguments, **checks: Any) -> ImageData:
+    train, names = load_class_folders(data_args.train_dir, **checks)
     if data_args.validation_dir is None:
         return ImageData(train, None, names)
-    validation, _ = load_class_folders(data_args.validation_dir, on_bad_image, names, option="validation_dir")
+    validation, _ = load_class_folders(data_args.validation_dir, names=names, option="validation_dir", **checks)
     return ImageData(train, validation, names)
 
 
@@ -131,18 +135,18 @@ def _check_nothing_is_held_out(data_args: DataArguments, data: ImageData) -> Non
 def _hold_out(data: ImageData, fraction: float, seed: int) -> ImageData:
     """Takes a seeded and stratified part of the training images to validate with."""
     try:
-        split = data.train.train_test_split(test_size=fraction, seed=seed, stratify_by_column="label")
+        train, validation = split_by_label(data.train, test_size=fraction, seed=seed)
     except ValueError as error:
         raise InputError(
             f"cannot hold out {fraction:g} of the {len(data.train)} training images, stratified by label "
             f"({why_not_stratified(error, data.train)}): give more images, another --validation_fraction, or a "
             "validation set"
         ) from error
-    return replace(data, train=split["train"], validation=split["test"])
+    return replace(data, train=train, validation=validation)
 
 
 def _check_classes(data: ImageData) -> None:
-    names, present = data.label_names, len(np.unique(np.asarray(data.train["label"][:])))
+    names, present = data.label_names, len(stored_column(data.train, "label").unique())
     if len(names) < 2 or present < 2:
         raise InputError(
             f"a classifier needs images of at least two classes to train on, got {len(names)} "

@@ -1,6 +1,7 @@
 """Data sets by name, as `datasets.load_dataset` takes it: their splits as a whole, or as a stream."""
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import datasets
 
@@ -8,21 +9,28 @@ from ..errors import InputError, did_you_mean, first_line
 from ..models.class_names import check_distinct
 from .arguments import DIGITS, DataArguments
 from .columns import (
-    check_images,
+    check_images as check_stored_images,
+)
+from .columns import (
     check_label_range,
     check_some_images,
     find_columns,
     label_names_of,
     only_images,
     standard_columns,
+    stored_column,
     with_class_labels,
 )
 from .image_data import ImageData
+from .parallel import OncePerMachine
 from .streams import READING_ERRORS, ImageStream
 
 
-def load_splits(data_args: DataArguments, on_bad_image: str) -> ImageData:
+def load_splits(data_args: DataArguments, **checks: Any) -> ImageData:
     """The training split, and the validation split if there is one, with labels by the training split's names.
+
+    Args:
+        **checks: on_bad_image, check_images, once_per_machine; see `hf_deit.data.load.load_data`.
 
     Raises:
         InputError: no such data set, split or column, labels that are none, or images that cannot be decoded.
@@ -45,24 +53,30 @@ def load_splits(data_args: DataArguments, on_bad_image: str) -> ImageData:
         validation = with_class_labels(standard_columns(validation, *columns), names, "validation")
     for part, split in ((train, train_split), (validation, validation_split)):
         if part is not None:
-            _check_split(part, split, name, on_bad_image)
+            _check_split(part, split, name, **checks)
     return ImageData(train, validation, names)
 
 
-def load_image_split(name: str, revision: str | None, split: str, on_bad_image: str) -> datasets.Dataset:
+def load_image_split(name: str, revision: str | None, split: str, **checks: Any) -> datasets.Dataset:
     """One split with the column "image" alone.
+
+    Args:
+        **checks: see `load_splits`.
 
     Raises:
         InputError: no such data set or split, no or several columns of images, or images that cannot be decoded.
     """
     dataset = _split_of(_load_all_splits(name, revision=revision), split, name)
     dataset = only_images(dataset, f"the unlabelled data set {name!r}")
-    _check_split(dataset, split, name, on_bad_image)
+    _check_split(dataset, split, name, **checks)
     return dataset
 
 
-def open_stream(data_args: DataArguments, on_bad_image: str) -> ImageData:
+def open_stream(data_args: DataArguments, **checks: Any) -> ImageData:
     """The training split as a stream, and the validation split, which is read to the end.
+
+    Args:
+        **checks: of the latter; see `load_splits`.
 
     Raises:
         InputError: no such data set, splits or columns; labels that are no `ClassLabel`, or of one class; a length
@@ -93,8 +107,8 @@ def open_stream(data_args: DataArguments, on_bad_image: str) -> ImageData:
     )
     validation = _read_to_the_end(data_args, validation_split, splits[validation_split].features, columns)
     validation = with_class_labels(standard_columns(validation, *columns), names, "validation")
-    check_label_range(validation["label"][:], len(names), "validation")
-    _check_split(validation, validation_split, name, on_bad_image)
+    check_label_range(stored_column(validation, "label"), len(names), "validation")
+    _check_split(validation, validation_split, name, **checks)
     return ImageData(train, validation, names)
 
 
@@ -131,11 +145,24 @@ def _split_of(splits: Mapping[str, datasets.Dataset], split: str, name: str) -> 
     return splits[split]
 
 
-def _check_split(dataset: datasets.Dataset, split: str, name: str, on_bad_image: str) -> None:
-    """Refuses images that cannot be used: by the headers of all, and by decoding a few."""
-    check_images(dataset, "image", f"images of the split {split!r} of {name!r}", on_bad_image)
-    if on_bad_image == "stop":
-        check_some_images(dataset)
+def _check_split(
+    dataset: datasets.Dataset,
+    split: str,
+    name: str,
+    *,
+    on_bad_image: str,
+    check_images: str,
+    once_per_machine: OncePerMachine,
+) -> None:
+    """Refuses images that cannot be used: by the headers of all, and by decoding a few; or as `load_data` is told."""
+
+    def check() -> None:
+        where = f"images of the split {split!r} of {name!r}"
+        check_stored_images(dataset, "image", where, on_bad_image, check_images)
+        if on_bad_image == "stop" and check_images == "headers":
+            check_some_images(dataset)
+
+    once_per_machine(check)
 
 
 def _label_names_of_stream(stream: datasets.IterableDataset, label_column: str) -> list[str]:

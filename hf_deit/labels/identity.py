@@ -10,15 +10,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 
-from ..data.columns import IGNORED_LABEL, labels_of, without_format
+from ..data.columns import labels_of, without_format
 from ..errors import CheckpointError, InputError, brief, first_line, shortlist
 from ..hub.files import write_whole
 
 FORMAT = 1
 _FINGERPRINT_IMAGES = 1024
-_FINGERPRINT_ROWS = 100_000  # labels read at a time
 _MARKED_ROWS = 1_000  # images, perhaps with their bytes
 
 _DESCRIPTION_BYTES = 1 << 24  # of store.json, at most: the names of labels are most of it
@@ -285,10 +283,7 @@ def data_fingerprint(dataset: datasets.Dataset, *, image_column: str = "image", 
     dataset = without_format(dataset)
     digest = hashlib.sha256(f"{len(dataset)}".encode())
     if label_column in dataset.column_names:
-        labels = dataset.select_columns(label_column).with_format("arrow")
-        for start in range(0, len(dataset), _FINGERPRINT_ROWS):
-            column = labels[start : start + _FINGERPRINT_ROWS][label_column].cast(pa.int64())
-            digest.update(np.ascontiguousarray(column.fill_null(IGNORED_LABEL).to_numpy()))
+        digest.update(np.ascontiguousarray(labels_of(dataset, label_column)))
     images = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
     for index in _fingerprinted(len(dataset)):
         digest.update(hashlib.sha256(_encoded(images[index][image_column])).digest())

@@ -194,6 +194,10 @@ _MEANT = {
         "limit_train_batches fraction n_samples max_samples subset_size data_fraction"
     ),
     "on_bad_image": "skip_bad_images ignore_errors skip_errors skip_broken bad_images skip_corrupt",
+    "check_images": (
+        "verify_images validate_images check_data check_dataset verify_data check_files check_headers skip_checks "
+        "no_check no_verify check_corrupt verify check"
+    ),
     "on_bad_teacher_answer": "skip_nan ignore_nan nan_teacher teacher_nan on_nan on_teacher_nan skip_bad_answers",
     "dataloader_num_workers": (
         "j num_worker n_workers nworkers num_threads threads n_jobs jobs data_workers loader_workers "

@@ -68,7 +68,7 @@ MAY_CHANGE = (
     *("ddp_broadcast_buffers", "ddp_static_graph", "activation_checkpointing", "activation_checkpointing_kwargs"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps", "skip_memory_metrics"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_drop_last"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_drop_last", "check_images"),
     # What is shown and reported.
     *("log_format", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name"),
     *("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "debug"),

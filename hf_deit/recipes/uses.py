@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..data.arguments import DataArguments, why_unused
+from ..data.arguments import DIGITS, DataArguments, why_unused
 from ..errors import InputError
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
 
@@ -185,7 +185,11 @@ def _keeps_labels(options: Options) -> bool:
 
 def _has_labels(options: Options) -> bool:
     is_labelled = options["dataset_name"] or options["train_dir"]
-    return bool(is_labelled or not (options["unlabeled_dir"] or options["unlabeled_dataset_name"]))
+    return bool(is_labelled or not _has_unlabeled(options))
+
+
+def _has_unlabeled(options: Options) -> bool:
+    return bool(options["unlabeled_dir"] or options["unlabeled_dataset_name"])
 
 
 def _is_pretrained(options: Options) -> bool:
@@ -258,6 +262,11 @@ _USES = {
         "trains a teacher where none is named",
         ", but teacher_model_name_or_path is {teacher_model_name_or_path!r} and distillation_type is "
         "{distillation_type!r}: drop one of them",
+    ),
+    "check_images": _Use(
+        lambda options: options["dataset_name"] != DIGITS or _has_unlabeled(options),
+        "is about images in folders and data sets",
+        ", but those of {dataset_name} come with a library: leave it out",
     ),
     "distillation_alpha": _Use(_is_distilled, "weighs what a teacher says", _UNTAUGHT),
     "distillation_temperature": _Use(_is_soft, "is of soft distillation", _NOT_SOFT),

@@ -201,6 +201,13 @@ class DistillationTrainingArguments(TrainingArguments):
         default="stop",
         metadata={"help": 'An image that cannot be decoded: "stop" the run, or "skip" it and say which.'},
     )
+    check_images: Literal["all", "headers", "none"] = field(
+        default="headers",
+        metadata={
+            "help": 'Before the training, read the "headers" of images, decode them "all", or look at "none". What is '
+            "found of folders is kept: only new and changed files are looked at again."
+        },
+    )
 
     on_bad_teacher_answer: Literal["stop", "skip"] = field(
         default="stop",

@@ -7,7 +7,14 @@ from typing import Any
 import datasets
 from transformers import PreTrainedModel
 
-from ..data.columns import check_images, check_label_range, find_columns, has_label_column, without_format
+from ..data.columns import (
+    check_images,
+    check_label_range,
+    find_columns,
+    has_label_column,
+    stored_column,
+    without_format,
+)
 from ..data.image_data import join_unlabeled
 from ..data.streams import ImageStream, StreamSampler, StreamViewDataset
 from ..data.transforms import build_train_transform
@@ -138,7 +145,7 @@ def check_data(
         )
     _name_labels(model, names)
     if isinstance(dataset, datasets.Dataset):
-        check_label_range(dataset[label_column][:], len(names), "given")
+        check_label_range(stored_column(dataset, label_column), len(names), "given")
     for owner, labels in (("student", model.config.id2label), ("teacher", teacher and teacher.id2label)):
         if labels and match_labels(labels, names, owner=f"the {owner}") != sorted(names):
             raise InputError(f"the {owner} has the data's labels in another order: make it with the data's id2label")
@@ -222,7 +229,7 @@ def as_views(
         dataset = join_unlabeled(dataset, unlabeled, in_order(model.config.id2label))
         image_column, label_column = "image", "label"
     if not images_are_checked:
-        check_images(dataset, image_column, "images to train on", args.on_bad_image)
+        check_images(dataset, image_column, "images to train on", args.on_bad_image, args.check_images)
     return ViewDataset(dataset, transform, image_column=image_column, label_column=label_column, **settings)
 
 
@@ -257,7 +264,7 @@ def as_evaluation(
     else:
         image_column, label_column = check_data(dataset, model, teacher)
     if not images_are_checked:
-        check_images(dataset, image_column, "images to evaluate on", args.on_bad_image)
+        check_images(dataset, image_column, "images to evaluate on", args.on_bad_image, args.check_images)
     return EvaluationDataset(
         dataset, processor, image_column=image_column, label_column=label_column, on_bad_image=args.on_bad_image
     )

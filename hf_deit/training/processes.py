@@ -62,6 +62,17 @@ def share_buffers(model: nn.Module) -> None:
             broadcast(buffer)
 
 
+def once_per_machine(function: Callable[[], T]) -> T:
+    """Calls a function in one process of each machine and gives its result to all there; an error of one to all.
+
+    All processes must call it, as for `on_main_process`.
+    """
+    state = PartialState()
+    result = on_every_process(lambda: function() if state.is_local_main_process else None)
+    results = gather_object([result]) if state.num_processes > 1 else [result]
+    return results[state.process_index - state.local_process_index if state.num_processes > 1 else 0]
+
+
 @contextmanager
 def holding(folder: str | os.PathLike[str], *, is_written: bool = True) -> Iterator[None]:
     """Holds the folder of a run, for all its processes, until what stands in it has ended; see `hold`.

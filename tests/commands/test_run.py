@@ -22,6 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Tr
 
 from hf_deit import DistillationTrainer, DistilledDeiTForImageClassification, load_teacher
 from hf_deit.commands import resume
+from hf_deit.commands.prepare import prepare
 from hf_deit.commands.resume import Beginning
 from hf_deit.errors import CheckpointError, InputError
 from hf_deit.hub import run_lock
@@ -219,7 +220,7 @@ def test_the_header_of_each_image_is_read_once(main, tmp_path, monkeypatch):
     """By the student's run and by that of its teacher: they have the same images."""
     train, validation = (image_folder(tmp_path / name, {"ape": 8, "cat": 8}) for name in ("train", "validation"))
     read = []
-    for module in ("folders", "columns"):
+    for module in ("image_table", "columns"):
         monkeypatch.setattr(f"hf_deit.data.{module}.fault_of_header", lambda file: read.append(file))
     command = ["--recipe", "debug", "--train_dir", str(train), "--validation_dir", str(validation)]
     command += ["--output_dir", str(tmp_path / "run"), "--use_cpu", "true", "--max_steps", "1"]
@@ -481,6 +482,20 @@ def test_a_broken_image_that_the_second_process_meets_is_named(tmp_path):
     assert re.search(r"error: the image of row \d+ \(.*/1\d\.png\) cannot be decoded", done.stderr), done.stderr[
         -2000:
     ]
+
+
+@pytest.mark.parametrize("option", ["train_dir", "validation_dir", "unlabeled_dir"])
+def test_images_are_checked_before_a_run_as_far_as_it_is_told(tmp_path, option):
+    folders = {name: image_folder(tmp_path / name, {"cat": 4, "dog": 4}, size=64) for name in ("good", "bad")}
+    broken = Path(folders["bad"]) / "cat" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    line = ["--recipe", "debug", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    for name in ("train_dir", "validation_dir", "unlabeled_dir"):
+        line += [f"--{name}", folders["bad" if name == option else "good"]]
+    for how in ("none", "headers"):
+        assert len(prepare(resolve_arguments([*line, "--check_images", how])).images.train) == 8
+    with pytest.raises(InputError, match=r"1 of the 8 files .*: 1 damaged behind the header: .*bad/cat/3\.png"):
+        prepare(resolve_arguments([*line, "--check_images", "all"]))
 
 
 def test_skipping_broken_images_holds_for_the_teacher_too(main, tmp_path, capsys, caplog):

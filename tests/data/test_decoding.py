@@ -254,6 +254,46 @@ def test_what_pillow_says_of_odd_files_is_not_told_for_each(monkeypatch, tmp_pat
 # What the header tells
 
 
+def spoilt_header(content: bytes, chance: np.random.RandomState) -> bytes:
+    """A JPEG's header with bytes changed, taken out, put in or cut off."""
+    content = bytearray(content)
+    for _ in range(chance.randint(4)):
+        place = chance.randint(min(content.find(b"\xff\xda") + 14, len(content)))
+        kind = chance.randint(8)
+        if kind < 5:
+            values = (0, 1, 2, 8, 12, 16, 255, 0xC0, 0xC2, 0xDB, 0xDA, 0xE0, 0xE1, chance.randint(256))
+            content[place] = values[chance.randint(len(values))]
+        elif kind == 5:
+            del content[place : place + 1 + chance.randint(4)]
+        elif kind == 6:
+            content[place:place] = chance.bytes(1 + chance.randint(3))
+        else:
+            del content[max(place, 2) :]
+    return bytes(content)
+
+
+def test_what_is_known_of_a_jpeg_without_pillow_is_what_pillow_says():
+    chance, plain, refused, image = np.random.RandomState(0), 0, 0, noise(24, 40)
+    settings = [{}, {"progressive": True}, {"quality": 95, "subsampling": 0}, {"comment": b"hi"}, {"dpi": (72, 72)}]
+    settings += [{"restart_marker_rows": 1}, {"icc_profile": b"x" * 100}, {"exif": Image.Exif().tobytes()}]
+    files = []
+    for options in settings:
+        for mode in ("RGB", "L", "CMYK"):
+            file = io.BytesIO()
+            image.convert(mode).save(file, "JPEG", **options)
+            files.append(file.getvalue())
+            is_usual = mode != "CMYK" and not {"icc_profile", "exif"} & {*options}
+            assert decoding._is_plain_jpeg(io.BytesIO(files[-1])) == is_usual
+    for number in range(3_000):
+        content = spoilt_header(files[number % len(files)], chance)
+        error = decoding._error_of(decoding._check_header, io.BytesIO(content))
+        if decoding._is_plain_jpeg(io.BytesIO(content)):
+            plain += 1
+            assert error is None, content
+        refused += error is not None
+    assert plain > 500 and refused > 500
+
+
 def test_large_images_are_refused_with_the_limit_which_the_environment_sets(monkeypatch, tmp_path):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for number in range(4):

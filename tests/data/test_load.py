@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -21,6 +22,7 @@ from support.images import (
     encoded,
     identities,
     load,
+    noise,
     parquet,
     picture,
     refusal,
@@ -33,6 +35,7 @@ from hf_deit.data.arguments import DataArguments
 from hf_deit.data.columns import check_images, find_columns
 from hf_deit.data.digits import load_digits
 from hf_deit.data.folders import _files_below, load_class_folders, load_images
+from hf_deit.data.image_data import split_by_label
 from hf_deit.errors import InputError
 
 
@@ -183,8 +186,8 @@ def test_folders_may_lie_deeper_in_each_other_than_functions_call(tmp_path):
             os.chdir("d")
         Path("7.png").touch()
         os.chdir(tmp_path)
-        (found,) = _files_below("d")
-        assert found.count("d/") == depth and found.endswith("/7.png")
+        ((folder, files),) = _files_below("d")
+        assert folder.split("/") == ["d"] * depth and files == ["7.png"]
     finally:  # the tests' own folders are removed by a function that calls itself
         for _ in range(depth):
             os.chdir("d")
@@ -277,6 +280,43 @@ def test_the_held_out_part_is_seeded_and_stratified(tmp_path):
         assert Counter(part["label"]) == {0: 18, 1: 9, 2: 3}
     assert identities(parts[0]) == identities(parts[1])
     assert set(identities(parts[0])) != set(identities(parts[2]))
+
+
+def split_or_refusal(split: Callable[[], tuple]) -> list[list[int]] | str:
+    try:
+        return [part["row"][:] for part in split()]
+    except ValueError:
+        return "refused"
+
+
+def test_parts_have_the_rows_that_datasets_gives_them():
+    """So a run that an earlier version has begun finds its images again."""
+    chance, refused = np.random.RandomState(0), 0
+    for seed in range(60):
+        num_classes = chance.randint(1, 9)
+        labels = chance.randint(0, num_classes, chance.randint(2, 300)) ** chance.randint(1, 3) % num_classes
+        features = datasets.Features(
+            {"row": datasets.Value("int64"), "label": datasets.ClassLabel(num_classes=num_classes)}
+        )
+        data = datasets.Dataset.from_dict({"row": range(len(labels)), "label": labels}, features=features)
+        if seed % 3 == 0:  # of a selection, too
+            data = data.select(chance.permutation(len(data)))
+        sizes = {"test_size": chance.uniform(0.05, 0.95)}, {"train_size": int(chance.randint(1, len(data) + 2))}
+        for size in sizes:
+            expected = split_or_refusal(
+                lambda data=data, size=size, seed=seed: data.train_test_split(
+                    **size, seed=seed, stratify_by_column="label"
+                ).values()
+            )
+            found = split_or_refusal(lambda data=data, size=size, seed=seed: split_by_label(data, **size, seed=seed))
+            assert found == expected
+            refused += expected == "refused"
+    assert 10 < refused < 80
+    columns = {"row": range(40), "label": np.arange(40) ** 2 % 7 % 4}
+    features = datasets.Features({"row": datasets.Value("int64"), "label": FEATURES["label"]})
+    data = datasets.Dataset.from_dict(columns, features=features)
+    # As written down from datasets 5.2.
+    assert split_by_label(data, test_size=0.25, seed=3)[1]["row"][:] == [18, 31, 9, 6, 4, 36, 1, 12, 16, 14]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 3])
@@ -727,6 +767,34 @@ def test_a_data_set_of_nothing_but_floats_cannot_be_skipped(tmp_path):
     for on_bad_image in ("stop", "skip"):
         message = refusal(dataset_name=path, on_bad_image=on_bad_image)
         assert "9 of the 9 images" in message and ("--on_bad_image" in message) == (on_bad_image == "stop")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "unlabeled"])
+def test_images_of_data_sets_are_looked_into_as_far_as_is_asked_for(tmp_path, caplog, split):
+    whole = table([i % 3 for i in range(200)])
+    columns = table([i % 3 for i in range(200)]).cast_column("image", datasets.Image(decode=False)).to_dict()
+    columns["image"][100]["bytes"] = encoded(noise(40, 40))["bytes"][:900]  # not one of the 64 that are decoded
+    odd = datasets.Dataset.from_dict(columns, features=FEATURES)
+    splits = {"train": odd if split == "train" else whole, "validation": odd if split == "validation" else whole}
+    fields = {"dataset_name": parquet(tmp_path / "set", **splits)}
+    if split == "unlabeled":
+        fields["unlabeled_dataset_name"] = parquet(tmp_path / "more", train=odd)
+    streams = [{"streaming": True, "images_per_epoch": 8}] if split == "validation" else []
+    for options in ({}, *streams):
+        for how in ("none", "headers"):
+            assert load(**fields, **options, check_images=how).label_names == NAMES
+        message = refusal(**fields, **options, check_images="all")
+        assert "1 of the 200 images" in message and "1 damaged behind the header: row 100" in message
+        caplog.clear()
+        assert load(**fields, **options, check_images="all", on_bad_image="skip").label_names == NAMES
+        assert "1 of the 200 images of the split" in caplog.text and "will be skipped: row 100" in caplog.text
+
+
+def test_none_of_a_data_set_is_looked_at_where_that_is_asked_for(tmp_path, monkeypatch):
+    broken = {"image": [{"bytes": b"nothing", "path": None}] * 30, "label": [0, 1, 2] * 10}
+    path = parquet(tmp_path / "set", train=datasets.Dataset.from_dict(broken, features=FEATURES))
+    assert len(load(dataset_name=path, check_images="none").train) == 27
+    assert "30 of the 30" in refusal(dataset_name=path)
 
 
 def test_a_missing_image_in_a_data_set_is_refused(tmp_path):

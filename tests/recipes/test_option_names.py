@@ -234,6 +234,7 @@ def test_words_without_dashes_are_refused_with_the_way_to_write_them():
         ("hub_strategy", "every", "every_save"),
         ("report_to", "tensorbord", "tensorboard"),
         ("on_bad_image", "skipped", "skip"),
+        ("check_images", "header", "headers"),
     ],
 )
 def test_a_value_leads_to_the_nearest(option, typed, meant):

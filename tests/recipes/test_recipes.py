@@ -294,6 +294,7 @@ def test_a_binary_file_is_no_recipe(tmp_path):
         ("distillation_type", {"hard", "soft", "none"}, "warm"),
         ("distillation_reduction", {"batchmean", "numel"}, "mean"),
         ("on_bad_image", {"stop", "skip"}, "ignore"),
+        ("check_images", {"all", "headers", "none"}, "some"),
         ("on_bad_teacher_answer", {"stop", "skip"}, "nan"),
         ("schedule_per", {"step", "epoch"}, "batch"),
     ],

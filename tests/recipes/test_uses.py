@@ -64,6 +64,7 @@ ROWS = {
     "teacher_dtype": ("bfloat16", UNTAUGHT, "is of a teacher", DIGITS),
     "teacher_input_size": ("student", UNTAUGHT, "is of a teacher", DIGITS),
     "teacher_recipe": ("digits_teacher", HERE, None, DIGITS),  # see below
+    "check_images": ("all", DIGITS, "come with a library", [*DIGITS, "--unlabeled_dir", "x"]),
     "distillation_alpha": ("0.3", UNTAUGHT, 'distillation_type is "none"', DIGITS),
     "distillation_temperature": ("2", HERE, "--distillation_type soft", [*HERE, *SOFT]),
     "distillation_reduction": ("numel", HERE, "--distillation_type soft", [*HERE, *SOFT]),

@@ -23,9 +23,13 @@ NAMES = ["ape", "bee", "cat"]
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
 
 
-def load(*, label_names: list[str] | None = None, on_bad_image: str = "stop", **fields: Any) -> ImageData:
+def load(
+    *, label_names: list[str] | None = None, on_bad_image: str = "stop", check_images: str = "headers", **fields: Any
+) -> ImageData:
     """`load_data` with the fields of `DataArguments`."""
-    return load_data(DataArguments(**fields), label_names=label_names, on_bad_image=on_bad_image)
+    return load_data(
+        DataArguments(**fields), label_names=label_names, on_bad_image=on_bad_image, check_images=check_images
+    )
 
 
 def refusal(**fields: Any) -> str:
