@@ -12,12 +12,11 @@ from transformers import PreTrainedModel, set_seed
 
 from ..data.image_data import ImageData
 from ..data.load import load_data
-from ..data.transforms import SMALL_INPUT
 from ..data.view_dataset import EvaluationDataset, KeyedViews
 from ..errors import InputError, brief, shortlist
 from ..hub.files import no_empty_folders
 from ..labels.files import discard_unused
-from ..models.image_processing_deit import DistilledDeiTImageProcessor
+from ..models.image_processing_deit import SMALL_INPUT, DistilledDeiTImageProcessor
 from ..models.student import load_student
 from ..models.teacher import TeacherDescription, describe_teacher, load_labels
 from ..recipes.resolve import Arguments, resolved_recipe

@@ -8,10 +8,10 @@ from PIL import Image
 from torchvision import transforms
 
 from ..errors import InputError
+from ..models.image_processing_deit import SMALL_INPUT
 
 _RAND_AUGMENT_PART = re.compile(r"^(m|n|p|w|t|mstd|mmax|inc)\d")
-# Inputs up to this side take padded random crops, as in the authors' `build_transform`.
-SMALL_INPUT, _SMALL_INPUT_PADDING = 32, 4
+_SMALL_INPUT_PADDING = 4  # pixels, as the authors
 
 
 def build_train_transform(
@@ -25,9 +25,9 @@ def build_train_transform(
     """The geometric and colour part of DeiT's augmentation (paper, table 9; the authors' `build_transform`).
 
     Random resized crop with scale (crop_scale_min, 1) and ratio (3/4, 4/3), bicubic, or, for inputs of at most 32
-    pixels, a resize of the shorter side and a random crop with a padding of 4; horizontal flip; RandAugment. What is
-    random is drawn from the global generators of `random`, NumPy and torch: see
-    `hf_deit.data.views.seed_global_random_state`.
+    pixels, a random crop with a padding of 4, before which the shorter side of an image of another size is resized
+    (the authors resize none); horizontal flip; RandAugment. What is random is drawn from the global generators of
+    `random`, NumPy and torch: see `hf_deit.data.views.seed_global_random_state`.
 
     Args:
         image_size: (height, width) of the result.

@@ -24,7 +24,7 @@ from ..hub.files import read_json
 from ..hub.run_folder import check_weights
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair, label2id_of
-from ..models.image_processing_deit import DistilledDeiTImageProcessor
+from ..models.image_processing_deit import DistilledDeiTImageProcessor, usual_crop_ratio
 from ..models.zoo import create_config, list_models, model_class_of
 from .checkpoint import DTYPES, METADATA_KEY, Checkpoint, checked, expected_shapes
 from .names import our_weights
@@ -89,7 +89,8 @@ def _read_file(path: str, ema: bool) -> Checkpoint:
             found = config, _timm_processor(settings, config, path)
         else:
             # What the authors' files mean without saying it: ImageNet's statistics, and their crop ratios.
-            found = config, _processor(config, path, crop_ratio=1.0 if isinstance(config, CaiTConfig) else 0.875)
+            usual = usual_crop_ratio(as_pair(config.image_size), is_cait=isinstance(config, CaiTConfig))
+            found = config, _processor(config, path, crop_ratio=usual)
     config, processor = found
     source_format = "facebook" if file.beside and file.taken[0] in ("model", "model_ema") else "timm"
     weights = our_weights(file.weights, config, path)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.configuration_cait import CaiTConfig
 from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig
-from ..models.image_processing_deit import DistilledDeiTImageProcessor
+from ..models.image_processing_deit import DistilledDeiTImageProcessor, usual_crop_ratio
 from ..models.zoo import create_model
 from .files import write_whole
 from .usage import CLASSIFY_AN_IMAGE, WHAT_OTHER_LINES_DO
@@ -153,7 +153,7 @@ def measure(name: str) -> Measured:
     size = model.config.image_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, size, size, device="meta"))
-    crop_ratio = 1.0 if isinstance(model.config, CaiTConfig) else 0.875
+    crop_ratio = usual_crop_ratio((size, size), is_cait=isinstance(model.config, CaiTConfig))
     processor = DistilledDeiTImageProcessor(crop_size=size, crop_ratio=crop_ratio)
     return Measured(
         config=model.config,

@@ -114,7 +114,10 @@ class DeiTConfigBase(PreTrainedConfig):
         num_attention_heads: heads per block; must divide `hidden_size`.
         intermediate_size: width of the feed-forward layers.
         hidden_act: activation of the feed-forward layers.
-        hidden_dropout_prob, attention_probs_dropout_prob: dropout, in [0, 1); DeiT uses none.
+        hidden_dropout_prob: dropout, in [0, 1), where the authors' `--drop` puts it: behind the positions, each
+            attention's projection, and both linears of the feed-forward part (the first one's activation); DeiT uses
+            none, and CaiT's class-attention layers never have any.
+        attention_probs_dropout_prob: dropout of the attention's weights, likewise.
         drop_path_rate: stochastic depth of the last block, in [0, 1), growing linearly from 0 at the first.
         initializer_range: standard deviation of the truncated normal initialisation.
         layer_norm_eps: epsilon of every LayerNorm. (transformers' default is 1e-12, with which training explodes.)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import get_size_dict
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -17,8 +18,37 @@ from .extent import LARGEST_IMAGE
 # Pillow's other modes have 16 or 32 bits per channel, and it converts what passes 255 to white, and floats up to 1 to
 # black.
 EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
+# Inputs up to this side, in pixels, the authors neither resize nor crop at evaluation, and crop with padding in
+# training (their `build_transform`).
+SMALL_INPUT, _CROP_RATIO = 32, 0.875
 # What stands in preprocessor_config.json beside the settings.
 _WRITTEN_BY_TRANSFORMERS = ("image_processor_type", "processor_class", "feature_extractor_type")
+
+
+def usual_crop_ratio(crop_size: tuple[int, int], *, is_cait: bool = False) -> float:
+    """The authors' crop ratio at evaluation, where nothing states another one.
+
+    Args:
+        crop_size: input size of the model, (height, width).
+        is_cait: whether the model is a CaiT.
+
+    Returns:
+        1.0 for CaiT, and for inputs of at most 32 pixels: an image of that size is then evaluated as it is, pixel for
+        pixel, and one of another size, which the authors could not put into a batch, is resized to it. Else 0.875.
+    """
+    return 1.0 if is_cait or max(crop_size) <= SMALL_INPUT else _CROP_RATIO
+
+
+def _crop_ratio_at(crop_size: Any, before: Any, crop_ratio: float) -> float:
+    """The crop ratio of a processor that is taken to another size: its own, but the usual one goes by the size."""
+    becomes_small = _longer_side(crop_size) <= SMALL_INPUT < _longer_side(before)
+    return 1.0 if becomes_small and crop_ratio == _CROP_RATIO else crop_ratio
+
+
+def _longer_side(crop_size: Any) -> int:
+    if not isinstance(crop_size, SizeDict):
+        crop_size = SizeDict(**get_size_dict(crop_size, param_name="crop_size"))
+    return max(crop_size.height, crop_size.width)
 
 
 def _is_float_of_8_bits(image: Image.Image) -> bool:
@@ -34,7 +64,7 @@ class DistilledDeiTImageProcessorKwargs(ImagesKwargs, total=False):
 
     Attributes:
         crop_ratio: the crop's side as a fraction of the resized image's shorter side, in (0, 1]. The authors take
-            0.875 (256 → 224, 438 → 384); CaiT takes 1.0.
+            0.875 (256 → 224, 438 → 384), and 1.0 for inputs of at most 32 pixels; CaiT takes 1.0.
     """
 
     crop_ratio: float | int
@@ -44,7 +74,8 @@ class _DeiTPreprocessing:
     """What both backends do: the authors' `build_transform` for evaluation, which is timm's evaluation transform.
 
     The shorter side is resized to int(crop size / crop ratio), bicubic; the centre is cropped; ImageNet's statistics
-    normalise. `crop_size` is the model's input size. A `size` that is given overrides `crop_ratio`.
+    normalise. `crop_size` is the model's input size. Where no `crop_ratio` is given it is `usual_crop_ratio`; a `size`
+    that is given overrides it.
     """
 
     valid_kwargs = DistilledDeiTImageProcessorKwargs
@@ -53,7 +84,7 @@ class _DeiTPreprocessing:
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     crop_size = 224
-    crop_ratio = 0.875
+    crop_ratio = None  # by the size: see `usual_crop_ratio`
     do_resize = True
     do_center_crop = True
     do_rescale = True
@@ -71,11 +102,16 @@ class _DeiTPreprocessing:
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         known = {*cls.valid_kwargs.__annotations__, *_WRITTEN_BY_TRANSFORMERS}
         settings = {name: value for name, value in image_processor_dict.items() if name in known}
+        stated = {"crop_size", "crop_ratio"} <= set(settings)
+        if stated and kwargs.get("crop_size") is not None and "crop_ratio" not in kwargs:
+            settings["crop_ratio"] = _crop_ratio_at(kwargs["crop_size"], settings["crop_size"], settings["crop_ratio"])
         if {"crop_size", "crop_ratio"} & set(kwargs) and "size" not in kwargs:
             settings.pop("size", None)  # it follows from the new crop
         return super().from_dict(settings, **kwargs)
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        if kwargs.get("crop_size") is not None and "crop_ratio" not in kwargs:
+            kwargs["crop_ratio"] = _crop_ratio_at(kwargs["crop_size"], self.crop_size, self.crop_ratio)
         if {"crop_size", "crop_ratio"} & set(kwargs):
             kwargs.setdefault("size", None)  # likewise
         return super().preprocess(images, *args, **kwargs)
@@ -101,11 +137,16 @@ class _DeiTPreprocessing:
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         kwargs = super()._standardize_kwargs(**kwargs)
         size, crop_size, crop_ratio = kwargs["size"], kwargs["crop_size"], kwargs.get("crop_ratio")
-        if crop_size is None or crop_ratio is None:
+        if crop_size is None:
             return kwargs
+        shorter_side = min(crop_size.height, crop_size.width)
+        if crop_ratio is None:
+            usual = usual_crop_ratio((crop_size.height, crop_size.width))
+            stated = size.shortest_edge if size is not None else None
+            fitting = (ratio for ratio in (usual, _CROP_RATIO) if stated in (None, int(shorter_side / ratio)))
+            crop_ratio = kwargs["crop_ratio"] = next(fitting, usual)
         if not 0 < crop_ratio <= 1:
             raise ValueError(f"crop_ratio must lie in (0, 1], got {crop_ratio}")
-        shorter_side = min(crop_size.height, crop_size.width)
         if shorter_side / crop_ratio > LARGEST_IMAGE:
             raise ValueError(
                 f"crop_ratio {crop_ratio:g} would resize images to {shorter_side / crop_ratio:g} pixels, expected at "
@@ -122,17 +163,17 @@ class _DeiTPreprocessing:
 
         Args:
             crop_size: in pixels, or (height, width).
-            crop_ratio: see `DistilledDeiTImageProcessorKwargs`; by default this processor's.
+            crop_ratio: see `DistilledDeiTImageProcessorKwargs`; by default this processor's, of which 0.875
+                becomes 1.0 where the size comes down to 32 pixels or less (see `usual_crop_ratio`).
         """
         height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        size = {"height": height, "width": width}
+        if crop_ratio is None:
+            crop_ratio = _crop_ratio_at(size, self.crop_size, self.crop_ratio)
         switches = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
         kept = ("image_mean", "image_std", "resample", "rescale_factor", *switches)
         settings = {name: getattr(self, name) for name in kept}
-        return type(self)(
-            crop_size={"height": height, "width": width},
-            crop_ratio=self.crop_ratio if crop_ratio is None else crop_ratio,
-            **settings,
-        )
+        return type(self)(crop_size=size, crop_ratio=crop_ratio, **settings)
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()

@@ -86,7 +86,6 @@ class ClassAttention(AttentionBase):
 
     def __init__(self, config: CaiTConfig) -> None:
         super().__init__(config)
-        self.dropout = config.attention_probs_dropout_prob
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, num_special_tokens: int) -> torch.Tensor:
@@ -98,16 +97,15 @@ class ClassAttention(AttentionBase):
                 (self.v_proj, hidden_states),
             )
         )
-        dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        context = F.scaled_dot_product_attention(query, key, value)
         return self.o_proj(context.transpose(1, 2).flatten(2))
 
 
 class _LayerScaled(LayerBase):
     """The parts of a layer with LayerScale: a learnt factor per channel for each of the two residual branches."""
 
-    def __init__(self, config: CaiTConfig, attention: nn.Module) -> None:
-        super().__init__(config, attention)
+    def __init__(self, config: CaiTConfig, attention: nn.Module, *, has_dropout: bool = True) -> None:
+        super().__init__(config, attention, has_dropout=has_dropout)
         self.attention_scale = nn.Parameter(torch.empty(config.hidden_size))
         self.mlp_scale = nn.Parameter(torch.empty(config.hidden_size))
 
@@ -123,20 +121,20 @@ class CaiTLayer(_LayerScaled):
     def forward(self, hidden_states: torch.Tensor, view_seeds: torch.Tensor | None = None) -> torch.Tensor:
         branch = self.attention_scale * self.dropout(self.attention(self.layernorm_before(hidden_states)))
         hidden_states = hidden_states + self.attention_depth(branch, view_seeds)
-        branch = self.mlp_scale * self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+        branch = self.mlp_scale * self.mlp(self.layernorm_after(hidden_states))
         return hidden_states + self.mlp_depth(branch, view_seeds)
 
 
 class CaiTClassLayer(_LayerScaled):
-    """Class attention with LayerScale: only the special tokens change."""
+    """Class attention with LayerScale: only the special tokens change. It has no dropout, as the authors' has none."""
 
     def __init__(self, config: CaiTConfig) -> None:
-        super().__init__(config, ClassAttention(config))
+        super().__init__(config, ClassAttention(config), has_dropout=False)
 
     def forward(self, special: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         states = self.layernorm_before(torch.cat((special, patches), dim=1))
-        special = special + self.attention_scale * self.dropout(self.attention(states, special.shape[1]))
-        return special + self.mlp_scale * self.dropout(self.mlp(self.layernorm_after(special)))
+        special = special + self.attention_scale * self.attention(states, special.shape[1])
+        return special + self.mlp_scale * self.mlp(self.layernorm_after(special))
 
 
 class CaiTPreTrainedModelBase(ImageClassifierBase):

@@ -192,28 +192,37 @@ class AttentionBase(nn.Module):
 
 
 class MLP(nn.Module):
-    """The feed-forward part of a layer."""
+    """The feed-forward part of a layer, with dropout behind the activation and behind the second linear.
 
-    def __init__(self, config: DeiTConfigBase) -> None:
+    Args:
+        has_dropout: whether there is any, of the configuration's rate.
+    """
+
+    def __init__(self, config: DeiTConfigBase, *, has_dropout: bool) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob) if has_dropout else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
 
 
 class LayerBase(GradientCheckpointingLayer):
-    """The parts of a pre-norm layer. Subclasses put them together."""
+    """The parts of a pre-norm layer. Subclasses put them together.
 
-    def __init__(self, config: DeiTConfigBase, attention: nn.Module) -> None:
+    Args:
+        has_dropout: whether what the attention gives, and the `MLP`, have dropout of the configuration's rate.
+    """
+
+    def __init__(self, config: DeiTConfigBase, attention: nn.Module, *, has_dropout: bool = True) -> None:
         super().__init__()
         self.attention = attention
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.mlp = MLP(config, has_dropout=has_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob) if has_dropout else nn.Identity()
 
 
 def fuse_logits(cls_logits: torch.Tensor, distillation_logits: torch.Tensor, fusion: str) -> torch.Tensor:

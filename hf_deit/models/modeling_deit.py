@@ -131,7 +131,7 @@ class DeiTLayer(LayerBase):
         attention_output, _ = self.attention(self.layernorm_before(hidden_states))
         hidden_states = hidden_states + self.attention_depth(self.dropout(attention_output), view_seeds)
         mlp_output = self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + self.mlp_depth(self.dropout(mlp_output), view_seeds)
+        return hidden_states + self.mlp_depth(mlp_output, view_seeds)
 
 
 class DeiTPreTrainedModelBase(ImageClassifierBase):

@@ -17,7 +17,7 @@ from ..errors import InputError, command, did_you_mean, first_line, shortlist
 from .class_names import in_order, label_changes, match_labels, unique_names
 from .configuration_deit import DistilledDeiTConfig, as_pair, label2id_of
 from .extent import LARGEST_IMAGE, check_extent
-from .image_processing_deit import DistilledDeiTImageProcessor
+from .image_processing_deit import DistilledDeiTImageProcessor, usual_crop_ratio
 from .modeling_common import ImageClassifierBase, quantized_types
 from .modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification
 from .pretrained import (
@@ -60,8 +60,9 @@ def load_student(
         revision: branch, tag or commit of a Hub id.
         image_size: input size in pixels; of a checkpoint by default its own. A DeiT's position embeddings are
             interpolated (bicubic; paper, section 3), and the image processor follows.
-        crop_ratio: of the image processor, see `DistilledDeiTImageProcessor`; by default a checkpoint's own, and the
-            authors' for a model made anew (1.0 for CaiT, else 0.875).
+        crop_ratio: of the image processor, see `DistilledDeiTImageProcessor`; by default a checkpoint's own (of which
+            0.875 becomes 1.0 where its size comes down to 32 pixels or less), and the authors' for a model made anew,
+            see `usual_crop_ratio`.
         replace_head: start a checkpoint with new heads, for other labels than its own.
         freeze: "all_but_heads" trains the heads alone, "all_but_attention" the attention layers, the position
             embeddings and the heads (Touvron et al. 2022, "Three things everyone should know about vision
@@ -119,10 +120,9 @@ def _made_anew(
                 config.architectures = [classes[0]]  # by which transformers chooses among several
             model = AutoModelForImageClassification.from_config(config)
         height, width = as_pair(image_size or getattr(model.config, "image_size", None) or _DEFAULT_IMAGE_SIZE)
-        usual_ratio = 1.0 if model.config.model_type == "cait" else 0.875  # the authors'
-        processor = DistilledDeiTImageProcessor(
-            crop_size={"height": height, "width": width}, crop_ratio=usual_ratio if crop_ratio is None else crop_ratio
-        )
+        if crop_ratio is None:
+            crop_ratio = usual_crop_ratio((height, width), is_cait=model.config.model_type == "cait")
+        processor = DistilledDeiTImageProcessor(crop_size={"height": height, "width": width}, crop_ratio=crop_ratio)
     except InputError:
         raise
     except LOADING_ERRORS as error:

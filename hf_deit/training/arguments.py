@@ -494,7 +494,10 @@ class ModelArguments:
     )
     crop_ratio: float | None = field(
         default=None,
-        metadata={"help": "Evaluation crop as a fraction of the shorter side; a checkpoint's own, or else 0.875."},
+        metadata={
+            "help": "Evaluation crop as a fraction of the shorter side; a checkpoint's own, or else 0.875 (1.0 for "
+            "CaiT, and for inputs of at most 32 pixels, which are evaluated as they are)."
+        },
     )
     teacher_model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the teacher."})
     teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})

@@ -17,6 +17,8 @@ from ..errors import InputError
 from ..hub.files import read_json
 from ..hub.run_folder import STATE_FILE
 from ..labels.identity import data_fingerprint
+from ..models.configuration_cait import CaiTConfig
+from ..models.modeling_common import ImageClassifierBase
 from ..models.pretrained import LOADING_ERRORS, weights_digest
 from ..models.teacher import Teacher, TeacherDescription
 
@@ -40,6 +42,7 @@ _WORDS = {
         "--total_batch_size {before}",
     ),
 }
+_DROPOUT = "as the authors' --drop"
 # Of configurations and image processors: what is derived, or of the libraries; class names are compared elsewhere.
 _NOT_OF_THE_STUDENT = frozenset(
     ["transformers_version", "_name_or_path", "architectures", "dtype", "auto_map", "id2label", "label2id"]
@@ -79,6 +82,7 @@ def describe_origin(trainer: "DistillationTrainer", teacher: Teacher | TeacherDe
         train, validation: rows and fingerprint.
         views_per_step, views_at_once: over all devices and accumulation steps, and what the student sees at once, if
             it has layers that look at the whole batch.
+        dropout: where it stands in a model of this package that has any; earlier versions had it elsewhere.
         What is not known is left out.
     """
     views, validation, args = trainer.train_dataset, trainer.eval_dataset, trainer.args
@@ -89,6 +93,7 @@ def describe_origin(trainer: "DistillationTrainer", teacher: Teacher | TeacherDe
         "validation": _images(validation) if isinstance(validation, EvaluationDataset) else None,
         "views_per_step": args.total_train_batch_size if isinstance(views, KeyedViews) else None,
         "views_at_once": args.train_batch_size if _looks_at_batches(trainer.model) else None,
+        "dropout": _DROPOUT if _has_own_dropout(trainer.model) else None,
     }
     return json.loads(json.dumps({name: value for name, value in origin.items() if value is not None}))
 
@@ -127,10 +132,18 @@ def _looks_at_batches(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
+def _has_own_dropout(model: nn.Module) -> bool:
+    if not isinstance(model, ImageClassifierBase):
+        return False
+    config = model.config
+    return bool(config.hidden_dropout_prob or (isinstance(config, CaiTConfig) and config.attention_probs_dropout_prob))
+
+
 def check_origin(checkpoint: str, origin: Mapping[str, Any], *, trained_anew: bool = False) -> None:
     """Refuses to go on with other models, images or batches than those that a run was started with.
 
-    Of a checkpoint by an earlier version that says nothing of them, nothing is compared.
+    Of a checkpoint by an earlier version that says nothing of them, nothing is compared; one of a student with
+    dropout, which then stood elsewhere, is refused.
 
     Args:
         checkpoint: its folder.
@@ -142,6 +155,12 @@ def check_origin(checkpoint: str, origin: Mapping[str, Any], *, trained_anew: bo
         InputError: names what differs, with both values.
     """
     before = _origin_in(checkpoint)
+    if "dropout" in origin and "dropout" not in before:
+        raise InputError(
+            f"the run of {checkpoint!r} was started with an earlier version, whose dropout is not between GELU and "
+            "the next linear, but in CaiT's class-attention layers; this one has it as the authors' --drop: begin "
+            "another run with another --output_dir, or go on with the version that started it"
+        )
     for name, (what, remedy) in _WORDS.items():
         if name not in before or name not in origin:
             continue
@@ -219,9 +238,11 @@ def check_student(checkpoint: str, trainer: "DistillationTrainer") -> None:
         except LOADING_ERRORS:  # whoever restores the weights says what is wrong
             continue
         for field, there, here in differences(settings_of(before), settings_of(now)):
+            remedy = "give it the folder, --student_overrides, --image_size and --crop_ratio that it had"
+            if field == "crop_ratio":  # also by another default of an earlier version
+                remedy = f"give --crop_ratio {there:g}"
             raise InputError(
-                f"the student of the run of {checkpoint!r} has {field} {there}, got {here}: give it the folder, "
-                f"--student_overrides, --image_size and --crop_ratio that it had, {_ANOTHER}"
+                f"the student of the run of {checkpoint!r} has {field} {there}, got {here}: {remedy}, {_ANOTHER}"
             )
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from support.images import noise
 from timm.data import create_transform
+from torchvision.transforms import RandomCrop
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import ViTImageProcessor
 
@@ -114,6 +115,21 @@ def test_small_inputs_are_resized_and_cropped_with_a_padding_of_4(source_size):
         found.add(windows[window.numpy().tobytes()])
     assert {top for top, _ in found} == set(range(height + 8 - 31))
     assert {left for _, left in found} == set(range(width + 8 - 31))
+
+
+def test_small_inputs_equal_the_authors_draw_for_draw():
+    """`build_transform` puts torchvision's padded crop in place of the resized one; here an image has its size."""
+    ours = build_train_transform((32, 32), image_mean=IMAGENET_MEAN)
+    authors = create_transform(
+        input_size=32,
+        is_training=True,
+        color_jitter=0.3,
+        auto_augment=RAND_AUGMENT,
+        interpolation="bicubic",
+        re_prob=0.0,
+    )
+    authors.transforms[0] = RandomCrop(32, padding=4)
+    assert_same_pixels(ours, authors, noise(32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD, seeds=range(20))
 
 
 def test_small_inputs_keep_the_flip_and_randaugment():

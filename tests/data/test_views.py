@@ -59,6 +59,13 @@ def test_length_is_a_multiple_of_the_step_and_never_zero(num_images, total_batch
     assert all(0 <= key.index < num_images for key in keys)
 
 
+def test_an_epoch_of_imagenet_is_as_long_as_the_authors():
+    """Their `RASampler` gives each of 16 GPUs its part of len // 256 · 256, and their loader drops its last batch."""
+    images, gpus, batch = 1_281_167, 16, 64
+    theirs = images // 256 * 256 // gpus // batch * batch * gpus
+    assert len(ViewSampler(images, seed=0, total_batch_size=gpus * batch, repeats=3)) == theirs == 1251 * 1024
+
+
 def test_a_small_data_set_is_repeated_evenly_in_new_orders():
     keys = keys_of(ViewSampler(4, seed=0, total_batch_size=32), 0)
     passes = [tuple(key.index for key in keys[start : start + 4]) for start in range(0, 32, 4)]

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.main_of import TESTS
+from safetensors.torch import load_file
+from support.main_of import TESTS, main_of
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_deit import (
@@ -88,6 +89,29 @@ def test_a_runs_folder_is_read(tmp_path):
     facts = read_facts(str(folder))
     assert (facts.step, facts.is_distilled, facts.num_replayed) == (6, True, 72)
     assert load_recipe(str(folder / "recipe.yaml"))["mixup_group_size"] == 4
+
+
+def test_a_run_at_32_pixels_or_less_goes_on_with_the_crop_that_it_had(tmp_path, capsys):
+    """Where nobody said how, it was evaluated with 0.875, and its recipe does not say so."""
+    recipe, folder = tmp_path / "mine.yaml", tmp_path / "run"
+    recipe.write_text("base: debug\ncrop_ratio: null\nmax_steps: 2\neval_steps: 1\nsave_steps: 1\n")
+    main, earlier = main_of("train"), ["--crop_ratio", "0.875"]
+    command = ["--recipe", str(recipe), "--distillation_type", "none", "--output_dir", str(folder)]
+    command += ["--use_cpu", "true", "--disable_tqdm", "true"]
+    assert main([*command, *earlier]) == 0
+    finished = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()  # as if it had been killed after the first step
+    shutil.rmtree(folder / "checkpoint-2")
+    written = folder / "recipe.yaml"
+    written.write_text(written.read_text().replace("crop_ratio: 0.875\n", ""))
+    resumed = [*command, "--resume_from_checkpoint", "true"]
+    capsys.readouterr()
+    assert main(resumed) == 2
+    assert "has crop_ratio 0.875, got 1.0: give --crop_ratio 0.875" in capsys.readouterr().err
+    assert main([*resumed, *earlier]) == 0
+    again = load_file(folder / "model.safetensors")
+    assert all(torch.equal(weight, again[name]) for name, weight in finished.items())
+    assert AutoImageProcessor.from_pretrained(folder).size["shortest_edge"] == 18
 
 
 @pytest.mark.parametrize(

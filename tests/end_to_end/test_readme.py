@@ -172,6 +172,29 @@ def test_ci_runs_the_readmes_own_test_command():
     assert '\npython -m pip install -e ".[test]" && python -m pytest\n' in (ROOT / ".ci" / "run").read_text()
 
 
+NAMED_TEST = re.compile(r"`(\w+/test_\w+\.py)::(test_\w+)`")
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_the_tests_that_a_readme_names_are_there(path):
+    named = set(NAMED_TEST.findall(path.read_text()))
+    absent = [
+        name for file, name in named if not re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.M)
+    ]
+    assert not absent
+
+
+def test_every_row_of_the_comparison_with_the_authors_names_its_tests():
+    text = (ROOMS / "recipes" / "README.md").read_text()
+    _, _, table = text.partition(
+        "| | the paper says | the authors' code does | here | test |\n|---|---|---|---|---|\n"
+    )
+    rows = [line.strip("|").split("|") for line in table.partition("\n\n")[0].splitlines()]
+    assert len(rows) >= 30
+    assert [row for row in rows if len(row) != 5 or not NAMED_TEST.sub("", row[4]).isspace()] == []
+    assert [row for row in rows if not NAMED_TEST.search(row[4])] == []
+
+
 def test_the_way_in_is_short():
     assert len(README.splitlines()) <= 150
 

@@ -1,6 +1,7 @@
 """Contract: the image processor is the authors' evaluation transform, takes any image, and opens in transformers.
 
-The reference is timm's evaluation transform at the authors' crop ratio, 0.875. Where the crop's offset ends in a half,
+The reference is timm's evaluation transform at the authors' crop ratio, 0.875, and for inputs of at most 32 pixels the
+authors' own, which leaves images as they are. Where the crop's offset ends in a half,
 torchvision rounds it to even and transformers cuts it; the project follows transformers, whose processor opens what
 is published. One test below holds that pixel of difference.
 """
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
+from sklearn.datasets import load_digits, load_sample_image
 from timm.data import create_transform
+from torchvision import transforms
 from transformers import AutoImageProcessor, DeiTImageProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
@@ -57,13 +59,13 @@ def grey_levels(pixel_values: torch.Tensor) -> np.ndarray:
         (384, 500, 500),
     ],
 )
-def test_equals_timms_evaluation_transform_within_one_grey_level(backend, name, size, height, width):
+def test_equals_timms_evaluation_transform_within_two_grey_levels(backend, name, size, height, width):
     image = photograph(name, height, width)
     difference = (pixels(backend(crop_size=size), image) - timm_pixels(image, size)).abs()
     if backend is DistilledDeiTImageProcessorPil:  # timm resizes with Pillow, too
         assert difference.max() < 1e-5
     else:
-        # torchvision rounds otherwise than Pillow in a few places, and twice in one of 100,000 values.
+        # torchvision rounds otherwise than Pillow in a few places, and twice in less than one of 100,000 values.
         assert (difference > 1e-4).float().mean() < 0.05
         assert (difference > GREY_LEVEL).float().mean() < 1e-5
         assert (difference <= 2 * GREY_LEVEL).all()
@@ -106,6 +108,64 @@ def test_shorter_side_is_crop_size_over_crop_ratio_rounded_down(backend, setting
     # … and it is what the image is resized to.
     resized = pixels(processor, photograph(), do_center_crop=False)
     assert min(resized.shape[-2:]) == shorter_side
+
+
+def small_images(size: int) -> list[Image.Image]:
+    digits = [Image.fromarray((digit * 15.9).astype(np.uint8)) for digit in load_digits().images[:3]]
+    noise = Image.fromarray(np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8))
+    return [*(digit.resize((size, size), Image.Resampling.BICUBIC).convert("RGB") for digit in digits), noise]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [8, 28, 31, 32])
+def test_an_image_of_at_most_32_pixels_is_evaluated_as_it_is(tmp_path, backend, size):
+    """The authors' `build_transform`, whose `resize_im` is `input_size > 32`; and in plain transformers."""
+    processor = backend(crop_size=size)
+    authors = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN.tolist(), STD.tolist())])
+    for image in small_images(size):
+        untouched = pixels(processor, image, do_rescale=False, do_normalize=False)
+        np.testing.assert_array_equal(untouched.numpy(), np.asarray(image).transpose(2, 0, 1))
+        torch.testing.assert_close(pixels(processor, image), authors(image), atol=1e-5, rtol=0)
+    processor.save_pretrained(tmp_path)
+    native = AutoImageProcessor if backend is DistilledDeiTImageProcessor else DeiTImageProcessorPil
+    batch, plain = small_images(size), native.from_pretrained(tmp_path)
+    assert torch.equal(pixels(plain, batch), pixels(processor, batch))
+    untouched = pixels(plain, batch, do_rescale=False, do_normalize=False)
+    np.testing.assert_array_equal(untouched.numpy(), np.stack(batch).transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("settings", "resized"),
+    [
+        ({"crop_size": 32}, 32),
+        ({"crop_size": 33}, 37),
+        ({"crop_size": {"height": 32, "width": 16}}, 16),
+        ({"crop_size": {"height": 48, "width": 16}}, 18),
+        ({"crop_size": 32, "crop_ratio": 0.875}, 36),
+        ({"crop_size": 32, "size": {"shortest_edge": 40}}, 40),
+    ],
+)
+def test_the_usual_crop_of_small_inputs_and_one_that_is_stated(tmp_path, backend, settings, resized):
+    processor = backend(**settings)
+    assert processor.size.shortest_edge == resized
+    processor.save_pretrained(tmp_path)  # an earlier version's file states 36, or 0.875
+    assert backend.from_pretrained(tmp_path).size.shortest_edge == resized
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_processor_that_is_taken_to_32_pixels_or_less_crops_nothing(tmp_path, backend):
+    image = small_images(32)[-1]
+    expected = np.asarray(image).transpose(2, 0, 1)
+    backend().save_pretrained(tmp_path)
+    for processor in (backend().at_crop_size(32), backend.from_pretrained(tmp_path, crop_size=32)):
+        assert (processor.crop_ratio, processor.size.shortest_edge) == (1.0, 32)
+        untouched = pixels(processor, image, do_rescale=False, do_normalize=False)
+        np.testing.assert_array_equal(untouched.numpy(), expected)
+    of_a_call = pixels(backend(), image, crop_size=32, do_rescale=False, do_normalize=False)
+    np.testing.assert_array_equal(of_a_call.numpy(), expected)
+    assert backend(crop_ratio=0.9).at_crop_size(32).crop_ratio == 0.9  # a ratio of its own
+    assert backend(crop_size=32, crop_ratio=0.875).at_crop_size(24).crop_ratio == 0.875
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -277,10 +337,10 @@ def test_a_list_is_a_batch_of_its_images_whatever_their_sizes_and_modes(backend)
         torch.testing.assert_close(row, pixels(backend(), image), atol=1e-6, rtol=0)
 
 
-def test_backends_agree_within_one_grey_level():
+def test_backends_agree_within_two_grey_levels():
     image = photograph("china.jpg", 500, 333)
     torchvision, pillow = (pixels(backend(), image) for backend in BACKENDS)
-    assert ((torchvision - pillow).abs() <= GREY_LEVEL).all()
+    assert ((torchvision - pillow).abs() <= 2 * GREY_LEVEL).all()
 
 
 ROUND_TRIPS = [

@@ -302,46 +302,23 @@ def test_gradients_are_those_of_the_attention_dropout_that_was_drawn(chunk_size)
 # Dropout
 
 
-@torch.no_grad()
-def test_dropout_is_where_timm_has_it():
-    """With a fixed mask in place of each; in class attention it is in torch's kernel."""
-    reference = tiny_timm(32)
-    model = CAIT.tiny()
-    model.load_state_dict(from_timm(reference.state_dict()), strict=True)
-    undropped = reference(images())
-
-    def drop(module, inputs, output):
-        (value,) = inputs
-        mask = torch.rand(value.shape, generator=torch.Generator().manual_seed(value.ndim)) < 0.5
-        return value * mask * 2
-
-    theirs = [reference.pos_drop]
-    for block in (*reference.blocks, *reference.blocks_token_only):
-        theirs += [block.attn.proj_drop, block.mlp.drop2]
-    theirs += [block.attn.attn_drop for block in reference.blocks]
-    for module in (*theirs, *(module for module in model.modules() if isinstance(module, nn.Dropout))):
-        module.register_forward_hook(drop)
-    dropped = reference(images())
-    torch.testing.assert_close(model(images()).logits, dropped, atol=1e-5, rtol=0)
-    assert (dropped - undropped).abs().max() > 0.1
-
-
 @pytest.mark.parametrize("field", ["attention_probs_dropout_prob", "hidden_dropout_prob"])
-@pytest.mark.parametrize("kind", ["layers", "class_layers"])
 @torch.no_grad()
-def test_dropout_is_in_every_layer_and_only_in_training(field, kind):
+def test_dropout_is_in_every_layer_but_those_of_class_attention_and_only_in_training(field):
     model, without = CAIT.tiny(**{field: 0.5}), CAIT.tiny()
-    states = (torch.randn(3, 1, 32), torch.randn(3, 16, 32)) if kind == "class_layers" else (torch.randn(3, 16, 32),)
-    for layer, plain in zip(getattr(model.cait, kind), getattr(without.cait, kind), strict=True):
-        assert torch.equal(layer(*states), plain(*states))
+    special, patches = torch.randn(3, 1, 32), torch.randn(3, 16, 32)
+    for layer, plain in zip(model.cait.layers, without.cait.layers, strict=True):
+        assert torch.equal(layer(patches), plain(patches))
         layer.train()
         outputs = []
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
-            outputs.append(layer(*states))
+            outputs.append(layer(patches))
         assert torch.equal(outputs[0], outputs[1])
         assert not torch.equal(outputs[0], outputs[2])
-        assert not torch.equal(outputs[0], plain(*states))
+        assert not torch.equal(outputs[0], plain(patches))
+    for layer, plain in zip(model.cait.class_layers, without.cait.class_layers, strict=True):
+        assert torch.equal(layer.train()(special, patches), plain(special, patches))
     torch.testing.assert_close(model.eval()(images()).logits, without(images()).logits, atol=0, rtol=0)
 
 

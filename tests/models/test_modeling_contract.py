@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support import checkpoints
 from support.families import (
     CAIT,
     DISTILLED_DEIT,
@@ -28,11 +29,13 @@ from support.families import (
     assert_same_logits,
     assert_same_weights,
     images,
+    randomise,
     seeds,
 )
 from torch import nn
 from torch.export import Dim, export
 
+from hf_deit.export.names import our_weights
 from hf_deit.models.heads import HEADS
 from hf_deit.models.modeling_common import StochasticDepth
 
@@ -211,6 +214,57 @@ def test_branches_draw_independently(kind, layers):
     kept.append(kept[0].roll(1))
     correlation = torch.corrcoef(torch.stack(kept)) - torch.eye(7)
     assert correlation.abs().max() < 5 / math.sqrt(6000)
+
+
+# Dropout
+
+
+@pytest.fixture
+def masks(monkeypatch) -> list[tuple[int, ...]]:
+    """Dropout with a mask that follows from the call's number and the shape; the list has the shapes of the calls."""
+    shapes = []
+
+    def masked(input, p=0.5, training=True, inplace=False):
+        if not training or p == 0:
+            return input
+        shapes.append((*input.shape, p))
+        generator = torch.Generator().manual_seed(len(shapes))
+        return input * (torch.rand(input.shape, generator=generator) >= p) / (1 - p)
+
+    monkeypatch.setattr(F, "dropout", masked)
+    return shapes
+
+
+DROPOUT_OF_TIMM = {  # the authors' --drop, in timm's words of today
+    "hidden_dropout_prob": lambda p: {"pos_drop_rate": p, "proj_drop_rate": p},
+    "attention_probs_dropout_prob": lambda p: {"attn_drop_rate": p},
+}
+
+
+@pytest.mark.parametrize("field", DROPOUT_OF_TIMM)
+@pytest.mark.parametrize("name", [checkpoints.PLAIN, checkpoints.DISTILLED, checkpoints.CAIT])
+@torch.no_grad()
+def test_dropout_stands_where_timms_and_the_authors_does(masks, monkeypatch, name, field):
+    monkeypatch.setattr("timm.layers.attention.use_fused_attn", lambda *args: False)  # draws where no patch reaches
+    depth, rate = 2, 0.3
+    theirs = randomise(checkpoints.tiny_timm_model(name, **DROPOUT_OF_TIMM[field](rate))).train()
+    model = checkpoints.ours(name, **{field: rate}).train()
+    model.load_state_dict(our_weights(theirs.state_dict(), model.config, name), strict=True)
+    if name != checkpoints.CAIT:
+        model.set_attn_implementation("eager")
+    if name == checkpoints.DISTILLED:
+        theirs.set_distilled_training(True)
+    pixel_values = images(2)
+    expected = theirs(pixel_values)
+    of_theirs, masks[:] = list(masks), []
+    output = model(pixel_values)
+    found = (output.cls_logits, output.distillation_logits) if name == checkpoints.DISTILLED else (output.logits,)
+    for ours, logits in zip(found, expected if name == checkpoints.DISTILLED else [expected], strict=True):
+        torch.testing.assert_close(ours, logits, atol=1e-5, rtol=0)
+    assert masks == of_theirs
+    assert len(masks) == (1 + 3 * depth if field == "hidden_dropout_prob" else depth)
+    assert (output.logits - model.eval()(pixel_values).logits).abs().max() > 1e-3
+    assert len(masks) == len(of_theirs)  # none in evaluation
 
 
 # Positions

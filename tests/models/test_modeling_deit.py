@@ -29,12 +29,13 @@ from transformers import (
 from hf_deit import create_model
 
 NATIVE = {"vit": ViTForImageClassification, "deit": DeiTForImageClassificationWithTeacher}
+NATIVE_FIELDS = ("layer_norm_eps", "qkv_bias", "num_channels", "hidden_dropout_prob")
 
 
 def native_like(model: nn.Module) -> nn.Module:
     """transformers' model of the same shape and weights; the strict loading compares the names."""
     native_class = NATIVE[model.base_model_prefix]
-    fields = {name: getattr(model.config, name) for name in (*TINY, "layer_norm_eps", "qkv_bias", "num_channels")}
+    fields = {name: getattr(model.config, name) for name in (*TINY, *NATIVE_FIELDS)}
     with torch.device("meta"):  # its initialisation would be thrown away
         native = native_class(native_class.config_class(**fields)).eval()
     native.load_state_dict({key: value.clone() for key, value in model.state_dict().items()}, strict=True, assign=True)
@@ -106,7 +107,11 @@ def test_logits_equal_transformers_and_timms(name, depth):
 
 @DEIT_KINDS
 @pytest.mark.parametrize(
-    "fields", [{"qkv_bias": False}, {"num_channels": 1}, {"layer_norm_eps": 0.1}, {"num_attention_heads": 8}]
+    "fields",
+    [
+        *({"qkv_bias": False}, {"num_channels": 1}, {"layer_norm_eps": 0.1}, {"num_attention_heads": 8}),
+        {"hidden_dropout_prob": 0.5},  # in evaluation nothing
+    ],
 )
 @torch.no_grad()
 def test_fields_mean_what_they_mean_in_transformers(kind, fields):

@@ -318,6 +318,20 @@ def test_an_impossible_size_is_refused(name, size):
     assert "image_size" in refusal(name, image_size=size)
 
 
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224", "cait_xxs24_224", "resnet"]
+)
+def test_the_usual_crop_is_that_of_the_authors_for_its_size(name, size):
+    overrides = TINY_RESNET if name == "resnet" else {"num_hidden_layers": 1}
+    _, processor = load_student(name, id2label=LABELS, image_size=size, overrides=overrides)
+    uncropped = size == 32 or name.startswith("cait")
+    assert processor.crop_ratio == (1.0 if uncropped else 0.875)
+    assert processor.size.shortest_edge == (size if uncropped else 73)
+    _, stated = load_student(name, id2label=LABELS, image_size=size, crop_ratio=0.875, overrides=overrides)
+    assert stated.size.shortest_edge == int(size / 0.875)
+
+
 @pytest.mark.parametrize("crop_ratio", [0.0, -0.5, 1.5])
 def test_an_impossible_crop_ratio_is_refused(crop_ratio):
     assert "crop_ratio" in refusal("resnet", crop_ratio=crop_ratio, overrides=TINY_RESNET)
@@ -656,7 +670,7 @@ def test_preprocessing_survives_any_number_of_rounds(tmp_path):
 
 def test_the_crop_ratio_of_a_checkpoint_can_be_set(tmp_path):
     model, processor = load_student(
-        "deit_tiny_distilled_patch16_224", id2label=LABELS, overrides={**TINY, "image_size": 32}
+        "deit_tiny_distilled_patch16_224", id2label=LABELS, overrides={**TINY, "image_size": 64}
     )
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -664,6 +678,15 @@ def test_the_crop_ratio_of_a_checkpoint_can_be_set(tmp_path):
     changed = load_student(str(tmp_path), id2label=LABELS, crop_ratio=0.5)[1]
     assert changed.size.shortest_edge == 2 * changed.crop_size.height
     assert changed.image_mean == processor.image_mean
+    assert load_student(str(tmp_path), id2label=LABELS, image_size=32)[1].crop_ratio == 1.0  # the authors' there
+
+
+def test_a_small_checkpoint_of_an_earlier_version_keeps_its_crop(tmp_path):
+    model, _ = load_student("deit_tiny_distilled_patch16_224", id2label=LABELS, overrides=TINY)
+    model.save_pretrained(tmp_path)
+    DistilledDeiTImageProcessor(crop_size=SIZE, crop_ratio=0.875).save_pretrained(tmp_path)
+    _, processor = load_student(str(tmp_path), id2label=LABELS)
+    assert (processor.crop_ratio, processor.size.shortest_edge) == (0.875, 36)
 
 
 # At another size

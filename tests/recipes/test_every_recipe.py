@@ -58,6 +58,7 @@ TABLE_9 = {
     "warmup_steps": 0,
     "warmup_learning_rate": 1e-6,
     "min_learning_rate": 1e-5,
+    "schedule_per": "step",
     "weight_decay": 0.05,
     "label_smoothing_factor": 0.1,
     "max_grad_norm": 0,

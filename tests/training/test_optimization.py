@@ -7,7 +7,9 @@ The reference is timm's `CosineLRScheduler`; weight decay leaves alone what timm
 
 import math
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm.optim
 import torch
@@ -18,8 +20,10 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+import hf_deit
 from hf_deit import InputError
 from hf_deit.data.streams import ImageStream
+from hf_deit.recipes import load_recipe
 from hf_deit.training.callbacks import StepEndCallback
 from hf_deit.training.optimization import (
     authors_epoch_time,
@@ -87,6 +91,20 @@ def test_the_schedule_per_epoch_has_the_authors_numbers():
     published = [1e-6, 1e-6, 2.008e-4, 4.006e-4, 6.004e-4, 8.002e-4, 9.993e-4]
     assert rates[:7] == pytest.approx(published, rel=1e-4)
     assert rates[-1] == pytest.approx(1.011e-5, rel=1e-3)
+
+
+def test_the_schedule_per_step_is_as_near_the_authors_as_the_recipe_says():
+    epochs, warmup, steps = 300, 5, 1251  # steps of an epoch of ImageNet-1k, of 1,024 views
+    recipe = load_recipe("deit_base")
+    assert (recipe["num_train_epochs"], recipe["warmup_epochs"], recipe["schedule_per"]) == (epochs, warmup, "step")
+    times, settings = range(epochs * steps), {"duration": epochs * steps, "warmup": warmup * steps, **RATES}
+    ours = np.array([learning_rate_at(time, **settings) for time in times]).reshape(epochs, steps)
+    differences = np.abs(ours - np.array(authors_rates(epochs, warmup))[:, None])
+    largest, later = differences.max(), differences[7:].max()  # theirs has warmed up with the seventh epoch
+    assert 3.99e-4 < largest < 4e-4 and 1e-5 < later < 1.1e-5
+    text = (Path(hf_deit.__file__).parent / "recipes" / "paper" / "deit_base.yaml").read_text()
+    said = " ".join(text.replace("#", "").split())
+    assert "(schedule_per: epoch)" in said and "at most 4e-4 apart" in said and "behind it at most 1.1e-5" in said
 
 
 @pytest.mark.parametrize(("num_steps", "warmup_steps"), [(200, 20), (37, 5), (50, 0), (10, 10)])

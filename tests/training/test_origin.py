@@ -4,6 +4,7 @@ A run goes on from it with the same ones, or is refused with both values; one by
 nothing of them, is gone on from.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -149,6 +150,23 @@ def test_a_checkpoint_by_an_earlier_version_is_gone_on_from_and_the_next_one_kno
     tiny.teacher_folder(here / "teacher", seed=1)
     with pytest.raises(InputError, match="the teacher changed since"):
         trainer(here).check_checkpoint(str(here / "run" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_earlier_versions_run_with_dropout_is_refused_as_it_stood_elsewhere(tmp_path, dropout):
+    def run(max_steps: int):
+        settings = {"distillation_type": "none", "save_strategy": "steps", "save_steps": 1, "max_steps": max_steps}
+        return tiny.trainer(tiny.student(hidden_dropout_prob=dropout), tiny.arguments(tmp_path, **settings))
+
+    run(max_steps=1).train()
+    path = tmp_path / "checkpoint-1" / "trainer_state.json"
+    run(max_steps=2).check_checkpoint(str(path.parent))
+    state = json.loads(path.read_text())
+    state["stateful_callbacks"]["RunOrigin"]["attributes"]["origin"].pop("dropout", None)
+    path.write_text(json.dumps(state))
+    refused = pytest.raises(InputError, match=r"earlier version, whose dropout .* --output_dir")
+    with refused if dropout else contextlib.nullcontext():
+        run(max_steps=2).check_checkpoint(str(path.parent))
 
 
 def test_images_of_other_columns_are_known(tmp_path):

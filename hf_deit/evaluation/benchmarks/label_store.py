@@ -282,7 +282,7 @@ def measure_label_store(
 ) -> LabelStoreReport:
     """Compares the training step with a live teacher, recording its labels, replaying them, and without a teacher.
 
-    Augmentation, mixing, batch, loader, optimizer and precision are the same in all arms, those of the paper's recipe.
+    Augmentation, mixing, batch, loader, optimizer and precision are the same in all arms: a training's defaults.
     "Fixed" pixels are one batch on the device, again and again; "end to end" decodes and augments JPEG images.
 
     Args:
