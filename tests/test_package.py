@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,23 @@ def test_imports_point_one_way(path):
     assert imported_rooms(path) - {room} <= earlier
 
 
-def test_the_import_test_can_tell():
+def imported_siblings(path: Path) -> set[str]:
+    """Files of its own room that a file imports as it is loaded, by name."""
+    nodes = ast.parse((PACKAGE / path).read_text()).body
+    return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module}
+
+
+@pytest.mark.parametrize("room", sorted({path.parts[0] for path in FILES}))
+def test_the_files_of_a_room_do_not_import_each_other_in_circles(room):
+    """Else it depends on which of them is asked for first whether they can be loaded."""
+    graph = {path.stem: imported_siblings(path) for path in FILES if path.parts == (room, path.name)}
+    assert set(TopologicalSorter(graph).static_order()) >= graph.keys()
+
+
+def test_the_import_tests_can_tell():
     assert imported_rooms(Path("commands/train.py")) > {"errors", "training"}
     assert imported_rooms(Path("evaluation/benchmarks/label_store.py")) > {"labels", "models"}
+    assert imported_siblings(Path("training/trainer.py")) > {"arguments", "origin"}
 
 
 def test_every_room_says_in_a_sentence_what_is_in_it():

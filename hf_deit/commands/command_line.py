@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -241,7 +242,13 @@ def _discard_output() -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Passes over Ctrl-C, which a launcher sends again to processes that have had it from the terminal."""
+    """Passes over Ctrl-C, which a launcher sends again to processes that have had it from the terminal.
+
+    Where a command runs in another thread, Ctrl-C does not reach it, and handlers may not be set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

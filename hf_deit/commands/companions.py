@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_CONNECT = 600.0  # a machine may be started later
 _SECONDS_TO_SPEAK = 5.0
+_SECONDS_TO_TRY = 10.0  # as a name server that does not answer takes 5
 _SECONDS_TO_END = 2.0  # until all leave: a launcher ends at once those that have something to clear away then
 # Of a process that cannot be interrupted, as it waits in a collective for those that have left.
 _SECONDS_TO_UNWIND = 6.0
@@ -70,6 +71,7 @@ class Companions:
         self.rank, self.number = (int(rank), int(number)) if is_launched else (0, 1)
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._prefix = f"hf_deit/{restart}/{_commands}"
+        self._is_host = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # of the store
         self._store: TCPStore | None = None
         self._line: socket.socket | None = None
         self._has_tried = threading.Event()  # to connect to the store
@@ -98,6 +100,7 @@ class Companions:
         Where that does not end the process in time, as a collective waits in it for what will not come, it is left.
         """
         if self.number == 1 or threading.current_thread() is not threading.main_thread():
+            self._has_tried.set()
             yield
             return
         before = signal.signal(_SIGNAL, self._interrupt)
@@ -123,18 +126,18 @@ class Companions:
             if (ending := self._ending()) is not None:
                 signal.pthread_kill(threading.main_thread().ident, _SIGNAL)
                 if not self._is_ending.wait(_SECONDS_TO_UNWIND):
+                    self.leave()
                     os._exit(ending.status)
 
     def _connect(self) -> None:
         from torch.distributed import TCPStore
 
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        is_host = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
-        if not is_host:
+        if not self._is_host:
             self._line = self._plain_line(address)
         self._store = TCPStore(
             *address,
-            is_master=is_host,
+            is_master=self._is_host,
             timeout=timedelta(seconds=_SECONDS_TO_CONNECT),
             wait_for_workers=False,
             multi_tenant=True,  # that of torch's own connection, in the same process
@@ -191,7 +194,7 @@ class Companions:
         self._is_ending.set()
         if is_cut_off:  # the store may go with those that have gone
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-        if self.number == 1 or not self._has_tried.wait(_SECONDS_TO_SPEAK):
+        if self.number == 1 or not self._has_tried.wait(_SECONDS_TO_TRY):
             return None
         if (ending := self._wait_for_ending(patience)) is not None or not self.are_reached:
             return ending
@@ -211,14 +214,16 @@ class Companions:
         self.leave()
 
     def leave(self) -> None:
-        """Waits a moment until the others are at their end, too."""
-        if not self.are_reached:
-            return
-        end = time.monotonic() + _SECONDS_TO_END
-        left, count = f"{self._prefix}/left", self._ask("add", f"{self._prefix}/left", 1)
-        while count is not None and count < self.number and time.monotonic() < end:
+        """Waits a moment until the others are at their end, too; with the store, until they ask it no more."""
+        self._count("left", waits=True)
+        self._count("gone", waits=self._is_host)
+
+    def _count(self, name: str, *, waits: bool) -> None:
+        key, end = f"{self._prefix}/{name}", time.monotonic() + _SECONDS_TO_END
+        count = self._ask("add", key, 1)
+        while waits and count is not None and count < self.number and time.monotonic() < end:
             time.sleep(0.05)
-            count = self._ask("add", left, 0)
+            count = self._ask("add", key, 0)
 
     def are_gone(self, error: BaseException | None) -> bool:
         """Whether an error says no more than that another process is not there any more."""

@@ -102,9 +102,11 @@ def check_same_arguments(arguments: Arguments) -> None:
                 shortlist(f"{one.name} {brief(value, str)}" for one, value in zip(found, values, strict=True))
                 for values in ([one.before for one in found], [one.now for one in found])
             )
+            is_auto = any(one.name == "bf16" for one in found)
+            remedy = "; where only some have devices for bfloat16, with --bf16 false" if is_auto else ""
             raise InputError(
                 f"the processes of this run were started with different options: {first.place} has {here}, "
-                f"{other.place} has {there}. Start all with the same recipe and options"
+                f"{other.place} has {there}. Start all with the same recipe and options{remedy}"
             )
 
 

@@ -4,8 +4,8 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from accelerate import PartialState
@@ -268,13 +268,15 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments, *, 
     command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student.training.seed)]
     for name in ("use_cpu", "disable_tqdm", "log_format", "log_level", "on_bad_image"):
         command += [f"--{name}", str(getattr(student.training, name))]
-    arguments = resolve_arguments(command)
+    with _told_of(f"the teacher_recipe {recipe!r}, in which its options stand"):
+        arguments = resolve_arguments(command)
     check_same_arguments(arguments)
     stated, args = arguments._replace(data=student.data), arguments.training
     if os.path.isdir(folder):
         check_same_labels(folder, images.id2label, "the teacher in")
         if not resuming:
-            check_same_run(os.path.join(folder, RECIPE_FILE), stated)
+            with _told_of(f"the teacher in {folder!r}, which --teacher_model_name_or_path takes as it is"):
+                check_same_run(os.path.join(folder, RECIPE_FILE), stated)
             logger.warning("the teacher in %s is trained already: it is taken as it is", folder)
         return folder
     on_main_process(lambda: begin_teacher(output_dir))
@@ -293,6 +295,15 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments, *, 
             os.replace(unfinished, folder)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+@contextmanager
+def _told_of(teacher: str) -> Iterator[None]:
+    """Says whose refusals these are, as options of the command line are the student's."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"of {teacher}: {error}") from error
 
 
 def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:

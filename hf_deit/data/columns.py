@@ -205,7 +205,7 @@ def check_label_range(column: pa.ChunkedArray, num_labels: int, part: str) -> No
         )
 
 
-def check_images(
+def check_stored_images(
     dataset: datasets.Dataset, image_column: str, where: str, on_bad_image: str, how: str = "headers"
 ) -> None:
     """Looks into all images, so that what cannot be used is refused before training.

@@ -81,7 +81,7 @@ def split_by_label(
     count = len(dataset)
     num_second = count - train_size if test_size is None else math.ceil(test_size * count)
     if not 0 < num_second < count:
-        raise ValueError(f"parts of {count - num_second} and {num_second} rows")
+        raise ValueError("nothing would be left of one part")
     labels = stored_column(dataset, "label").to_numpy()
     random = np.random.default_rng(seed)
     parts = next(stratified_shuffle_split_generate_indices(labels, count - num_second, num_second, random))

@@ -24,7 +24,7 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock, Timeout
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 from transformers.utils import logging
 
 from .decoding import PIXEL_LIMIT_VARIABLE, fault_of_header, fault_of_pixels, refuse_faults
@@ -42,8 +42,7 @@ _ROWS = 1 << 16  # of a batch
 _CHUNK = 256  # files that are looked into one after the other
 _PREFIX = b"folder"
 _DAY = 86_400.0
-# Tables that no run has asked for since: of folders, and those that another one of the same folder has replaced.
-_UNUSED_DAYS, _REPLACED_DAYS = 30, 1
+_UNUSED_DAYS = 30  # a run may be at work for long, whose loaders open its table again for each new process
 _SECONDS_UNTIL_TOLD, _PATIENCE = 2.0, 600.0
 
 
@@ -218,7 +217,8 @@ class _Place:
 
     def __init__(self, folder: str, *, is_labelled: bool) -> None:
         added = sorted(name for name, (opener, _) in Image.OPEN.items() if not opener.__module__.startswith("PIL."))
-        means = [PIL.__version__, features.get_supported(), added, os.environ.get(PIXEL_LIMIT_VARIABLE)]
+        limit = os.environ.get(PIXEL_LIMIT_VARIABLE, Image.MAX_IMAGE_PIXELS)
+        means = [PIL.__version__, features.get_supported(), added, limit, ImageFile.LOAD_TRUNCATED_IMAGES]
         named = [_FORMAT, os.fsencode(os.path.realpath(folder)).hex(), is_labelled, means]
         self._key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
         self._cache = os.path.join(datasets.config.HF_DATASETS_CACHE, FOLDER)
@@ -229,21 +229,18 @@ class _Place:
     def alone(self) -> Iterator[None]:
         """One run looks into a folder; others that start meanwhile wait for what it finds. Where there are no locks,
         or one takes very long, each looks for itself."""
-        lock = None
-        try:
+        lock = FileLock(os.path.join(self._cache, f"{self._key}.lock"))
+        with suppress(OSError, NotImplementedError):  # a timeout, too
             os.makedirs(self._cache, exist_ok=True)
-            lock = FileLock(os.path.join(self._cache, f"{self._key}.lock"))
             try:
                 lock.acquire(timeout=_SECONDS_UNTIL_TOLD)
             except Timeout:
                 logger.warning("another run looks into the images of %s: waiting for what it finds", self.prefix)
                 lock.acquire(timeout=_PATIENCE)
-        except (OSError, NotImplementedError):  # a timeout, too
-            pass
         try:
             yield
         finally:
-            if lock is not None:
+            with suppress(OSError):
                 lock.release()
 
     def read(self) -> _Kept | None:
@@ -275,7 +272,7 @@ class _Place:
         finally:
             with suppress(OSError):
                 os.remove(temporary)
-        self._tidy(path)
+        self._tidy()
         return path
 
     def _whole(self, path: str) -> _Kept | None:
@@ -299,10 +296,10 @@ class _Place:
                     if re.fullmatch(pattern, entry.name) and entry.is_file():
                         yield entry.path, entry.stat().st_mtime
 
-    def _tidy(self, newest: str) -> None:
+    def _tidy(self) -> None:
+        """Removes what no run has asked for in a long time, of any folder."""
         for path, modified in self._matching(r"[0-9a-f]{32}(-[0-9a-f]{8})?\.(arrow|tmp|lock)"):
-            is_replaced = os.path.basename(path).startswith(f"{self._key}-") and path != newest
-            if time.time() - modified > _DAY * (_REPLACED_DAYS if is_replaced else _UNUSED_DAYS):
+            if time.time() - modified > _UNUSED_DAYS * _DAY:
                 with suppress(OSError):
                     os.remove(path)
 

@@ -1,6 +1,5 @@
 """The images of a run, loaded and checked, wherever they lie."""
 
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -41,9 +40,9 @@ def load_data(
     """
     _check_choice(data_args)
     checks = {"on_bad_image": on_bad_image, "check_images": check_images, "once_per_machine": once_per_machine}
-    unlabeled = _load_unlabeled(data_args, checks)
+    unlabeled = _load_unlabeled(data_args, **checks)
     if not (data_args.dataset_name or data_args.train_dir):
-        return _unlabeled_alone(data_args, unlabeled, label_names, checks)
+        return _unlabeled_alone(data_args, unlabeled, label_names, **checks)
     if data_args.streaming:
         return open_stream(data_args, **checks)
     if data_args.dataset_name == DIGITS:
@@ -88,7 +87,7 @@ def _check_uses(data_args: DataArguments) -> None:
             raise InputError(reason)
 
 
-def _load_unlabeled(data_args: DataArguments, checks: Mapping[str, Any]) -> datasets.Dataset | None:
+def _load_unlabeled(data_args: DataArguments, **checks: Any) -> datasets.Dataset | None:
     """The unlabelled images, with the column "image" alone, or None."""
     if data_args.unlabeled_dir is not None:
         return load_images(data_args.unlabeled_dir, **checks)
@@ -99,7 +98,7 @@ def _load_unlabeled(data_args: DataArguments, checks: Mapping[str, Any]) -> data
 
 
 def _unlabeled_alone(
-    data_args: DataArguments, unlabeled: datasets.Dataset, label_names: list[str] | None, checks: Mapping[str, Any]
+    data_args: DataArguments, unlabeled: datasets.Dataset, label_names: list[str] | None, **checks: Any
 ) -> ImageData:
     if label_names is None:
         raise InputError("images without labels alone need a teacher whose labels they get")

@@ -9,11 +9,9 @@ from ..errors import InputError, did_you_mean, first_line
 from ..models.class_names import check_distinct
 from .arguments import DIGITS, DataArguments
 from .columns import (
-    check_images as check_stored_images,
-)
-from .columns import (
     check_label_range,
     check_some_images,
+    check_stored_images,
     find_columns,
     label_names_of,
     only_images,
@@ -51,9 +49,8 @@ def load_splits(data_args: DataArguments, **checks: Any) -> ImageData:
         if missing:
             raise InputError(f"the validation split has no column {' and '.join(sorted(missing))}")
         validation = with_class_labels(standard_columns(validation, *columns), names, "validation")
-    for part, split in ((train, train_split), (validation, validation_split)):
-        if part is not None:
-            _check_split(part, split, name, **checks)
+    parts = {train_split: train} if validation is None else {train_split: train, validation_split: validation}
+    _check_splits(parts, name, **checks)
     return ImageData(train, validation, names)
 
 
@@ -68,7 +65,7 @@ def load_image_split(name: str, revision: str | None, split: str, **checks: Any)
     """
     dataset = _split_of(_load_all_splits(name, revision=revision), split, name)
     dataset = only_images(dataset, f"the unlabelled data set {name!r}")
-    _check_split(dataset, split, name, **checks)
+    _check_splits({split: dataset}, name, **checks)
     return dataset
 
 
@@ -108,7 +105,7 @@ def open_stream(data_args: DataArguments, **checks: Any) -> ImageData:
     validation = _read_to_the_end(data_args, validation_split, splits[validation_split].features, columns)
     validation = with_class_labels(standard_columns(validation, *columns), names, "validation")
     check_label_range(stored_column(validation, "label"), len(names), "validation")
-    _check_split(validation, validation_split, name, **checks)
+    _check_splits({validation_split: validation}, name, **checks)
     return ImageData(train, validation, names)
 
 
@@ -145,22 +142,25 @@ def _split_of(splits: Mapping[str, datasets.Dataset], split: str, name: str) -> 
     return splits[split]
 
 
-def _check_split(
-    dataset: datasets.Dataset,
-    split: str,
+def _check_splits(
+    splits: Mapping[str, datasets.Dataset],
     name: str,
     *,
     on_bad_image: str,
     check_images: str,
     once_per_machine: OncePerMachine,
 ) -> None:
-    """Refuses images that cannot be used: by the headers of all, and by decoding a few; or as `load_data` is told."""
+    """Refuses images that cannot be used: by the headers of all, and by decoding a few; or as `load_data` is told.
+
+    Of all splits at once: another machine may have fewer, and is waited for as often.
+    """
 
     def check() -> None:
-        where = f"images of the split {split!r} of {name!r}"
-        check_stored_images(dataset, "image", where, on_bad_image, check_images)
-        if on_bad_image == "stop" and check_images == "headers":
-            check_some_images(dataset)
+        for split, dataset in splits.items():
+            where = f"images of the split {split!r} of {name!r}"
+            check_stored_images(dataset, "image", where, on_bad_image, check_images)
+            if on_bad_image == "stop" and check_images == "headers":
+                check_some_images(dataset)
 
     once_per_machine(check)
 

@@ -20,9 +20,12 @@ from ..data.arguments import DataArguments
 from ..errors import InputError, counted, not_one_of
 from ..hub.files import write_whole, writing
 from ..hub.recipe_file import RECORDED, dump_recipe
+from ..hub.run_folder import list_checkpoints
 from ..models.student import lacked_fields
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
+from ..training.checkpoints import resume_wish
 from ..training.hardware import num_devices
+from ..training.origin import views_per_step_in
 from ..training.processes import on_main_process
 from ..training.total_batch import Share, TotalBatch
 from . import (
@@ -181,7 +184,7 @@ def _share_of_a_step(options: Mapping[str, Any], given: Collection[str]) -> Shar
     total, batch_size, accumulation = numbers
     if total is None or any(number < 1 for number in [*numbers, group_size or 1]):  # which their ranges refuse
         return None
-    return TotalBatch(
+    step = TotalBatch(
         total=total,
         num_devices=num_devices(),
         at_most=batch_size,
@@ -189,7 +192,23 @@ def _share_of_a_step(options: Mapping[str, Any], given: Collection[str]) -> Shar
         least=2 if mixes else 1,
         batch_size=batch_size if "per_device_train_batch_size" in given else None,
         accumulation=accumulation if "gradient_accumulation_steps" in given else None,
-    ).share()
+    )
+    try:
+        return step.share()
+    except InputError as error:
+        raise InputError(f"{error}{_total_of_the_run(options)}") from error
+
+
+def _total_of_the_run(options: Mapping[str, Any]) -> str:
+    """What a run that shall go on keeps to, as an end of a refusal: one of an earlier version stated no total."""
+    wish = resume_wish(options["resume_from_checkpoint"])
+    checkpoints = list_checkpoints(options["output_dir"]) if wish is True else [wish] if wish else []
+    try:
+        views = checkpoints and views_per_step_in(checkpoints[-1])
+    except (OSError, ValueError):  # whoever goes on from it says why
+        views = None
+    is_news = views and views != options["total_batch_size"]
+    return f". The run that goes on has --total_batch_size {views}" if is_news else ""
 
 
 def _told_of_the_total(options: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], share: Share) -> list[str]:
@@ -494,7 +513,8 @@ def _without_foreign_overrides(arguments: Arguments, foreign: Collection[str]) -
             )
         return lacked
 
-    dropped = on_main_process(lacked) if candidates else []
+    # By all processes, also where they were given different options, which is told once all have theirs.
+    dropped = on_main_process(lambda: lacked() if candidates else [])
     if not dropped:
         return arguments
     kept = {key: value for key, value in overrides.items() if key not in dropped}

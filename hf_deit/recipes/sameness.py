@@ -103,7 +103,6 @@ _OTHER_WORDS = {
 # reports to.
 OF_ONE_MACHINE = (
     *("output_dir", "use_cpu", "local_rank", "ddp_backend", "debug", "skip_memory_metrics"),
-    *_FOLDERS_OF_IMAGES,
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
     *("log_format", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name"),
@@ -111,15 +110,8 @@ OF_ONE_MACHINE = (
 )
 # Names of which each machine may have a folder of its own, whose content is compared.
 _PERHAPS_FOLDERS = (
-    *(
-        "student",
-        "teacher_model_name_or_path",
-        "teacher_labels",
-        "dataset_name",
-        "unlabeled_dataset_name",
-        "deepspeed",
-    ),
-    *("teacher_recipe", "resume_from_checkpoint"),
+    *("student", "teacher_model_name_or_path", "teacher_labels", "dataset_name", "unlabeled_dataset_name"),
+    *("deepspeed", "teacher_recipe", "resume_from_checkpoint"),
 )
 _A_FOLDER = "a folder or file there"
 _ORDER = {name: place for place, name in enumerate(REFUSED)}
@@ -186,7 +178,9 @@ def stated_options(recipe: Mapping[str, Any], args: DistillationTrainingArgument
     """
     wish = resume_wish(args.resume_from_checkpoint)
     options = {**DEFAULTS, **recipe, "resume_from_checkpoint": wish, "resume_from_hub": args.resume_from_hub}
+    options["push_to_hub"] = args.push_to_hub
     options["data_seed"] = options["seed"] if options["data_seed"] is None else options["data_seed"]
+    options |= {name: options[name] and _A_FOLDER for name in _FOLDERS_OF_IMAGES}
     for name in _PERHAPS_FOLDERS:
         if isinstance(options[name], str) and os.path.exists(options[name]):
             options[name] = _A_FOLDER

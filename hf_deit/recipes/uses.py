@@ -350,10 +350,10 @@ _USES = {
         "is how often is logged",
         ", but logging_strategy is {logging_strategy!r}: leave it out, or give --logging_strategy steps",
     ),
-    "dataloader_persistent_workers": _Use(
-        _all_on("dataloader_num_workers"), "keeps the loader's workers between epochs", _NO_WORKERS
-    ),
-    "dataloader_prefetch_factor": _Use(_all_on("dataloader_num_workers"), "is of the loader's workers", _NO_WORKERS),
+    **{
+        name: _Use(_all_on("dataloader_num_workers"), "is of the loader's workers", _NO_WORKERS)
+        for name in ("dataloader_prefetch_factor", "dataloader_multiprocessing_context")
+    },
     "activation_checkpointing_kwargs": _Use(
         lambda options: options["activation_checkpointing"] or options["gradient_checkpointing"],
         "is how activations are computed again",

@@ -23,6 +23,7 @@ from ..labels.identity import data_fingerprint, row_marks
 from ..models.class_names import in_order
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from .origin import differences, settings_of
+from .processes import on_every_process
 
 logger = logging.get_logger(__name__)
 
@@ -93,13 +94,16 @@ def check_alike(
     if PartialState().num_processes == 1:
         return
     images = {"train": views, "validation": validation}
-    is_whole = _is_on_several_machines() and os.environ.get("LOCAL_RANK", "0") == "0"
-    mine: dict[str, Any] = {name: images_in_brief(part, is_whole=is_whole) for name, part in images.items()}
-    mine["views_per_step"] = views_per_step
-    if is_whole:
-        mine |= {"teacher": teacher(), "student": _student_in_brief(student, processor)}
-    mine["versions"] = {name: version(name) for name in _LIBRARIES}
-    stated = stated_by_all(mine)
+    is_whole = _is_on_several_machines() and PartialState().is_local_main_process
+
+    def state() -> dict[str, Any]:
+        mine: dict[str, Any] = {name: images_in_brief(part, is_whole=is_whole) for name, part in images.items()}
+        if is_whole:
+            mine |= {"teacher": teacher(), "student": _student_in_brief(student, processor)}
+        versions = {name: version(name) for name in _LIBRARIES}
+        return {**mine, "views_per_step": views_per_step, "versions": versions}
+
+    stated = stated_by_all(on_every_process(state))
     check_parts(stated, images)
     if PartialState().is_main_process and (doubt := versions_doubt(stated)):
         logger.warning("%s", doubt)
@@ -138,7 +142,7 @@ def check_parts(stated: Sequence[Stated], views: Mapping[str, Any]) -> None:
             here, there = (brief(value, str, most=12 if field == "fingerprint" else 60) for value in found[field])
             where = first_difference(views[name], first, one) if field in ("rows", "fingerprint") else ""
             raise InputError(
-                f"{words}, differ between the processes of this run: {field or name} is {here} in {first.place}, "
+                f"the processes of this run differ in {words}: {field or name} is {here} in {first.place}, "
                 f"{there} in {one.place}{where}. Give all machines the same"
             )
 
@@ -173,12 +177,15 @@ def first_difference(views: Any, one: Stated, other: Stated) -> str:
     if rank == other.rank and mine is not None and marks[0] is not None:
         common = min(len(mine), len(marks[0]))
         apart = np.flatnonzero(mine[:common] != marks[0][:common])
-        index = [int(apart[0]) if len(apart) else common]
+        if len(apart) or len(mine) != len(marks[0]):
+            index = [int(apart[0]) if len(apart) else common]
     broadcast_object_list(index, from_process=other.rank)
     if index[0] is None:
         return ""
     names = gather_object(["" if mine is None else _name_of_row(views.dataset, index[0], **columns)])
     each = " and ".join(f"{names[who]} in process {who}" for who in (one.rank, other.rank))
+    if names[one.rank] == names[other.rank]:
+        each = f"the bytes of {names[one.rank]}"
     return f"; the first row that differs is row {index[0]}: {each}"
 
 

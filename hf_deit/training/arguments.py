@@ -293,16 +293,7 @@ class DistillationTrainingArguments(TrainingArguments):
         _check_choices(self)
         _check_numbers(self)
         check_fit(self)
-        if self.save_strategy == SaveStrategy.BEST and not self.metric_for_best_model:
-            raise InputError('save_strategy "best" saves by a metric: give --metric_for_best_model, say top1')
-        if self.save_strategy == SaveStrategy.BEST and self.eval_strategy == "no":
-            raise InputError('save_strategy "best" saves what was evaluated best, but eval_strategy is "no": give one')
-        if self.load_best_model_at_end and self.save_strategy not in (self.eval_strategy, SaveStrategy.BEST):
-            evaluated, saved = SaveStrategy(self.eval_strategy).value, SaveStrategy(self.save_strategy).value
-            raise InputError(
-                f"load_best_model_at_end keeps the best of what is both evaluated and saved, got eval_strategy "
-                f"{evaluated!r} and save_strategy {saved!r}: make them alike, or give --load_best_model_at_end false"
-            )
+        _check_best(self)
         if self.resume_from_hub and resume_wish(self.resume_from_checkpoint) not in (None, True):
             raise InputError(
                 "give either --resume_from_hub or a checkpoint on disk, not both; --resume_from_checkpoint true takes "
@@ -547,6 +538,20 @@ def _check_choices(arguments: object) -> None:
         choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and getattr(arguments, item.name) not in choices:
             raise InputError(not_one_of(item.name, getattr(arguments, item.name), choices))
+
+
+def _check_best(args: DistillationTrainingArguments) -> None:
+    """Refuses to keep a best checkpoint where there is none that is evaluated, and saved."""
+    if args.save_strategy == SaveStrategy.BEST and not args.metric_for_best_model:
+        raise InputError('save_strategy "best" saves by a metric: give --metric_for_best_model, say top1')
+    if args.save_strategy == SaveStrategy.BEST and args.eval_strategy == "no":
+        raise InputError('save_strategy "best" saves what was evaluated best, but eval_strategy is "no": give one')
+    if args.load_best_model_at_end and args.save_strategy not in (args.eval_strategy, SaveStrategy.BEST):
+        evaluated, saved = SaveStrategy(args.eval_strategy).value, SaveStrategy(args.save_strategy).value
+        raise InputError(
+            f"load_best_model_at_end keeps the best of what is both evaluated and saved, got eval_strategy "
+            f"{evaluated!r} and save_strategy {saved!r}: make them alike, or give --load_best_model_at_end false"
+        )
 
 
 def _check_numbers(args: DistillationTrainingArguments) -> None:

@@ -45,7 +45,7 @@ def average_doubts(args: DistillationTrainingArguments, *, num_steps: int, is_pr
     served = ", and it is what will be saved (publish_weights ema)" if args.publish_weights == "ema" else ""
     return [
         f"the moving average looks back over {1 / (1 - decay):,.0f} steps (ema_decay {decay:.8g}) and the run has "
-        f"{num_steps:,}: at its end the average is still made up to {100 * left:.2g} % of the weights that it begins "
+        f"{num_steps:,}: at its end the average is still made up to {100 * left:.0f} % of the weights that it begins "
         f"with{'' if is_pretrained else ', which are random'}{served}. Give --ema_warmup true, which lets the decay "
         f"grow to {reached:.3g} here, or --ema_decay {fitting:.8g}"
     ]

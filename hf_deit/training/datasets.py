@@ -8,8 +8,8 @@ import datasets
 from transformers import PreTrainedModel
 
 from ..data.columns import (
-    check_images,
     check_label_range,
+    check_stored_images,
     find_columns,
     has_label_column,
     stored_column,
@@ -195,7 +195,7 @@ def as_views(
     """The training views of a data set or a stream, with those of unlabelled images; anything else as it is.
 
     Args:
-        images_are_checked: whether the headers of the images were read before; see `check_images`.
+        images_are_checked: whether the headers of the images were read before; see `check_stored_images`.
 
     Raises:
         InputError: student, teacher and data do not fit together, or images cannot be used.
@@ -229,7 +229,7 @@ def as_views(
         dataset = join_unlabeled(dataset, unlabeled, in_order(model.config.id2label))
         image_column, label_column = "image", "label"
     if not images_are_checked:
-        check_images(dataset, image_column, "images to train on", args.on_bad_image, args.check_images)
+        check_stored_images(dataset, image_column, "images to train on", args.on_bad_image, args.check_images)
     return ViewDataset(dataset, transform, image_column=image_column, label_column=label_column, **settings)
 
 
@@ -264,7 +264,7 @@ def as_evaluation(
     else:
         image_column, label_column = check_data(dataset, model, teacher)
     if not images_are_checked:
-        check_images(dataset, image_column, "images to evaluate on", args.on_bad_image, args.check_images)
+        check_stored_images(dataset, image_column, "images to evaluate on", args.on_bad_image, args.check_images)
     return EvaluationDataset(
         dataset, processor, image_column=image_column, label_column=label_column, on_bad_image=args.on_bad_image
     )

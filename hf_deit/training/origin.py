@@ -69,12 +69,15 @@ class RunOrigin(TrainerCallback, ExportableState):
         state.stateful_callbacks[type(self).__name__] = self.state()
 
 
-def describe_origin(trainer: "DistillationTrainer", teacher: Teacher | TeacherDescription | None) -> dict[str, Any]:
+def describe_origin(
+    trainer: "DistillationTrainer", teacher: Teacher | TeacherDescription | None, checkpoint: str | None = None
+) -> dict[str, Any]:
     """What a run's weights depend on and its arguments do not tell, as an object of JSON; for one process to ask.
 
     Args:
         trainer: of the run.
         teacher: that it was given, or None.
+        checkpoint: that it goes on from, if it does.
 
     Returns:
         teacher: revision (a commit, or a digest of a folder), dtype, preprocessing. Without one, of the kept labels'.
@@ -83,9 +86,11 @@ def describe_origin(trainer: "DistillationTrainer", teacher: Teacher | TeacherDe
         views_per_step, views_at_once: over all devices and accumulation steps, and what the student sees at once, if
             it has layers that look at the whole batch.
         dropout: where it stands in a model of this package that has any; earlier versions had it elsewhere.
+        changes: which of its arguments were otherwise until a step before, in words.
         What is not known is left out.
     """
     views, validation, args = trainer.train_dataset, trainer.eval_dataset, trainer.args
+    changes = [*(changes_in(checkpoint) if checkpoint else ()), *trainer.changes]
     origin = {
         "teacher": teacher_of(teacher, trainer.kept_labels),
         "student": _digest(trainer.model.name_or_path),
@@ -94,6 +99,7 @@ def describe_origin(trainer: "DistillationTrainer", teacher: Teacher | TeacherDe
         "views_per_step": args.total_train_batch_size if isinstance(views, KeyedViews) else None,
         "views_at_once": args.train_batch_size if _looks_at_batches(trainer.model) else None,
         "dropout": _DROPOUT if _has_own_dropout(trainer.model) else None,
+        "changes": list(dict.fromkeys(changes)),
     }
     return json.loads(json.dumps({name: value for name, value in origin.items() if value is not None}))
 
@@ -264,5 +270,7 @@ def differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, 
 def _is_same(before: Any, now: Any) -> bool:
     if isinstance(before, list) and isinstance(now, list):
         return len(before) == len(now) and all(map(_is_same, before, now))
-    numbers = all(isinstance(value, int | float) for value in (before, now))
-    return math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-9) if numbers else before == now
+    are_numbers = all(isinstance(value, int | float) for value in (before, now))
+    if are_numbers and float in (type(before), type(now)):
+        return math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-9)
+    return before == now  # whole numbers, too: a million images may be one fewer

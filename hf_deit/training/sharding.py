@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, is_deepspeed_available
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.utils import strtobool
 
-from ..errors import InputError, counted, shortlist
+from ..errors import InputError, counted, first_line, shortlist
 
 Library = Literal["FSDP", "DeepSpeed"]
 
@@ -34,7 +33,7 @@ _OPTIMIZERS = {
 def library_of(args: TrainingArguments) -> Library | None:
     """What is asked to shard a run, by its arguments or its launcher."""
     for library, given in (("DeepSpeed", args.deepspeed), ("FSDP", args.fsdp)):
-        if given or strtobool(os.environ.get(_VARIABLES[library], "false")):
+        if given or os.environ.get(_VARIABLES[library], "").lower() == "true":  # to accelerate, nothing else is
             return library
     return None
 
@@ -75,11 +74,13 @@ def check_sharding(args: TrainingArguments, library: Library | None = None) -> N
         library: that shards the run; by default the one that is asked to.
 
     Raises:
-        InputError: DeepSpeed is not installed, or there is to be a moving average.
+        InputError: DeepSpeed is not installed, accelerate would leave FSDP out, or there is to be a moving average.
     """
     library = library or library_of(args)
     if library == "DeepSpeed":
         check_deepspeed()
+    if library == "FSDP":
+        _check_devices(args, library, args.distributed_state)
     if library is not None and args.ema_decay:
         keeps = "shards" if library == "FSDP" else "keeps in its optimizer"
         raise InputError(
@@ -90,47 +91,52 @@ def check_sharding(args: TrainingArguments, library: Library | None = None) -> N
         )
 
 
-def check_is_sharded(args: TrainingArguments, accelerator: Accelerator) -> None:
-    """Refuses a run that was to be sharded and is not, or is by the first FSDP.
+def check_accelerator(args: TrainingArguments, accelerator: Accelerator) -> None:
+    """Refuses a run that is not sharded as it was to be, or that cannot be what it is to be so.
 
-    Accelerate leaves FSDP out without a word where there are no GPUs. The first one hands the optimizer flat weights,
-    of which nobody can tell which are decayed.
+    The first FSDP hands the optimizer flat weights, of which nobody can tell which are decayed.
 
     Raises:
-        InputError: see above.
+        InputError: see above and `check_sharding`.
     """
-    if accelerator.distributed_type == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version != 2:
-        raise InputError(
-            f"fsdp_version must be 2, got {accelerator.state.fsdp_plugin.fsdp_version}, whose flat weights cannot be "
-            "told apart for weight decay: say fsdp_version: 2 in accelerate's configuration, as "
-            "scripts/accelerate_configs/fsdp2.yaml does"
-        )
-    library = library_of(args)
-    if library is None or accelerator.distributed_type.value in (library.upper(), "XLA"):  # TPUs have their own FSDP
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if accelerator.state.fsdp_plugin.fsdp_version != 2:
+            raise InputError(
+                f"fsdp_version must be 2, got {accelerator.state.fsdp_plugin.fsdp_version}, whose flat weights cannot "
+                "be told apart for weight decay: say fsdp_version: 2 in accelerate's configuration, as "
+                "scripts/accelerate_configs/fsdp2.yaml does"
+            )
+        check_sharding(args, "FSDP")
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        check_sharding(args, "DeepSpeed")
+    elif (library := library_of(args)) is not None:
+        _check_devices(args, library, accelerator)
+
+
+def _check_devices(args: TrainingArguments, library: Library, state: PartialState | Accelerator) -> None:
+    """Refuses devices that accelerate does not share a run out to: it would train with DDP, and not say so."""
+    if state.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU):
         return
-    if args.fsdp:
-        os.environ.pop(_VARIABLES["FSDP"], None)  # accelerate has set it, and would ask the next run for FSDP, too
     by = f"--{library.lower()}" if getattr(args, library.lower()) else f"{_VARIABLES[library]}, from its launcher"
-    if accelerator.num_processes == 1:
+    if state.num_processes == 1:
         raise InputError(
             f"this run is one process, and was to be sharded ({by}), but {library.lower()} only works in distributed "
             "training: start one on each GPU with hf-deit launch --num_processes, or leave it out"
         )
     raise InputError(
         f"this run was to be sharded ({by}), but accelerate does that with {library} on GPUs alone, and these "
-        f"{accelerator.num_processes} processes are on the {accelerator.device.type.upper()}, where each would hold "
-        "everything: leave it out, say with --config_file scripts/accelerate_configs/cpu_2.yaml"
+        f"{state.num_processes} processes are on the {state.device.type.upper()}, where each would hold everything: "
+        "leave it out, say with --config_file scripts/accelerate_configs/cpu_2.yaml"
     )
 
 
 def sharding_in_words(accelerator: Accelerator) -> str:
     """What of a run is sharded, and by what; empty if nothing is."""
     if accelerator.distributed_type == DistributedType.FSDP:
-        plugin = accelerator.state.fsdp_plugin
-        return f"weights, gradients and optimizer sharded by FSDP{plugin.fsdp_version}"
+        return "weights, gradients and optimizer sharded by FSDP2"
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         stage = accelerator.state.deepspeed_plugin.zero_stage
-        parts = ("", "optimizer", "gradients and optimizer", "weights, gradients and optimizer")
+        parts = {1: "optimizer", 2: "gradients and optimizer"}
         return f"{parts[stage]} sharded by DeepSpeed (ZeRO-{stage})" if stage else "DeepSpeed, which shards nothing"
     return ""
 
@@ -145,7 +151,7 @@ def prepared_for_fsdp(model: PreTrainedModel, accelerator: Accelerator) -> Itera
     there, and the embeddings, which are small in a classifier of images, stay with what holds them.
 
     Raises:
-        InputError: the configuration names classes that the model has not.
+        InputError: the configuration names classes that the model has not, or wraps what cannot be.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         yield
@@ -162,6 +168,13 @@ def prepared_for_fsdp(model: PreTrainedModel, accelerator: Accelerator) -> Itera
     model.get_input_embeddings = lambda: None
     try:
         yield
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"FSDP cannot shard {type(model).__name__} as its configuration says ({first_line(error)}): give "
+            "fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP, which wraps the layers"
+        ) from error
     finally:
         del model.get_input_embeddings
         plugin.transformer_cls_names_to_wrap = given

@@ -56,13 +56,13 @@ from .log_table import LogTableCallback
 from .metrics import Hits, answers, answers_and_ranks, count_hits, head_accuracies, mean_loss, rank_labels
 from .objective import DistillationObjective, evaluation_loss, image_losses
 from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
-from .origin import RunOrigin, changes_in, check_origin, check_student, describe_origin, teacher_of
+from .origin import RunOrigin, check_origin, check_student, describe_origin, teacher_of
 from .pace import EvaluationPaceCallback, with_pace
 from .processes import holding, on_every_process, on_main_process, share_buffers
 from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
 from .sharding import (
-    check_is_sharded,
+    check_accelerator,
     check_same_sharding,
     check_sharding,
     prepared_for_fsdp,
@@ -244,9 +244,7 @@ class DistillationTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        check_is_sharded(self.args, self.accelerator)
-        if self._is_sharded:
-            check_sharding(self.args, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
+        check_accelerator(self.args, self.accelerator)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, checkpoint: str | None) -> Any:
         # In here DeepSpeed restores weights and optimizer.
@@ -381,12 +379,14 @@ class DistillationTrainer(Trainer):
         Afterwards `label_report` says what became of kept labels.
 
         Raises:
-            InputError: there is no checkpoint to resume from; another run is at work in the output folder; or the
-                teacher's answers are not finite, and are not to be passed over; or the processes do not have the same
-                images and models.
+            InputError: there is no checkpoint to resume from; another run is at work in the output folder; the run is
+                sharded, and the Trainer has trained before; the teacher's answers are not finite, and are not to be
+                passed over; or the processes do not have the same images and models.
             TrainingDivergedError: the loss is no longer finite; the checkpoints are those from before.
             CheckpointError: a checkpoint could not be written; those from before are whole.
         """
+        if self._is_sharded and self.state.global_step:  # its optimizer would have other weights than the model
+            raise InputError("a Trainer that FSDP or DeepSpeed shards trains once: make another one to go on")
         folder = self._get_output_dir(kwargs.get("trial"))  # trials of a search may run side by side, in folders of it
         with holding(folder, is_written=self.args.save_strategy != SaveStrategy.NO):
             return self._train_with_labels(resume_from_checkpoint, **kwargs)
@@ -468,12 +468,7 @@ class DistillationTrainer(Trainer):
 
     def _note_origin(self, checkpoint: str | None = None) -> dict[str, Any]:
         """Lets the next checkpoints say what the run was started with, and what has changed since."""
-
-        def describe() -> dict[str, Any]:
-            changes = [*(changes_in(checkpoint) if checkpoint else ()), *self.changes]
-            return {**describe_origin(self, self._fitted["teacher"]), "changes": list(dict.fromkeys(changes))}
-
-        origin = on_main_process(describe)
+        origin = on_main_process(lambda: describe_origin(self, self._fitted["teacher"], checkpoint))
         self._run_origin.origin = origin
         self.record.sources = replace(self.record.sources, changes=origin["changes"])
         return origin
@@ -577,7 +572,8 @@ class DistillationTrainer(Trainer):
             logits: see `_keeping`.
         """
         losses = self._image_losses = []
-        share_buffers(self.model)
+        if self.state.global_step:  # before, all have those that were loaded, perhaps not on the device yet
+            share_buffers(self.model)
         try:
             with self._keeping(logits=logits):
                 output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=prefix, **kwargs)
@@ -760,7 +756,7 @@ class DistillationTrainer(Trainer):
         Args:
             metrics: instead of those that were measured.
         """
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with under_own_class(model):
             return self.record.facts(
                 model,

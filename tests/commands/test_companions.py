@@ -43,6 +43,8 @@ from hf_deit.commands.command_line import exit_command, run_command
 from hf_deit.commands.train import main
 
 command_line._PATIENCE, companions._SECONDS_TO_UNWIND = 1.5, 3.0
+# All come in time, also on a busy machine.
+companions._SECONDS_TO_TRY = companions._SECONDS_TO_SPEAK = companions._SECONDS_TO_END = 30.0
 
 def wait_for_others(arguments):
     torch.distributed.init_process_group("gloo")
@@ -206,6 +208,7 @@ def test_of_an_error_that_all_raise_the_process_that_has_met_it_says_why(process
     with pytest.raises(InputError, match="of one") as raised:
         processes.on_every_process(lambda: None)
     assert raised.value.met_by == 1
+    monkeypatch.setattr(command_line, "_PATIENCE", 30.0)
     others = [process(0), process(1)]
     waiting = threading.Thread(target=lambda: command_line._end(raised.value, [], others[0], ""))
     waiting.start()
@@ -213,6 +216,21 @@ def test_of_an_error_that_all_raise_the_process_that_has_met_it_says_why(process
     assert command_line._end(raised.value, [], others[1], "") == 2
     waiting.join()
     assert capsys.readouterr().err == f"\nerror in process 1 on {HOST}: of one\n"
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_a_command_in_another_thread_ends_likewise(monkeypatch, capsys, number):
+    for name, value in {"RANK": "0", "WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    statuses = []
+
+    def refuse(arguments):
+        raise InputError("of a thread")
+
+    thread = threading.Thread(target=lambda: statuses.append(command_line.run_command(refuse, [])))
+    thread.start()
+    thread.join()
+    assert statuses == [2] and capsys.readouterr().err.count("of a thread") == 1
 
 
 def test_what_was_told_of_one_command_does_not_end_the_next(process, monkeypatch):
@@ -226,7 +244,7 @@ def test_one_process_and_one_without_a_store_end_by_themselves(monkeypatch):
     with alone.watched():
         assert alone.ended_by_another(5.0, is_cut_off=False) is None and not alone.must_be_spoken_for
     alone.tell(2)
-    monkeypatch.setattr(companions, "_SECONDS_TO_SPEAK", 0.1)
+    monkeypatch.setattr(companions, "_SECONDS_TO_TRY", 0.1)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", str(free_ports(1)[0]))

@@ -186,9 +186,18 @@ def test_another_teacher_is_not_taken_up(tmp_path, options):
     other = arguments_of(run, *options)
     before = everything_in(run)
     if options:
-        with pytest.raises(InputError, match=rf"teacher' was started with {options[0][2:]}"):
+        with pytest.raises(InputError, match=rf"^of the teacher in .*teacher' was started with {options[0][2:]}"):
             train_teacher("debug_teacher", images, other)
     else:
         assert train_teacher("debug_teacher", images, other) == str(run / "teacher")
     assert train_teacher("debug_teacher", images, other, resuming=True) == str(run / "teacher")
     assert everything_in(run) == before
+
+
+def test_what_is_wrong_with_a_teachers_recipe_is_told_as_of_it(tmp_path):
+    """An option of the command line, which a message names, would be the student's."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: debug_teacher\nmixup: 0.8\nmixup_group_size: 4\ntotal_batch_size: 10\n")
+    images = ImageData(*tiny.digits(), [str(index) for index in range(10)])
+    with pytest.raises(InputError, match=r"^of the teacher_recipe '.*mine.yaml', .* --total_batch_size 8 would"):
+        train_teacher(str(recipe), images, arguments_of(tmp_path / "run"))

@@ -32,10 +32,11 @@ from support.main_of import ROOT
 
 from hf_deit.data import arguments
 from hf_deit.data.arguments import DataArguments
-from hf_deit.data.columns import check_images, find_columns
+from hf_deit.data.columns import check_stored_images, find_columns
 from hf_deit.data.digits import load_digits
 from hf_deit.data.folders import _files_below, load_class_folders, load_images
 from hf_deit.data.image_data import split_by_label
+from hf_deit.data.load import load_data
 from hf_deit.errors import InputError
 
 
@@ -745,8 +746,8 @@ def test_files_of_all_kinds_are_taken_from_a_data_set(kind):
     picture(1, 1).save(content, kind)
     images = [{"bytes": content.getvalue(), "path": None}] * 4
     data = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 2}, features=FEATURES)
-    check_images(data, "image", "images", "stop")
-    check_images(data.select([3, 1]), "image", "images", "stop")
+    check_stored_images(data, "image", "images", "stop")
+    check_stored_images(data.select([3, 1]), "image", "images", "stop")
 
 
 def test_the_rows_of_a_large_data_set_are_named():
@@ -756,8 +757,8 @@ def test_the_rows_of_a_large_data_set_are_named():
     for part, rows in ((data, bad), (data.select(range(1099, -1, -1)), {1099 - row for row in bad})):
         listing = ", ".join(f"row {row}" for row in sorted(rows))
         with pytest.raises(InputError, match=f"5 of the 1100 images .*: {listing}"):
-            check_images(part, "image", "images", "stop")
-        check_images(part, "image", "images", "skip")
+            check_stored_images(part, "image", "images", "stop")
+        check_stored_images(part, "image", "images", "skip")
 
 
 def test_a_data_set_of_nothing_but_floats_cannot_be_skipped(tmp_path):
@@ -916,3 +917,16 @@ def test_a_table_without_images_in_its_image_column_is_refused(tmp_path):
     message = refusal(dataset_name=path)
     assert "row 0" in message
     assert "row0.png" in message
+
+
+def test_machines_wait_for_each_other_as_often_whichever_splits_they_have(tmp_path):
+    calls = []
+
+    def once_per_machine(function):
+        calls.append(function())
+
+    for name, splits in (("one", ["train"]), ("two", ["train", "validation"])):
+        path = parquet(tmp_path / name, **{split: table([0, 1, 2] * 20) for split in splits})
+        load_data(DataArguments(dataset_name=path), once_per_machine=once_per_machine)
+        assert len(calls) == 1
+        calls.clear()

@@ -21,6 +21,7 @@ from transformers import AutoModelForImageClassification
 import hf_deit
 from hf_deit import DistillationTrainer, DistilledDeiTImageProcessor, create_model
 from hf_deit.commands.train import run
+from hf_deit.models.student import load_student
 from hf_deit.recipes import list_recipes, load_recipe, resolve
 from hf_deit.recipes.resolve import resolve_arguments
 from hf_deit.training.arguments import DistillationTrainingArguments
@@ -167,13 +168,26 @@ def test_fine_tuning_at_384_pixels(name):
     assert tuple(values[key] for key in keys) == expected[name]
 
 
-def test_fine_tuning_has_no_stochastic_depth():
-    """It was off in the authors' code when the paper's numbers came out."""
+def test_fine_tuning_has_neither_stochastic_depth_nor_dropout():
+    """They were off in the authors' code when the paper's numbers came out."""
     names = [name for name in list_recipes() if load_recipe(name).get("image_size") == 384]
     assert {*names} == {*DEIT_384, "regnety_160_384", "table8_sgd_fine_tuning"}
     overrides = {name: resolved(name)["student_overrides"] for name in names}
     assert overrides.pop("regnety_160_384") is None  # a convnet without it
-    assert all(given == {"drop_path_rate": 0.0} for given in overrides.values())
+    assert all(given == {"drop_path_rate": 0.0, "hidden_dropout_prob": 0.0} for given in overrides.values())
+
+
+def test_fine_tuning_switches_a_students_dropout_off(tmp_path):
+    """Of table8_dropout's, which its configuration would keep."""
+    small = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    overrides = load_recipe("table8_dropout")["student_overrides"]
+    labels = {0: "cat", 1: "dog"}
+    create_model("deit_base_patch16_224", id2label=labels, **small, **overrides).save_pretrained(tmp_path)
+    DistilledDeiTImageProcessor(crop_size=224).save_pretrained(tmp_path)
+    arguments = ["--recipe", "deit_base_384", "--use_cpu", "true", "--student", str(tmp_path)]
+    given = resolve_arguments(arguments).model.student_overrides
+    model, _ = load_student(tmp_path, id2label=labels, overrides=given)
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
 
 
 def test_what_one_recipe_makes_is_where_the_next_looks_for_it():

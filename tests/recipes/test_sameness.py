@@ -89,6 +89,9 @@ def stated(line: list[str]) -> dict:
         (["--teacher_model_name_or_path", "lab/one"], ["--teacher_model_name_or_path", "HERE"], []),
         (["--teacher_model_name_or_path", "HERE"], [], ["teacher_model_name_or_path"]),
         (["--student", "HERE"], ["--student", "THERE"], []),
+        (["--train_dir", "a", "--dataset_name", ""], ["--train_dir", "b", "--dataset_name", ""], []),
+        (["--train_dir", "a", "--validation_dir", "b"], ["--train_dir", "a"], ["validation_dir"]),
+        (["--push_to_hub", "true", "--hub_model_id", "lab/one"], [], ["push_to_hub"]),
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ A recipe's batch is the most that a device takes at once, and the accumulation f
 the two holds. Who takes no steps is not refused for devices that cannot share one.
 """
 
+import json
 import random
 from dataclasses import replace
 
@@ -222,6 +223,23 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_own_total(on):
     del before["total_batch_size"]
     now = resolved_recipe(on(1, "--recipe", B, TOTAL, "128", "--min_learning_rate", "1e-5"))
     assert [*refused(before, now)] == []
+
+
+def test_where_a_run_of_an_earlier_version_goes_on_the_refusal_names_its_total(on, tmp_path):
+    origin = {"RunOrigin": {"attributes": {"origin": {"views_per_step": 12}}}}
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": origin}))
+    command = ["--recipe", B, BATCH, "12", "--mixup_group_size", "4"]
+    for wish in ("true", str(checkpoint)):
+        go_on = [*command, "--resume_from_checkpoint", wish]
+        with pytest.raises(InputError, match=r"\. The run that goes on has --total_batch_size 12$"):
+            on(1, *go_on)
+        assert share(on(1, *go_on, TOTAL, "12")) == (12, 1)
+    (checkpoint / "trainer_state.json").unlink()
+    for line in ([], ["--resume_from_checkpoint", "true"], ["--resume_from_checkpoint", "nowhere"]):
+        with pytest.raises(InputError, match=r"--total_batch_size 1020 would do$"):
+            on(1, *command, *line)
 
 
 def test_in_python_what_does_not_make_the_total_is_refused(tmp_path):

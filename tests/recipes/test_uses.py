@@ -117,8 +117,8 @@ ROWS = {
         for name in ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
     },
     "logging_steps": ("7", [*HERE, "--logging_strategy", "epoch"], "give --logging_strategy steps", HERE),
-    "dataloader_persistent_workers": ("true", [*HERE, "--dataloader_num_workers", "0"], "num_workers is 0", HERE),
     "dataloader_prefetch_factor": ("2", [*HERE, "--dataloader_num_workers", "0"], "num_workers", HERE),
+    "dataloader_multiprocessing_context": ("fork", [*HERE, "--dataloader_num_workers", "0"], "num_workers", HERE),
     "optim_target_modules": ("attention", HERE, "GaLore", [*HERE, "--optim", "galore_adamw"]),
 }
 
@@ -126,6 +126,16 @@ ROWS = {
 @pytest.fixture(autouse=True)
 def trackio_is_installed(monkeypatch):
     monkeypatch.setattr("hf_deit.training.reporters._is_installed", lambda name: True)
+
+
+def test_a_recipe_of_persistent_workers_may_have_none(tmp_path):
+    """By its own words, and where the command line says so, which takes the rest of the workers' settings away."""
+    of_workers = "dataloader_persistent_workers: true\n"
+    (tmp_path / "none.yaml").write_text(f"base: debug\ndataloader_num_workers: 0\n{of_workers}")
+    of_workers += "dataloader_prefetch_factor: 3\ndataloader_multiprocessing_context: spawn\n"
+    (tmp_path / "two.yaml").write_text(f"base: debug\ndataloader_num_workers: 2\n{of_workers}")
+    assert outcome(["--recipe", str(tmp_path / "none.yaml"), *DIGITS]) is None
+    assert outcome(["--recipe", str(tmp_path / "two.yaml"), *DIGITS, "--dataloader_num_workers", "0"]) is None
 
 
 @pytest.mark.parametrize("name", uses._USES)

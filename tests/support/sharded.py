@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 
@@ -16,13 +15,12 @@ def on_cpus() -> Iterator[None]:
 
     All else is accelerate's own doing, by the variables that its launcher has set.
     """
-    initialise = AcceleratorState.__init__
+    initialise = PartialState.__init__
 
     def as_gpus(state, *args, **kwargs):
-        are_cpus = PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU
-        if are_cpus and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         initialise(state, *args, **kwargs)
+        if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            state.distributed_type = DistributedType.MULTI_GPU
 
-    with patch.object(AcceleratorState, "__init__", as_gpus):
+    with patch.object(PartialState, "__init__", as_gpus):
         yield

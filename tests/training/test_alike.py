@@ -25,7 +25,9 @@ def compare(monkeypatch, tmp_path):
     """Compares a run with that of a process on another machine; what that finds, it states as this one does."""
     monkeypatch.setattr(alike, "_is_on_several_machines", lambda: True)
     monkeypatch.setattr(alike, "first_difference", lambda views, one, other: "; row 7")
-    monkeypatch.setattr(alike, "PartialState", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
+    state = SimpleNamespace(num_processes=2, is_main_process=True, is_local_main_process=True)
+    monkeypatch.setattr(alike, "PartialState", lambda: state)
+    monkeypatch.setattr(alike, "on_every_process", lambda function: function())
     states = []
 
     def states_alone(value):
@@ -104,9 +106,15 @@ def test_teachers_in_folders_are_compared_by_their_weights(compare, tmp_path):
         for name, seed in (("one", 1), ("copied", 1), ("other", 2))
     )
     compare({"teacher": first}, {"teacher": copied})
-    with pytest.raises(InputError, match=r"^the teacher, differ.*: revision is sha256:.* in process 0"):
+    with pytest.raises(InputError, match=r"differ in the teacher: revision is sha256:.* in process 0"):
         compare({"teacher": first}, {"teacher": other})
     assert teacher_of(None) is None
+
+
+def test_of_a_million_images_one_fewer_is_told():
+    stated = [Stated(rank, "a", {"train": {"rows": 1_281_167 - rank}}) for rank in range(2)]
+    with pytest.raises(InputError, match="rows is 1281167 in process 0 on a, 1281166 in process 1 on a"):
+        check_parts(stated, {"train": None})
 
 
 def test_one_process_compares_nothing():

@@ -181,7 +181,7 @@ def doubts(folder, steps: int, *, is_pretrained: bool = False, **settings) -> st
 def test_an_average_that_stays_at_its_beginning_is_told_with_what_mends_it(tmp_path, steps):
     found = doubts(tmp_path, steps, ema_decay=0.99996)
     assert "looks back over 25,000 steps (ema_decay 0.99996)" in found and f"has {steps:,}: " in found
-    assert f"up to {100 * 0.99996**steps:.2g} % of the weights that it begins with, which are random" in found
+    assert f"up to {100 * 0.99996**steps:.0f} % of the weights that it begins with, which are random" in found
     assert "publish_weights" not in found and "--ema_warmup true" in found
     fitting = float(found.rpartition("--ema_decay ")[2])
     assert fitting == pytest.approx(math.exp(-10 / steps), abs=0.06)

@@ -37,7 +37,14 @@ from hf_deit.commands.train import run
 from hf_deit.hub.run_folder import read_state, step_of, whole_checkpoints
 from hf_deit.training.checkpoints import check_unchanged
 from hf_deit.training.overview import describe_run
-from hf_deit.training.sharding import check_is_sharded, check_same_sharding, check_stage
+from hf_deit.training.sharding import (
+    check_accelerator,
+    check_same_sharding,
+    check_sharding,
+    check_stage,
+    library_of,
+    prepared_for_fsdp,
+)
 
 VARIABLES = {"fsdp2": "ACCELERATE_USE_FSDP", "deepspeed_zero2": "ACCELERATE_USE_DEEPSPEED"}
 RUN = {
@@ -82,7 +89,7 @@ STUDENTS: dict[str, Callable[[], PreTrainedModel]] = {
     "siglip": lambda: native(SiglipConfig, SiglipForImageClassification, vision_config=SIGLIP),
 }
 WHOLE_RUNS = ("deit", "cait")
-SHORT_RUNS = ("vit", "resnet", "siglip")
+SHORT_RUNS = {"fsdp2": ("vit", "resnet", "siglip"), "deepspeed_zero2": ("resnet",)}
 
 
 class Shards(TrainerCallback):
@@ -118,6 +125,8 @@ def train(
     metrics = trainer.evaluate()
     trainer.save_model()
     trainer.create_model_card()
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        assert "trains once: make another one" in refusal(trainer.train)
     if teacher is not None:
         assert not any(isinstance(weight, DTensor) or weight.requires_grad for weight in teacher.parameters())
     return {"parts": shards.parts, "metrics": metrics, "device": describe_run(trainer).device}
@@ -129,11 +138,11 @@ def refusal(call: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def run_all(folder: Path, teacher: str, results: dict[str, Any]) -> None:
+def run_all(folder: Path, teacher: str, launched_by: str, results: dict[str, Any]) -> None:
     for name in WHOLE_RUNS:
         labels = {"teacher_labels": str(folder / name / "labels")} if name == "deit" else {}
         results[folder.name, name] = train(folder / name, name, teacher, **RUN, **labels)
-    for name in SHORT_RUNS:
+    for name in SHORT_RUNS[launched_by]:
         results[folder.name, name] = train(folder / name, name, max_steps=2, optim="sgd")
 
 
@@ -142,11 +151,11 @@ def main(folder: Path, teacher: str, launched_by: str) -> None:
     results, rank = {}, int(os.environ["RANK"])
     with patch.dict(os.environ):
         del os.environ[VARIABLES[launched_by]]
-        run_all(folder / "ddp", teacher, results)
+        run_all(folder / "ddp", teacher, launched_by, results)
     if launched_by == "fsdp2":
         results["on CPUs"] = refusal(lambda: train(folder / "refused", "deit"))
     with sharded.on_cpus():
-        run_all(folder / "sharded", teacher, results)
+        run_all(folder / "sharded", teacher, launched_by, results)
         early = tiny.trainer(STUDENTS["deit"](), tiny.arguments(folder / "refused", distillation_type="none"))
         results["evaluated early"] = refusal(early.evaluate)
         results["averaged"] = refusal(lambda: train(folder / "refused", "deit", ema_decay=0.9))
@@ -158,7 +167,8 @@ def main(folder: Path, teacher: str, launched_by: str) -> None:
         train(folder / "resumed", "deit", teacher, checkpoint="true", **RUN, teacher_labels=labels)
         saving = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
         with patch.dict(os.environ, FSDP_STATE_DICT_TYPE="SHARDED_STATE_DICT"):
-            train(folder / "in parts", "plain deit", bf16=True, **saving)
+            compiled = {"torch_compile": launched_by == "fsdp2", "torch_compile_backend": "eager"}
+            train(folder / "in parts", "plain deit", bf16=True, **saving, **compiled)
         other = str(folder / "ddp" / "deit" / "checkpoint-2")
         results["to sharded"] = refusal(lambda: train(folder / "refused", "deit", teacher, checkpoint=other, **RUN))
     with patch.dict(os.environ):
@@ -204,14 +214,14 @@ def test_a_sharded_run_learns_saves_and_resumes_what_one_with_ddp_does(tmp_path,
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     ddp, own = tmp_path / "ddp", tmp_path / "sharded"
     for result in results:
-        for name in (*WHOLE_RUNS, *SHORT_RUNS):
+        for name in (*WHOLE_RUNS, *SHORT_RUNS[configuration]):
             (part,) = result["sharded", name]["parts"]
             assert 0.49 < part < 0.51 and result["ddp", name]["parts"] == {1.0}
             assert result["sharded", name]["device"] == result["ddp", name]["device"] + device
             for metric in ("eval_loss", "eval_top1"):
                 measured = result["sharded", name]["metrics"][metric]
                 assert measured == pytest.approx(result["ddp", name]["metrics"][metric], rel=1e-5), name
-    for name in SHORT_RUNS:
+    for name in SHORT_RUNS[configuration]:
         assert difference(ddp / name, own / name) < 1e-6, name
     for name in WHOLE_RUNS:
         for step in (2, 4):
@@ -236,6 +246,10 @@ def test_a_sharded_run_learns_saves_and_resumes_what_one_with_ddp_does(tmp_path,
     assert difference(tmp_path / "resumed" / "checkpoint-4", own / "deit" / "checkpoint-4") == 0
     assert [step_of(path) for path in whole_checkpoints(tmp_path / "resumed")] == [2, 4]
 
+    assert (
+        json.loads((tmp_path / "in parts" / "run.json").read_text())["architecture"]
+        == "PlainDeiTForImageClassification"
+    )
     for folder in (tmp_path / "in parts", tmp_path / "in parts" / "checkpoint-2"):
         weights = load_file(folder / "model.safetensors")
         assert len(weights) == len(STUDENTS["plain deit"]().state_dict())
@@ -265,12 +279,12 @@ def test_what_fsdp_wraps_has_no_input_embeddings_in_it(kind: Kind):
 
 
 @pytest.mark.parametrize("variable", VARIABLES.values())
-def test_an_average_of_a_sharded_run_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch, variable):
+def test_an_average_of_a_sharded_run_is_refused_before_anything_is_loaded(monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     monkeypatch.setattr("hf_deit.training.sharding.is_deepspeed_available", lambda: True)
-    arguments = SimpleNamespace(
-        training=SimpleNamespace(ema_decay=0.5, publish_weights="ema", deepspeed=None, fsdp=None, output_dir="x")
-    )
+    args = {"ema_decay": 0.5, "publish_weights": "ema", "deepspeed": None, "fsdp": None, "output_dir": "x"}
+    on_gpus = SimpleNamespace(distributed_type=DistributedType.MULTI_GPU)
+    arguments = SimpleNamespace(training=SimpleNamespace(**args, distributed_state=on_gpus))
     monkeypatch.setattr("hf_deit.commands.train.prepare", None)
     with pytest.raises(InputError, match=r"ema_decay is 0.5, .*: pass --ema_decay 0 --publish_weights raw, or"):
         run.__wrapped__.__wrapped__(arguments)
@@ -285,10 +299,23 @@ def test_a_missing_deepspeed_is_named_with_its_line(tmp_path, monkeypatch):
         tiny.arguments(tmp_path)
 
 
-def test_a_launcher_that_asks_one_process_to_share_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match=r"this run is one process, .*ACCELERATE_USE_FSDP.* launch --num_processes"):
-        tiny.trainer(tiny.resnet(), tiny.arguments(tmp_path, distillation_type="none"))
+def test_a_launcher_that_asks_one_process_to_share_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    args = tiny.arguments(tmp_path / "run", distillation_type="none")
+    monkeypatch.setattr("hf_deit.commands.train.prepare", None)
+    for value in ("true", "True"):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", value)
+        with pytest.raises(InputError, match=r"this run is one process, .*ACCELERATE_USE_FSDP.* launch --num_process"):
+            run.__wrapped__.__wrapped__(SimpleNamespace(training=args))
+        with pytest.raises(InputError, match="this run is one process, and was to be sharded"):
+            tiny.trainer(tiny.resnet(), args)
+
+
+@pytest.mark.parametrize("value", ["", "false", "no"])
+def test_an_ordinary_run_is_not_taken_for_a_sharded_one(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", value)
+    args = tiny.arguments(tmp_path, ema_decay=0.5)
+    assert library_of(args) is None
+    check_sharding(args)
 
 
 def test_an_argument_that_is_refused_asks_no_other_run(tmp_path):
@@ -305,14 +332,29 @@ def accelerator(distributed_type: DistributedType, **plugin: Any) -> SimpleNames
 
 def test_what_hides_the_shapes_of_weights_is_refused(tmp_path):
     args = tiny.arguments(tmp_path)
-    check_is_sharded(args, accelerator(DistributedType.FSDP, fsdp_version=2))
+    args.distributed_state = SimpleNamespace(distributed_type=DistributedType.MULTI_GPU)
+    check_accelerator(args, accelerator(DistributedType.FSDP, fsdp_version=2))
     with pytest.raises(InputError, match="fsdp_version must be 2, got 1"):
-        check_is_sharded(args, accelerator(DistributedType.FSDP, fsdp_version=1))
+        check_accelerator(args, accelerator(DistributedType.FSDP, fsdp_version=1))
     args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
     check_stage(args)
     args.deepspeed_plugin.zero_stage = 3
     with pytest.raises(InputError, match="zero_stage must be at most 2, got 3"):
         check_stage(args)
+
+
+def test_what_fsdp_cannot_wrap_is_refused():
+    model, fsdp = tiny.student(), accelerator(DistributedType.FSDP, transformer_cls_names_to_wrap=None)
+    refused = pytest.raises(
+        InputError, match=r"FSDP cannot shard \w+ as .* \(no forward\): give fsdp_auto_wrap_policy"
+    )
+    with refused, prepared_for_fsdp(model, fsdp):
+        assert set(fsdp.state.fsdp_plugin.transformer_cls_names_to_wrap) == model._no_split_modules
+        raise ValueError("no forward")
+    assert fsdp.state.fsdp_plugin.transformer_cls_names_to_wrap is None and model.get_input_embeddings() is not None
+    fsdp.state.fsdp_plugin.transformer_cls_names_to_wrap = ["GPT2Block"]
+    with pytest.raises(InputError, match=r"layers of class GPT2Block, and \w+ has none"):
+        prepared_for_fsdp(model, fsdp).__enter__()
 
 
 FORMS = {
