@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ..errors import InputError, escaped, shortlist
 from ..models.class_names import check_distinct, composed, which_of
-from .image_table import check_and_keep, image_batch, kept_images
+from .image_table import BATCH_ROWS, check_and_keep, image_batch, kept_images
 from .parallel import OncePerMachine, call
 
 # What is hidden, and what Windows, macOS, network drives and archives leave beside images.
@@ -27,7 +27,6 @@ _IGNORED = re.compile(
 )
 _TRAINING, _VALIDATION = "train|training|trn", "val|valid|validation|dev|eval|evaluation"
 _TEST = "test|testing|tst|holdout"
-_BATCH_ROWS = 1 << 16
 _OF_A_SPLIT = "(?:[-_. ]?(?:set|split|data|images|imgs|[0-9]+))?"  # "train2017", "val_images"
 
 
@@ -184,7 +183,7 @@ def _table(files: Iterable[tuple[list[str], int | None]], folder: str) -> pa.Tab
         other += _not_utf8(found)
         paths += found
         labels += [label] * len(found)
-        if len(paths) >= _BATCH_ROWS:
+        if len(paths) >= BATCH_ROWS:
             gather()
     if paths:
         gather()

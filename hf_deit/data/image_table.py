@@ -38,7 +38,7 @@ CHECKS = ("none", "headers", "all")
 _FORMAT = 1
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as datasets stores it
 _NOTES = {"size": pa.int64(), "modified": pa.int64(), "checked": pa.int8()}  # bytes, ns, of `CHECKS`
-_ROWS = 1 << 16  # of a batch
+BATCH_ROWS = 1 << 16
 _CHUNK = 256  # files that are looked into one after the other
 _PREFIX = b"folder"
 _DAY = 86_400.0
@@ -185,8 +185,8 @@ def _look(
 
 
 def _texts(paths: pa.ChunkedArray) -> Iterator[str]:
-    for start in range(0, len(paths), _ROWS):
-        yield from paths[start : start + _ROWS].to_pylist()
+    for start in range(0, len(paths), BATCH_ROWS):
+        yield from paths[start : start + BATCH_ROWS].to_pylist()
 
 
 def _sizes_and_times(paths: list[str]) -> np.ndarray:
@@ -259,7 +259,7 @@ class _Place:
             with open(temporary, "xb") as file:
                 schema = table.schema.with_metadata({_PREFIX: self.prefix.encode()})
                 with pa.ipc.new_stream(file, schema) as writer:
-                    writer.write_table(table, max_chunksize=_ROWS)
+                    writer.write_table(table, max_chunksize=BATCH_ROWS)
             path = os.path.join(self._cache, f"{self._key}-{_checksum(temporary)}.arrow")
             os.replace(temporary, path)
         except OSError as error:

@@ -19,10 +19,10 @@ from ..data.decoding import ImageDecoder
 from ..data.streams import StreamViewDataset
 from ..data.view_dataset import EvaluationDataset, ViewDataset
 from ..errors import InputError, brief, shortlist
-from ..labels.identity import data_fingerprint, row_marks
+from ..labels.identity import row_marks
 from ..models.class_names import in_order
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
-from .origin import differences, settings_of
+from .origin import differences, images_of, settings_of
 from .processes import on_every_process
 
 logger = logging.get_logger(__name__)
@@ -159,9 +159,7 @@ def images_in_brief(views: Any, *, is_whole: bool = True) -> dict[str, Any] | No
         return {"columns": columns, "classes": list(features[views.stream.label_column].names), "rows": len(views)}
     if not isinstance(views, ViewDataset | EvaluationDataset):
         return None if views is None else {}
-    columns = {"image_column": views.image_column, "label_column": views.label_column}
-    fingerprint = {"fingerprint": data_fingerprint(views.dataset, **columns)} if is_whole else {}
-    return {"rows": len(views.dataset), **fingerprint}
+    return images_of(views) if is_whole else {"rows": len(views.dataset)}
 
 
 def first_difference(views: Any, one: Stated, other: Stated) -> str:

@@ -94,8 +94,8 @@ def describe_origin(
     origin = {
         "teacher": teacher_of(teacher, trainer.kept_labels),
         "student": _digest(trainer.model.name_or_path),
-        "train": _images(views) if isinstance(views, ViewDataset) else None,
-        "validation": _images(validation) if isinstance(validation, EvaluationDataset) else None,
+        "train": images_of(views) if isinstance(views, ViewDataset) else None,
+        "validation": images_of(validation) if isinstance(validation, EvaluationDataset) else None,
         "views_per_step": args.total_train_batch_size if isinstance(views, KeyedViews) else None,
         "views_at_once": args.train_batch_size if _looks_at_batches(trainer.model) else None,
         "dropout": _DROPOUT if _has_own_dropout(trainer.model) else None,
@@ -129,7 +129,8 @@ def _digest(name_or_path: str) -> str | None:
         return None
 
 
-def _images(views: ViewDataset | EvaluationDataset) -> dict[str, Any]:
+def images_of(views: ViewDataset | EvaluationDataset) -> dict[str, Any]:
+    """What tells the images of views, or of an evaluation, from others: `rows` and `fingerprint`."""
     columns = {"image_column": views.image_column, "label_column": views.label_column}
     return {"rows": len(views.dataset), "fingerprint": data_fingerprint(views.dataset, **columns)}
 
