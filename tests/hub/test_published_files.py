@@ -18,7 +18,6 @@ from support import tiny
 from support.checkpoints import edited, saved
 from support.facts import facts
 from support.hub_client import connect
-from support.hub_server import HubServer
 from transformers import TrainerState
 from transformers.utils import logging
 
@@ -48,14 +47,6 @@ CAIT_SIZES = {name: value for name, value in tiny.SIZES.items() if name != "inte
 def said_anew() -> None:
     """What is said once is said once in every test."""
     logging.warning_once.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with HubServer(tmp_path_factory.mktemp("hub")) as hub:
-        hub.add_user("ada")
-        hub.add_token("hf_write", "ada")
-        yield hub
 
 
 @pytest.fixture

@@ -24,14 +24,6 @@ from hf_deit.training.pushes import RunPushes
 REPO = "ada/student"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with HubServer(tmp_path_factory.mktemp("hub")) as hub:
-        hub.add_user("ada")
-        hub.add_token("hf_write", "ada")
-        yield hub
-
-
 @pytest.fixture
 def hub(server, tmp_path, monkeypatch):
     connect(server, tmp_path / "home", "hf_write", monkeypatch)
