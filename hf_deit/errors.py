@@ -106,6 +106,11 @@ def rate(per_second: float) -> str:
     return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
+def with_bounds(value: float, low: float, high: float) -> str:
+    """A measured fraction with the ends of its interval: "0.9722 [0.9500, 0.9847]"."""
+    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+
+
 def counted(number: int, noun: str) -> str:
     """ "1 image", "2 images": a number with its noun, whose plural ends in "s"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -129,17 +134,23 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5, most: int
     Returns:
         "; did you mean 'x'?" with the nearest of the known names, or "" if none is near.
     """
-    known = list(known)
-    near = _with_the_words(name, known)[:most] or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    near = nearest_names(name, known, cutoff, most)
     if not near:
         return ""
     *others, last = map(repr, near)
     return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
 
 
+def nearest_names(name: str, known: Iterable[str], cutoff: float = 0.5, most: int = 1) -> list[str]:
+    """The known names that a name could stand for, the nearest first; see `did_you_mean`."""
+    known = list(known)
+    return _with_the_words(name, known)[:most] or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+
+
 def not_one_of(name: str, got: object, choices: Sequence[str]) -> str:
     """The message about a value that is none of those that there are."""
-    return f"{name} must be one of {shortlist(choices, 12)}, got {got!r}{did_you_mean(str(got), choices)}"
+    one_of = "one of " if len(choices) > 1 else ""
+    return f"{name} must be {one_of}{shortlist(choices, 12)}, got {got!r}{did_you_mean(str(got), choices)}"
 
 
 def _with_the_words(name: str, known: Sequence[str]) -> list[str]:

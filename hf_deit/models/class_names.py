@@ -21,6 +21,11 @@ def in_order(labels: Mapping[int, str]) -> list[str]:
     return [labels[index] for index in sorted(labels)]
 
 
+def are_unnamed(labels: Iterable[str]) -> bool:
+    """Whether labels are called what transformers calls those of a model that names none."""
+    return all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
+
+
 def unique_names(id2label: Mapping[int, object]) -> dict[int, str]:
     """Tells labels apart that share a name, as two cranes do in ImageNet: "crane (134)" and "crane (517)".
 

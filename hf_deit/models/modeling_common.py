@@ -432,7 +432,7 @@ class ImageClassifierBase(PreTrainedModel):
             self.config.validate()
         except Exception as error:
             self.config.image_size = old_size
-            raise ValueError(f"image_size {image_size} is none for this model: {error}") from error
+            raise ValueError(f"image_size {image_size} is none for this model: {error.__cause__ or error}") from error
         embeddings = self.base_model.embeddings
         positions = embeddings.interpolated_positions(self.config.grid_size).clone()
         trains = embeddings.position_embeddings.requires_grad

@@ -18,7 +18,13 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoImageProcessor, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
@@ -27,6 +33,7 @@ from transformers.utils.hub import extract_commit_hash
 from ..errors import InputError, command, first_line, one_line, shortlist
 from .configuration_deit import DeiTConfigBase, warn_of_foreign_code, without_foreign_code
 from .extent import check_numbers, check_preprocessing
+from .modeling_common import quantized_types
 
 # What transformers, timm, safetensors and the Hub's client raise for checkpoints that are not there, or not whole.
 LOADING_ERRORS = (
@@ -56,7 +63,7 @@ def refuse_file(name_or_path: str, *, role: str) -> None:
     And what can only be a folder, and is not there.
 
     Args:
-        role: of the model, "student" or "teacher".
+        role: of the model, "student", "teacher" or "model".
 
     Raises:
         InputError: it is one, see `is_weight_file`, or there is no such folder.
@@ -68,7 +75,7 @@ def refuse_file(name_or_path: str, *, role: str) -> None:
                 f"there is no folder {name_or_path!r} to load the {role} from, and it is no name on the Hub"
             )
         return
-    option = "--student" if role == "student" else "--teacher_model_name_or_path"
+    option = "--teacher_model_name_or_path" if role == "teacher" else f"--{role}"
     folder, file = os.path.split(name_or_path)
     is_there = os.path.isfile(name_or_path)
     found = f"the {role} {name_or_path!r} is a file" if is_there else f"there is no file {name_or_path!r}"
@@ -231,11 +238,75 @@ def load_config(
             f"{name_or_path!r} names the architecture {kept['architecture']!r}, which leads elsewhere: expected the "
             "name of a model of timm"
         )
+    if model_type == "timm_wrapper" and isinstance(model_args := kept.get("model_args"), Mapping):
+        # timm saves it here, too, and transformers gives it to timm's model beside its own.
+        kept = {**kept, "model_args": {name: value for name, value in model_args.items() if name != "num_classes"}}
     if quantization is not None:
         kept["quantization_config"] = dict(quantization)
         left_out = [item for item in left_out if not item.startswith("quantization_config ")]
     warn_of_foreign_code(left_out)
     return config_class.from_dict(kept, name_or_path=name_or_path, **fields)
+
+
+def not_loadable(name_or_path: str, revision: str | None, error: Exception | str, *, role: str) -> InputError:
+    """The message about a checkpoint that is no image classifier, or none that can be loaded.
+
+    Args:
+        role: of the model, "teacher" or "model".
+    """
+    at = f" at revision {revision!r}" if revision else ""
+    return InputError(f"cannot load the {role} {name_or_path!r}{at} as an image classifier: {str(error).strip()}")
+
+
+def load_classifier(
+    name_or_path: str,
+    revision: str | None = None,
+    *,
+    dtype: torch.dtype,
+    role: str,
+    model_class: Any = AutoModelForImageClassification,
+) -> PreTrainedModel:
+    """Loads an image classifier with all its weights, without others' code.
+
+    Args:
+        name_or_path: a Hub id or a folder, whose small files have been checked.
+        revision: branch, tag or commit.
+        dtype: of its weights.
+        role: of the model, for the messages: "teacher" or "model".
+        model_class: one of this package, or that which transformers takes.
+
+    Raises:
+        InputError: it cannot be loaded, lacks weights, or has quantised ones that only others' code can read.
+    """
+    try:
+        check_pickled_weights(name_or_path, revision)
+        quantization = None
+        if types := quantized_types(name_or_path, revision=revision):
+            quantization = stated_quantization(name_or_path, revision)
+            if quantization is None:
+                raise InputError(
+                    f"the {role} {name_or_path!r} has quantised weights ({', '.join(types)}), which only code from "
+                    "elsewhere can read: take the checkpoint that they were made from, or one of bitsandbytes"
+                )
+        settings = {}
+        if model_class is AutoModelForImageClassification:  # which would follow what the file's own leads to
+            config = load_config(name_or_path, revision, quantization=quantization)
+            settings = {"config": config, "trust_remote_code": False}
+        model, info = model_class.from_pretrained(
+            name_or_path, revision=revision, dtype=dtype, output_loading_info=True, **settings
+        )
+    except InputError:
+        raise
+    except LOADING_ERRORS as error:
+        raise not_loadable(name_or_path, revision, error, role=role) from error
+    random_weights = absent_weights(info)
+    if random_weights:
+        raise InputError(
+            f"the {role} {name_or_path!r} has no weights for {shortlist(random_weights, 4)}, which would be random: "
+            "take a checkpoint that was trained to classify, or fine-tune this one first (--distillation_type none "
+            "--student …)"
+        )
+    return model
 
 
 def fields_of(config: Any) -> set[str]:
@@ -409,13 +480,14 @@ def configured_size(config: Any) -> tuple[int, int] | None:
 
 
 def measure_processor(
-    name: str, processor: BaseImageProcessor, *, edge: int = 64
+    name: str, processor: BaseImageProcessor, *, edge: int = 64, width: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
     """Measures what a processor makes of colours, on images of one colour each.
 
     Args:
         name: of the model, for the message.
-        edge: height and width of the images.
+        edge: height of the images, and their width where none is given.
+        width: of the images.
 
     Returns:
         The change of each output channel (rows) when an input channel (columns) goes from 0 to 255, (3, 3) float64;
@@ -425,7 +497,7 @@ def measure_processor(
         InputError: it fails, or the output is not of shape (B, 3, H, W), or not finite.
     """
     colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    images = [Image.new("RGB", (edge, edge), colour) for colour in colours]
+    images = [Image.new("RGB", (width or edge, edge), colour) for colour in colours]
     try:
         pixels = processor(images=images, return_tensors="pt")["pixel_values"]
     except Exception as error:  # of any kind: libraries meet odd settings only as they come to use them

@@ -173,7 +173,7 @@ def lacked_fields(
         return []
     else:
         try:
-            config, _ = _checkpoint_class(name_or_path, revision)
+            config, _ = checkpoint_class(name_or_path, revision)
         except LOADING_ERRORS:
             return []
         return _lacked_by_checkpoint(config, overrides)
@@ -219,7 +219,7 @@ def _load_checkpoint(
     try:
         revision = resolve_revision(name_or_path, revision) or revision
         check_extent(name_or_path, load_config(name_or_path, revision))
-        config, model_class = _checkpoint_class(name_or_path, revision)
+        config, model_class = checkpoint_class(name_or_path, revision)
         _check_fields(name_or_path, _lacked_by_checkpoint(config, overrides), fields_of(config))
         is_timm = config.model_type == "timm_wrapper"
         settings = _for_timm(config, name_or_path, overrides) if is_timm else dict(overrides)
@@ -273,7 +273,7 @@ def _load_checkpoint(
     return model, processor
 
 
-def _checkpoint_class(name_or_path: str, revision: str | None) -> tuple[Any, Any]:
+def checkpoint_class(name_or_path: str, revision: str | None) -> tuple[Any, Any]:
     """The configuration of a checkpoint, and the class that trains it, of which the configuration is."""
     config = load_config(name_or_path, revision)
     # Our own classes train what transformers' only run: labels, stochastic depth, heads.

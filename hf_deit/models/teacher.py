@@ -9,31 +9,25 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    AutoModelForImageClassification,
-    PreTrainedModel,
-)
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from ..errors import InputError, did_you_mean, shortlist
+from ..errors import InputError, did_you_mean
 from .answers import has_answer
 from .class_names import in_order, match_labels, unique_names
 from .extent import LARGEST_IMAGE, check_extent
-from .modeling_common import quantized_types
 from .pretrained import (
     LOADING_ERRORS,
-    absent_weights,
-    check_pickled_weights,
     configured_size,
+    load_classifier,
     load_config,
     load_image_processor,
     measure_processor,
+    not_loadable,
     refuse_file,
     resolve_revision,
     stated_input_size,
-    stated_quantization,
     weights_digest,
 )
 
@@ -152,7 +146,7 @@ class TeacherDescription:
         Raises:
             InputError: see `load_teacher`.
         """
-        model = _load_model(self.name_or_path, self.wanted_revision, self.dtype)
+        model = load_classifier(self.name_or_path, self.wanted_revision, dtype=self.dtype, role="teacher")
         size = _accepted_size(model, self.name_or_path, self.sizes)
         if size != self.sizes[0] == self.student_size:
             logger.warning(
@@ -248,9 +242,9 @@ def describe_teacher(
     try:
         config = load_config(name_or_path, commit or revision)
     except LOADING_ERRORS as error:
-        raise _not_loadable(name_or_path, commit or revision, error) from error
+        raise not_loadable(name_or_path, commit or revision, error, role="teacher") from error
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        raise _not_loadable(name_or_path, commit or revision, f"{config.model_type} is none")
+        raise not_loadable(name_or_path, commit or revision, f"{config.model_type} is none", role="teacher")
     check_extent(name_or_path, config)
     processor = load_image_processor(name_or_path, commit or revision, config)
     teacher_labels = {int(index): label for index, label in config.id2label.items()}
@@ -342,44 +336,6 @@ def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if name not in dtypes:
         raise InputError(f"the teacher's dtype must be {', '.join(dtypes)}, got {dtype!r}{did_you_mean(name, dtypes)}")
     return dtypes[name]
-
-
-def _not_loadable(name_or_path: str, revision: str | None, error: Exception | str) -> InputError:
-    at = f" at revision {revision!r}" if revision else ""
-    return InputError(f"cannot load the teacher {name_or_path!r}{at} as an image classifier: {str(error).strip()}")
-
-
-def _load_model(name_or_path: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
-    try:
-        check_pickled_weights(name_or_path, revision)
-        quantization = None
-        if types := quantized_types(name_or_path, revision=revision):
-            quantization = stated_quantization(name_or_path, revision)
-            if quantization is None:
-                raise InputError(
-                    f"the teacher {name_or_path!r} has quantised weights ({', '.join(types)}), which only code from "
-                    "elsewhere can read: take the checkpoint that they were made from, or one of bitsandbytes"
-                )
-        model, info = AutoModelForImageClassification.from_pretrained(
-            name_or_path,
-            config=load_config(name_or_path, revision, quantization=quantization),
-            revision=revision,
-            dtype=dtype,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except InputError:
-        raise
-    except LOADING_ERRORS as error:
-        raise _not_loadable(name_or_path, revision, error) from error
-    random_weights = absent_weights(info)
-    if random_weights:
-        raise InputError(
-            f"the teacher {name_or_path!r} has no weights for {shortlist(random_weights, 4)}, which would be random: "
-            "take a checkpoint that was trained to classify, or fine-tune this one first (--distillation_type none "
-            "--student …)"
-        )
-    return model
 
 
 def _relative_normalization(
