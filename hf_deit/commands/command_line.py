@@ -23,6 +23,7 @@ from ..errors import (
     InputError,
     PublishError,
     TrainingDivergedError,
+    did_you_mean,
     escaped,
     not_one_of,
 )
@@ -77,6 +78,18 @@ class CommandParser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             raise InputError(not_one_of(action.dest, value, [str(choice) for choice in action.choices]))
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse's; of an option that there is not, the nearest one is named."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            first = unknown[0].partition("=")[0]
+            near = did_you_mean(first, known, cutoff=0.7) if first.startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+        return found
+
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -105,12 +118,7 @@ def run_command(
     """
     with companions() as others:
         try:
-            for argument in arguments:
-                if escaped(argument) != str(argument):
-                    raise InputError(
-                        f"'{escaped(argument)}' is not UTF-8, in which libraries want all paths: rename the file or "
-                        "folder"
-                    )
+            check_encoding(arguments)
             with quiet_libraries(arguments):
                 return function(arguments)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
@@ -177,6 +185,19 @@ def use_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (for as long as the process lives)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
+
+
+def check_encoding(arguments: Sequence[str]) -> None:
+    """Refuses paths that libraries cannot read.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    for argument in arguments:
+        if escaped(argument) != str(argument):
+            raise InputError(
+                f"'{escaped(argument)}' is not UTF-8, in which libraries want all paths: rename the file or folder"
+            )
 
 
 def check_surroundings() -> None:

@@ -25,7 +25,7 @@ UNFINISHED_TEACHER = "teacher.unfinished"
 UNFINISHED_CHECKPOINT = "checkpoint.unfinished"
 # What a run writes before it has a recipe, and with one, but for checkpoints and the weights.
 _BEGINNINGS = (RECIPE_FILE, UNFINISHED_TEACHER, UNFINISHED_CHECKPOINT)
-_BESIDE_A_RECIPE = re.compile(r"runs|_publishing\w*|config\.json|trainer_state\.json|(all|eval)_results\.json")
+_BESIDE_A_RECIPE = re.compile(r"runs|_publishing\w*|config\.json|trainer_state\.json|(all|eval|test)_results\.json")
 
 
 def check_output_dir(output_dir: str, *, resuming: bool, labels: str | None = None) -> None:

@@ -43,6 +43,7 @@ class PreparedRun:
         processor: of the student.
         views: that it trains on.
         validation: that it is evaluated on, or None.
+        test: that it is evaluated on once, when it is trained, or None.
     """
 
     arguments: Arguments
@@ -51,6 +52,7 @@ class PreparedRun:
     processor: DistilledDeiTImageProcessor
     views: KeyedViews
     validation: EvaluationDataset | None
+    test: EvaluationDataset | None = None
 
     def describe_teacher(self) -> TeacherDescription:
         """The teacher that the arguments name, for a student with the labels of the images.
@@ -135,8 +137,10 @@ def prepare(arguments: Arguments, labels: LabelSource | None = None, *, is_evalu
     check_arguments(arguments.training, student, processor)
     _check_crop(arguments.training, processor)
     views, validation = fitted_to(student, processor, learnt, arguments.training)
+    fitted = {"args": arguments.training, "model": student, "processor": processor, "teacher": None}
+    test = as_evaluation(images.test, **fitted, images_are_checked=True, where="the test images")
     paced = with_pace(arguments.training, steps_per_epoch(views, arguments.training))
-    return PreparedRun(arguments._replace(training=paced), images, student, processor, views, validation)
+    return PreparedRun(arguments._replace(training=paced), images, student, processor, views, validation, test)
 
 
 def fitted_to(

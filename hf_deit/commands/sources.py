@@ -102,7 +102,8 @@ def describe_sources(arguments: Arguments, data: ImageData, *, start: float) -> 
         dataset=_dataset_source(data_args),
         dataset_config=data_args.dataset_config_name,
         train_split=data_args.train_split if data_args.dataset_name else "train",
-        validation_split=_validation_split(data_args, data),
+        validation_split=validation_split(data_args, data),
+        test_split=data_args.test_split or "test",
         unlabeled=_unlabeled_source(data_args),
         recipe=published_recipe(arguments),
         start=start,
@@ -149,7 +150,8 @@ def _unlabeled_source(data_args: DataArguments) -> Source | None:
     return Source(name, data_args.unlabeled_dataset_revision, on_hub=True, is_dataset=True)
 
 
-def _validation_split(data_args: DataArguments, data: ImageData) -> str:
+def validation_split(data_args: DataArguments, data: ImageData) -> str:
+    """What the images to validate with are called: their split, or "held out of" the one they were part of."""
     if data_args.validation_split:
         return data_args.validation_split
     if data_args.validation_dir:

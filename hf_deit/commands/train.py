@@ -4,18 +4,19 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from transformers.utils import logging
 
 from ..data.image_data import ImageData
-from ..errors import InputError, PublishError, counted, rate
-from ..hub.facts import RunSources
-from ..hub.files import writing
+from ..errors import InputError, PublishError, command, counted, rate
+from ..hub.facts import RunSources, with_interval
+from ..hub.files import read_json, writing
 from ..hub.run_folder import RECIPE_FILE
 from ..hub.usage import note_on_fusion, usage
 from ..models.heads import CLASS, DISTILLATION, FUSED, PLAIN, words_of_answer
@@ -26,6 +27,7 @@ from ..training.checkpoints import check_same_labels, resume_wish
 from ..training.kept_labels import LabelReport
 from ..training.label_source import LabelSource, RunLabels
 from ..training.log_table import LogTableCallback
+from ..training.origin import images_of
 from ..training.processes import holding, on_main_process
 from ..training.pushes import repository_of
 from ..training.sharding import check_sharding
@@ -52,6 +54,8 @@ class RunResult:
         output_dir: folder of the model, its image processor, the resolved recipe and the checkpoints.
         accuracies: top-1 on the validation images by what was measured, in [0, 1]; empty if there are none.
         num_validation_images: how many they are.
+        test_accuracies: the same of the saved weights on the test images; empty if there are none.
+        num_test_images: how many they are.
         images_per_second: training speed, of the student (and its teacher).
         label_report: what became of kept labels, or None if there is no store.
         kept_in: the folder that the teacher's labels were written to, or None.
@@ -65,6 +69,7 @@ class RunResult:
         repository: URL of the repository that the model was pushed to, or None.
         push_failures: of pushes during and after the training, a line each with the cause.
         publish_error: why the model could not be pushed at the end, or None.
+        evaluation: the command that evaluates the model in full.
     """
 
     output_dir: str
@@ -83,6 +88,9 @@ class RunResult:
     kept_in: str | None = None
     push_failures: tuple[str, ...] = ()
     publish_error: PublishError | None = None
+    test_accuracies: dict[str, float] = field(default_factory=dict)
+    num_test_images: int = 0
+    evaluation: str = ""
 
     def __str__(self) -> str:
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in self.accuracies.items()]
@@ -97,14 +105,22 @@ class RunResult:
                 rows.append((f"agreeing, of {report.verified} verified", f"{report.agreeing / report.verified:.4f}"))
                 rows.append(("views with compared pixels", f"{report.pixels}"))
         rows += [("images/s in training", rate(self.images_per_second)), ("minutes in all", f"{self.minutes:.1f}")]
+        tested = [
+            (f"test, {name}", with_interval(value, self.num_test_images))
+            for name, value in self.test_accuracies.items()
+        ]
+        images = counted(self.num_test_images, "test image")
+        test_heading = f"top-1 on {images}, looked at once, with 95 % interval"
         if not self.accuracies:
             told = ", ".join(f"{name}: {value}" for name, value in rows)
-            return f"{_NOT_VALIDATED}\n{told}"
-        width = max(len(name) for name, _ in [heading, *rows])
+            lines = [test_heading, *(f"{name}  {value}" for name, value in tested)] if tested else []
+            return "\n".join([_NOT_VALIDATED, told, *lines])
+        width = max(len(name) for name, _ in [heading, *rows, *tested])
         rule = "-" * (width + 8)
-        lines = [f"{name:<{width}}  {value:>6}" for name, value in rows]
+        lines, test_lines = ([f"{name:<{width}}  {value:>6}" for name, value in part] for part in (rows, tested))
         count = len(self.accuracies)
-        return "\n".join([heading[0], rule, *lines[:count], rule, *lines[count:]])
+        test_lines = [rule, test_heading, rule, *test_lines] if test_lines else []
+        return "\n".join([heading[0], rule, *lines[:count], *test_lines, rule, *lines[count:]])
 
     @property
     def usage(self) -> str:
@@ -159,6 +175,7 @@ def run(arguments: Arguments) -> RunResult:
         processing_class=prepared.processor,
         train_dataset=prepared.views,
         eval_dataset=prepared.validation,
+        test_dataset=prepared.test,
         repository=repository,
         sources=lesson.sources,
         labels=lesson.labels,
@@ -174,7 +191,7 @@ def run(arguments: Arguments) -> RunResult:
         clear_beginnings(args.output_dir, keep=beginning.checkpoint)
         save_recipe(used, os.path.join(args.output_dir, RECIPE_FILE))
     trainer.train(resume_from_checkpoint=beginning.take_checkpoint())
-    return _finish(trainer, start=start)
+    return _finish(trainer, lesson.teacher, start=start)
 
 
 @dataclass
@@ -265,11 +282,11 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments, *, 
         )
     output_dir = student.training.output_dir
     folder, unfinished = (os.path.join(output_dir, name) for name in (TRAINED_TEACHER, UNFINISHED_TEACHER))
-    command = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student.training.seed)]
+    line = ["--recipe", recipe, "--output_dir", unfinished, "--seed", str(student.training.seed)]
     for name in ("use_cpu", "disable_tqdm", "log_format", "log_level", "on_bad_image"):
-        command += [f"--{name}", str(getattr(student.training, name))]
+        line += [f"--{name}", str(getattr(student.training, name))]
     with _told_of(f"the teacher_recipe {recipe!r}, in which its options stand"):
-        arguments = resolve_arguments(command)
+        arguments = resolve_arguments(line)
     check_same_arguments(arguments)
     stated, args = arguments._replace(data=student.data), arguments.training
     if os.path.isdir(folder):
@@ -306,8 +323,8 @@ def _told_of(teacher: str) -> Iterator[None]:
         raise InputError(f"of {teacher}: {error}") from error
 
 
-def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
-    """Evaluates and saves what was trained, and pushes it; a push that fails loses nothing."""
+def _finish(trainer: DistillationTrainer, teacher: TeacherDescription | None, *, start: float) -> RunResult:
+    """Evaluates and saves what was trained, tests it, and pushes it; a push that fails loses nothing."""
     args, validation = trainer.args, trainer.eval_dataset
     trainer.pop_callback(LogTableCallback)  # the results have a table of their own
     metrics = {} if validation is None else trainer.evaluate()
@@ -315,6 +332,10 @@ def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
     with trainer.run_folder.writing("results", trainer.state.global_step):
         trainer.save_state()
         _save_metrics(trainer, metrics)
+    tested = {}
+    if trainer.test_dataset is not None:
+        trainer.save_model(_internal_call=True)  # before a test image that cannot be decoded ends it
+        tested = _test(trainer)
     publish_error = None
     try:
         trainer.save_model()
@@ -330,6 +351,8 @@ def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
         output_dir=args.output_dir,
         accuracies=accuracies,
         num_validation_images=metrics.get("eval_images", 0),
+        test_accuracies=_accuracies_of_heads(trainer, tested, "test_"),
+        num_test_images=tested.get("test_images", 0),
         images_per_second=trainer.step_record.images_per_second,
         skipped_images=len(trainer.skipped_images),
         minutes=(time.perf_counter() - start) / 60,
@@ -343,7 +366,47 @@ def _finish(trainer: DistillationTrainer, *, start: float) -> RunResult:
         repository=None if trainer.repository is None else trainer.repository.url,
         push_failures=() if trainer.pushes is None else tuple(trainer.pushes.failures),
         publish_error=publish_error,
+        evaluation=_evaluation(trainer, teacher),
     )
+
+
+def _test(trainer: DistillationTrainer) -> dict[str, float]:
+    """What the saved weights get right on the test images: measured once, also if the run is taken up at its end."""
+    folder, trained = trainer.args.output_dir, trainer.step_record.images_per_second > 0
+    of_what = {
+        "test_fingerprint": images_of(trainer.test_dataset)["fingerprint"],
+        "test_step": trainer.record.published_step(trainer.state),
+        "test_weights": trainer.args.publish_weights,
+    }
+    known = on_main_process(lambda: None if trained else _known_results(folder, of_what))
+    if known is not None:
+        trainer.record.note_test(known)
+        tested = known
+    else:
+        tested = trainer.test()
+    with trainer.run_folder.writing("results", trainer.state.global_step):
+        trainer.save_metrics("test", {**tested, **of_what})
+    return tested
+
+
+def _known_results(folder: str, of_what: Mapping[str, Any]) -> dict[str, float] | None:
+    """The results of a test that an earlier process of the run has made of the same weights and images, or None."""
+    try:
+        found = read_json(os.path.join(folder, "test_results.json"))
+    except (OSError, ValueError):
+        return None
+    is_same = found.items() >= of_what.items() and "test_images" in found
+    return {name: value for name, value in found.items() if name not in of_what} if is_same else None
+
+
+def _evaluation(trainer: DistillationTrainer, teacher: TeacherDescription | None) -> str:
+    """The command that evaluates a run's model in full, on the images that its recipe names, beside its teacher."""
+    line = ["--model", trainer.args.output_dir]
+    if teacher is not None:
+        line += ["--teacher", teacher.name_or_path + (f"@{teacher.revision}" if teacher.revision else "")]
+    if trainer.eval_dataset is None and trainer.test_dataset is None:
+        line += ["--images_dir", "FOLDER"]
+    return command("evaluate", *line)
 
 
 def _save_metrics(trainer: DistillationTrainer, metrics: dict[str, float]) -> None:
@@ -358,18 +421,27 @@ def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict
     if not metrics:
         return {}
     accuracies = {}
-    single = "model" if trainer.args.distillation_type == "none" else "student"
     if trainer.teacher is not None:
         accuracies["teacher"] = trainer.evaluate_teacher()
     for average, suffix in (("", ""), ("ema_", ", averaged")):
-        for head in (CLASS, DISTILLATION):
-            if f"eval_{average}{head.prefix}top1" in metrics:
-                accuracies[f"{head.words}{suffix}"] = metrics[f"eval_{average}{head.prefix}top1"]
-        if f"eval_{average}top1" in metrics:
-            whole = _words_of_answer(trainer) if CLASS.words in accuracies else single
-            accuracies[f"{whole}{suffix}"] = metrics[f"eval_{average}top1"]
-        if f"eval_{average}{PLAIN.prefix}top1" in metrics:
-            accuracies[f"transformers alone{suffix}"] = metrics[f"eval_{average}{PLAIN.prefix}top1"]
+        accuracies |= _accuracies_of_heads(trainer, metrics, f"eval_{average}", suffix)
+    return accuracies
+
+
+def _accuracies_of_heads(
+    trainer: DistillationTrainer, metrics: Mapping[str, float], prefix: str, suffix: str = ""
+) -> dict[str, float]:
+    """Top-1 of each head by its words, of metrics with a prefix."""
+    accuracies = {}
+    for head in (CLASS, DISTILLATION):
+        if f"{prefix}{head.prefix}top1" in metrics:
+            accuracies[f"{head.words}{suffix}"] = metrics[f"{prefix}{head.prefix}top1"]
+    if f"{prefix}top1" in metrics:
+        single = "model" if trainer.args.distillation_type == "none" else "student"
+        whole = _words_of_answer(trainer) if accuracies else single
+        accuracies[f"{whole}{suffix}"] = metrics[f"{prefix}top1"]
+    if f"{prefix}{PLAIN.prefix}top1" in metrics:
+        accuracies[f"transformers alone{suffix}"] = metrics[f"{prefix}{PLAIN.prefix}top1"]
     return accuracies
 
 
@@ -417,7 +489,10 @@ def _print_result(result: RunResult) -> None:
     model = "The model with averaged weights" if result.weights == "ema" else "The model"
     note = "" if result.fusion_note is None else f"{result.fusion_note}\n"
     answers = "" if result.served_top1 is None else f", with a top-1 of {result.served_top1:.4f}"
-    print(f"\n{result}\n\n{model} lies in {result.output_dir}. {note}To use it{answers}:\n\n{result.usage}")
+    print(
+        f"\n{result}\n\n{model} lies in {result.output_dir}. {note}A report on it is made by:\n\n{result.evaluation}"
+    )
+    print(f"\nTo use it{answers}:\n\n{result.usage}")
     if result.kept_in is not None:
         print(f"\nThe teacher's labels lie in {result.kept_in}: --teacher_labels {result.kept_in} replays them.")
     if result.publish_error is not None:

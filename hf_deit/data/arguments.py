@@ -10,7 +10,7 @@ from ..errors import InputError
 
 DIGITS = "sklearn:digits"  # in place of a data set's name
 # A data set's name may be that of a local folder, too.
-_PATHS = ("dataset_name", "train_dir", "validation_dir", "unlabeled_dir", "unlabeled_dataset_name")
+_PATHS = ("dataset_name", "train_dir", "validation_dir", "test_dir", "unlabeled_dir", "unlabeled_dataset_name")
 
 COUNTS, SEEDS = "[1, 2147483648)", "[0, 4294967296)"  # what the libraries' integers hold
 # Where numbers must lie, by interval.
@@ -23,7 +23,7 @@ _RANGES = {
 
 @dataclass
 class DataArguments:
-    """Which images to train on and to validate with; `hf_deit.data.load.load_data` loads them.
+    """Which images to train on, to validate and to test with; `hf_deit.data.load.load_data` loads them.
 
     Folders and local data sets may be given as `os.PathLike`; the fields then hold them as text.
 
@@ -32,7 +32,8 @@ class DataArguments:
     """
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub id or local path for load_dataset, or sklearn:digits."}
+        default=None,
+        metadata={"help": "Hub id or local path for load_dataset, a folder in MNIST's format, or sklearn:digits."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
@@ -44,12 +45,19 @@ class DataArguments:
             "training split; never test, as checkpoints are chosen with it."
         },
     )
+    test_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to measure the trained model on, once, at the very end: it is not looked at before."},
+    )
     image_column_name: str | None = field(default=None, metadata={"help": "If several columns hold images."})
     label_column_name: str | None = field(
         default=None, metadata={"help": "If no column, or several, are of type ClassLabel."}
     )
     train_dir: str | None = field(default=None, metadata={"help": "Instead of a data set: one folder per class."})
     validation_dir: str | None = field(default=None, metadata={"help": "The same, to validate with."})
+    test_dir: str | None = field(
+        default=None, metadata={"help": "The same, to measure the trained model on, once, at the very end."}
+    )
     unlabeled_dir: str | None = field(
         default=None, metadata={"help": "Folder of images, at any depth, without labels: the teacher labels them."}
     )
@@ -156,7 +164,7 @@ def _facts_of(options: Mapping[str, Any], source: str) -> set[str]:
     if source in ("data set", "stream"):
         facts |= {"splits"} if os.path.exists(options["dataset_name"]) else {"splits", "commits"}
     if source in ("folders", "unlabelled"):
-        facts.add("folder to validate with")
+        facts.add("folders beside")
     if source in ("digits", "data set", "folders"):
         facts.add("rows with labels")
     others = {"data set": options["validation_split"], "folders": options["validation_dir"]}
@@ -181,7 +189,7 @@ class _Use(NamedTuple):
     instead: Mapping[str, str] = {}
 
 
-_VALIDATION_DIR = "give --validation_dir, or leave it out"
+_VALIDATION_DIR, _TEST_DIR = "give --validation_dir, or leave it out", "give --test_dir, or leave it out"
 _HELD_OUT = _Use(
     "held out",
     "is about training images that are held out to validate with",
@@ -207,12 +215,31 @@ _USES = {
     "label_column_name": _Use(
         "splits", "names a column of a data set", {"folders": "the folders' names are the labels, so leave it out"}
     ),
+    "test_split": _Use(
+        "splits",
+        "names a split of a data set",
+        {
+            "digits": "360 images are all that is held out of them, and to validate with, so leave it out; hf-deit "
+            "evaluate looks at these",
+            "folders": _TEST_DIR,
+            "unlabelled": _TEST_DIR,
+        },
+    ),
     "validation_dir": _Use(
-        "folder to validate with",
+        "folders beside",
         "goes with --train_dir, or with unlabelled images alone",
         {
             "digits": "360 images of their own are to validate with (no --validation_split either), so leave it out",
             **dict.fromkeys(("data set", "stream"), "name a split of it with --validation_split, or leave both out"),
+        },
+    ),
+    "test_dir": _Use(
+        "folders beside",
+        "goes with --train_dir, or with unlabelled images alone",
+        {
+            "digits": "360 images are all that is held out of them, and to validate with, so leave it out; hf-deit "
+            "evaluate looks at a folder with --images_dir",
+            **dict.fromkeys(("data set", "stream"), "name a split of it with --test_split"),
         },
     ),
     "unlabeled_dataset_revision": _Use("unlabelled commits", "is of an --unlabeled_dataset_name on the Hub"),

@@ -2,8 +2,8 @@
 
 import io
 import os
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -17,7 +17,6 @@ from .parallel import in_chunks
 
 _DataSet = TypeVar("_DataSet", datasets.Dataset, datasets.IterableDataset)
 _StoredImage = tuple[int, pa.Buffer | None, str | None]  # row, content, path
-_TEXT = ("string", "large_string")
 IGNORED_LABEL = -100  # of an image without label; torch's cross-entropy passes it over
 
 
@@ -123,14 +122,41 @@ def label_names_of(dataset: datasets.Dataset) -> list[str]:
     if isinstance(feature, datasets.ClassLabel):
         check_distinct(feature.names, "the label column")
         return list(feature.names)
-    if not isinstance(feature, datasets.Value) or feature.dtype.startswith("float"):
-        raise InputError(f"labels must be class labels, integers or strings, got {feature}")
-    values = set(stored_column(dataset, "label").unique().to_pylist())
+    values = _values_of(dataset)
     if None in values:
         raise InputError("some images have no label (None) in the label column")
     if any(isinstance(value, int) and value < 0 for value in values):
         raise InputError(f"labels must not be negative, got {min(values)} (on the Hub -1 often stands for no label)")
-    names = [str(value) for value in sorted(values, key=composed if feature.dtype in _TEXT else None)]
+    return _sorted_names(values)
+
+
+def loose_label_names(parts: Iterable[datasets.Dataset]) -> list[str]:
+    """The names of the labels in the columns "label" of a data set's parts; see `label_names_of`.
+
+    Rows may lack a label (None, or a negative one), and a part may lack classes that another has.
+    """
+    first, *others = parts
+    if isinstance(first.features["label"], datasets.ClassLabel):
+        return label_names_of(first)
+    values = set().union(*map(_values_of, (first, *others))) - {None}
+    return _sorted_names({value for value in values if not (isinstance(value, int) and value < 0)})
+
+
+def _values_of(dataset: datasets.Dataset) -> set[Any]:
+    """The different values in the column "label".
+
+    Raises:
+        InputError: they are neither integers nor strings.
+    """
+    feature = dataset.features["label"]
+    if not isinstance(feature, datasets.Value) or feature.dtype.startswith("float"):
+        raise InputError(f"labels must be class labels, integers or strings, got {feature}")
+    return set(stored_column(dataset, "label").unique().to_pylist())
+
+
+def _sorted_names(values: set[Any]) -> list[str]:
+    are_texts = all(isinstance(value, str) for value in values)
+    names = [str(value) for value in sorted(values, key=composed if are_texts else None)]
     check_distinct(names, "the label column")
     return names
 
@@ -176,9 +202,44 @@ def stored_column(dataset: datasets.Dataset, column: str) -> pa.ChunkedArray:
     return stored if dataset._indices is None else stored.take(dataset._indices.column(0))
 
 
+def image_paths(dataset: datasets.Dataset, image_column: str) -> pa.ChunkedArray:
+    """The paths of all rows' images, as they are stored; Arrow's null where an image has none. None is copied."""
+    paths = pc.struct_field(dataset.data.column(image_column), "path")
+    return paths if dataset._indices is None else paths.take(dataset._indices.column(0))
+
+
 def labels_of(dataset: datasets.Dataset, label_column: str) -> np.ndarray:
     """The labels of all rows, (N,) int64; `IGNORED_LABEL` where there is none."""
     return stored_column(dataset, label_column).cast(pa.int64()).fill_null(IGNORED_LABEL).to_numpy()
+
+
+def loose_labels(dataset: datasets.Dataset, names: list[str], split: str) -> np.ndarray:
+    """The labels of all rows, (N,) int64, of which some, or all, may be missing (None, or negative): these are -1.
+
+    Args:
+        dataset: its column "label" holds class labels, strings or integers.
+        names: of the labels, by index; what is no class label is matched by name.
+        split: what to call the data set in the message.
+
+    Raises:
+        InputError: a class label that is none of the names.
+    """
+    if not isinstance(dataset.features["label"], datasets.ClassLabel):
+        column = stored_column(dataset, "label")
+        present = column.unique()
+        index = {composed(name): i for i, name in enumerate(names)}
+        values = [-1 if value is None else index.get(composed(value), -1) for value in present.to_pylist()]
+        index_of_present = np.array(values, np.int64)
+        return index_of_present[pc.index_in(column, value_set=present).to_numpy(zero_copy_only=False)]
+    labels = labels_of(dataset, "label")
+    is_labelled = labels >= 0
+    outside = np.flatnonzero(labels >= len(names))
+    if len(outside):
+        raise InputError(
+            f"labels must lie in [0, {len(names)}), but row {outside[0]} of the {split} set has {labels[outside[0]]} "
+            f"({len(outside)} such rows)"
+        )
+    return np.where(is_labelled, labels, -1)
 
 
 def check_label_range(column: pa.ChunkedArray, num_labels: int, part: str) -> None:

@@ -163,13 +163,15 @@ class ImageDecoder:
         """The image of row `index`; see `decode_image`."""
         return decode_image(self._encoded[index][self.image_column], f"row {index}")
 
-    def name(self, index: int, where: str) -> str:
+    def name(self, index: int, where: str, number: int | None = None) -> str:
         """What to call the image of row `index`; see `image_name`.
 
         Args:
             where: what the rows are, for an image that is no file: "the training images", say.
+            number: of the row among them, if that is another.
         """
-        return image_name((self._encoded[index][self.image_column] or {}).get("path"), f"row {index} of {where}")
+        place = f"row {index if number is None else number} of {where}"
+        return image_name((self._encoded[index][self.image_column] or {}).get("path"), place)
 
 
 def is_remote(path: str) -> bool:

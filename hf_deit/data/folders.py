@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ..errors import InputError, escaped, shortlist
 from ..models.class_names import check_distinct, composed, which_of
+from .idx import is_idx_folder
 from .image_table import BATCH_ROWS, check_and_keep, image_batch, kept_images
 from .parallel import OncePerMachine, call
 
@@ -72,10 +73,20 @@ def load_class_folders(
     return dataset, known
 
 
+def has_folders(folder: str | os.PathLike[str]) -> bool:
+    """Whether there are folders in a folder, as those of classes are.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return bool(_folders_in(os.fspath(folder)))
+
+
 def load_images(
     folder: str | os.PathLike[str],
     on_bad_image: Literal["stop", "skip"],
     *,
+    option: str = "unlabeled_dir",
     check_images: Literal["all", "headers", "none"] = "headers",
     once_per_machine: OncePerMachine = call,
 ) -> datasets.Dataset:
@@ -83,7 +94,7 @@ def load_images(
 
     Args:
         folder: may hold folders.
-        on_bad_image, check_images, once_per_machine: see `load_class_folders`.
+        on_bad_image, option, check_images, once_per_machine: see `load_class_folders`.
 
     Raises:
         InputError: there is no such folder, it is empty or holds the folders of splits, files cannot be used, or their
@@ -94,7 +105,8 @@ def load_images(
     def read() -> str | None:
         if not os.path.isdir(folder):
             raise InputError(f"no folder {folder!r}: expected one with images")
-        _refuse_splits(folder, _folders_in(folder), "unlabeled_dir")
+        _refuse_idx(folder, "unlabeled_dataset_name" if option == "unlabeled_dir" else "dataset_name")
+        _refuse_splits(folder, _folders_in(folder), option)
         listed = _table(_image_files(folder), folder)
         return check_and_keep(listed, folder, on_bad_image=on_bad_image, check_images=check_images)
 
@@ -107,6 +119,7 @@ def _class_names(folder: str, names: list[str] | None, option: str) -> list[str]
     """The folders of the classes, in the order of their labels; arguments and errors as of `load_class_folders`."""
     if not os.path.isdir(folder):
         raise InputError(f"no folder {folder!r}: expected one with a folder of images per class")
+    _refuse_idx(folder, "dataset_name")
     found = _folders_in(folder)
     if not found:
         raise InputError(f"{folder!r} has no folders in it: expected one folder of images per class")
@@ -123,6 +136,11 @@ def _class_names(folder: str, names: list[str] | None, option: str) -> list[str]
                 f"{which_of(unknown[0], names)}"
             )
     return found
+
+
+def _refuse_idx(folder: str, option: str) -> None:
+    if is_idx_folder(folder):
+        raise InputError(f"{folder!r} is a data set in MNIST's format and holds no image files: give it as --{option}")
 
 
 def _class_files(folder: str, found: list[str], names: list[str]) -> Iterator[tuple[list[str], int]]:
@@ -244,7 +262,7 @@ def _refuse_splits(folder: str, found: list[str], option: str) -> None:
     )
     if not is_clear and not (are_most and inside):
         return
-    if not inside and option == "unlabeled_dir":
+    if not inside and option in ("unlabeled_dir", "images_dir"):
         return
     names = f"--{option} {folder!r} holds {shortlist(sorted(splits))}, by their names splits rather than classes"
     if not inside:
@@ -252,7 +270,8 @@ def _refuse_splits(folder: str, found: list[str], option: str) -> None:
             f"{names}, and no folders in them: make a folder of images per class in each, or give "
             f"--unlabeled_dir {shlex.quote(os.path.join(folder, training[0]))} and a teacher"
         )
-    likely = {"train_dir": training, "validation_dir": validation, "unlabeled_dir": training}[option]
+    kinds = {"train_dir": training, "validation_dir": validation, "test_dir": testing, "unlabeled_dir": training}
+    likely = kinds.get(option) or (testing or validation if option == "images_dir" else [])
     options = [(option, likely)] if likely else []
     if option == "train_dir" and training and validation:
         options.append(("validation_dir", validation))

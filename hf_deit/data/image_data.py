@@ -1,4 +1,4 @@
-"""The images of a run: labelled ones, unlabelled ones, and those to validate with."""
+"""The images of a run: labelled ones, unlabelled ones, and those to validate and to test with."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from .streams import ImageStream
 
 @dataclass
 class ImageData:
-    """Images to train on and to validate with, with the same labels.
+    """Images to train on, to validate and to test with, with the same labels.
 
     Attributes:
         train: with the columns "image" and "label" of types `Image` and `ClassLabel`; or a stream; or None if there
@@ -24,12 +24,14 @@ class ImageData:
         validation: with the same columns, or None.
         label_names: names of the labels by index.
         unlabeled: with the column "image" alone, or None.
+        test: with the columns of `train`, to be looked at once, at the end; or None.
     """
 
     train: datasets.Dataset | ImageStream | None
     validation: datasets.Dataset | None
     label_names: list[str]
     unlabeled: datasets.Dataset | None = None
+    test: datasets.Dataset | None = None
 
     @property
     def id2label(self) -> dict[int, str]:

@@ -24,7 +24,7 @@ def load_data(
     check_images: Literal["all", "headers", "none"] = "headers",
     once_per_machine: OncePerMachine = call,
 ) -> ImageData:
-    """Loads and checks the images to train on and to validate with.
+    """Loads and checks the images to train on, to validate and to test with.
 
     Args:
         data_args: which images. Its `labels_kept` is for `ImageData.with_labels_kept`, not for here.
@@ -48,7 +48,7 @@ def load_data(
     if data_args.dataset_name == DIGITS:
         return replace(load_digits(), unlabeled=unlabeled)
     data = load_splits(data_args, **checks) if data_args.train_dir is None else _load_folders(data_args, **checks)
-    for part, dataset in (("training", data.train), ("validation", data.validation)):
+    for part, dataset in (("training", data.train), ("validation", data.validation), ("test", data.test)):
         if dataset is not None:
             check_label_range(stored_column(dataset, "label"), len(data.label_names), part)
     if data.validation is not None and data_args.train_dir is None:
@@ -103,20 +103,22 @@ def _unlabeled_alone(
     if label_names is None:
         raise InputError("images without labels alone need a teacher whose labels they get")
     label_names = list(unique_names(dict(enumerate(label_names))).values())
-    validation = None
-    if data_args.validation_dir:
-        validation, _ = load_class_folders(
-            data_args.validation_dir, names=label_names, option="validation_dir", **checks
-        )
-    return ImageData(None, validation, label_names, unlabeled)
+    others = _load_others(data_args, label_names, **checks)
+    return ImageData(None, label_names=label_names, unlabeled=unlabeled, **others)
 
 
 def _load_folders(data_args: DataArguments, **checks: Any) -> ImageData:
     train, names = load_class_folders(data_args.train_dir, **checks)
-    if data_args.validation_dir is None:
-        return ImageData(train, None, names)
-    validation, _ = load_class_folders(data_args.validation_dir, names=names, option="validation_dir", **checks)
-    return ImageData(train, validation, names)
+    return ImageData(train, label_names=names, **_load_others(data_args, names, **checks))
+
+
+def _load_others(data_args: DataArguments, names: list[str], **checks: Any) -> dict[str, datasets.Dataset | None]:
+    """What folders hold to validate and to test with, by field of `ImageData`."""
+    folders = {"validation": data_args.validation_dir, "test": data_args.test_dir}
+    return {
+        part: load_class_folders(folder, names=names, option=f"{part}_dir", **checks)[0] if folder else None
+        for part, folder in folders.items()
+    }
 
 
 def _check_nothing_is_held_out(data_args: DataArguments, data: ImageData) -> None:

@@ -1,5 +1,6 @@
 """Data sets by name, as `datasets.load_dataset` takes it: their splits as a whole, or as a stream."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -13,19 +14,24 @@ from .columns import (
     check_some_images,
     check_stored_images,
     find_columns,
+    has_label_column,
     label_names_of,
+    loose_label_names,
     only_images,
     standard_columns,
     stored_column,
     with_class_labels,
 )
+from .idx import is_idx_folder, load_idx_folder
 from .image_data import ImageData
 from .parallel import OncePerMachine
 from .streams import READING_ERRORS, ImageStream
 
 
 def load_splits(data_args: DataArguments, **checks: Any) -> ImageData:
-    """The training split, and the validation split if there is one, with labels by the training split's names.
+    """The training split, and those to validate and test with if there are any, with labels by the former's names.
+
+    No other split is looked at.
 
     Args:
         **checks: on_bad_image, check_images, once_per_machine; see `hf_deit.data.load.load_data`.
@@ -35,23 +41,90 @@ def load_splits(data_args: DataArguments, **checks: Any) -> ImageData:
     """
     name, train_split = data_args.dataset_name, data_args.train_split
     splits = _load_all_splits(name, data_args.dataset_config_name, data_args.dataset_revision)
-    validation_split = _validation_split(data_args, splits)
+    others = {"validation": validation_split_of(data_args, splits), "test": data_args.test_split}
+    others = {part: split for part, split in others.items() if split is not None}
     train = _split_of(splits, train_split, name)
-    validation = None if validation_split is None else _split_of(splits, validation_split, name)
-    if validation_split == train_split:
-        raise InputError(f"the validation split must not be the training split, got {train_split!r} for both")
+    found = {part: _split_of(splits, split, name) for part, split in others.items()}
+    _check_different(train_split, others)
     columns = find_columns(train, data_args.image_column_name, data_args.label_column_name)
     train = standard_columns(train, *columns)
     names = label_names_of(train)
     train = with_class_labels(train, names, train_split)
-    if validation is not None:
-        missing = set(columns) - set(validation.column_names)
+    for part, dataset in found.items():
+        missing = set(columns) - set(dataset.column_names)
         if missing:
-            raise InputError(f"the validation split has no column {' and '.join(sorted(missing))}")
-        validation = with_class_labels(standard_columns(validation, *columns), names, "validation")
-    parts = {train_split: train} if validation is None else {train_split: train, validation_split: validation}
-    _check_splits(parts, name, **checks)
-    return ImageData(train, validation, names)
+            raise InputError(f"the {part} split has no column {' and '.join(sorted(missing))}")
+        found[part] = with_class_labels(standard_columns(dataset, *columns), names, part)
+    _check_splits({train_split: train, **{others[part]: dataset for part, dataset in found.items()}}, name, **checks)
+    return ImageData(train, found.get("validation"), names, test=found.get("test"))
+
+
+def _check_different(train_split: str, others: Mapping[str, str]) -> None:
+    """Refuses a split that is named for two things; `others` are the names by what they are for."""
+    named = {train_split: "training"}
+    for part, split in others.items():
+        if split in named:
+            raise InputError(f"the {part} split must not be the {named[split]} split, got {split!r} for both")
+        named[split] = part
+
+
+def load_evaluation_split(
+    name: str,
+    split: str,
+    *,
+    config_name: str | None = None,
+    revision: str | None = None,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    is_labelled: bool | None = None,
+    **checks: Any,
+) -> tuple[datasets.Dataset, list[str] | None]:
+    """One split to evaluate on, with the column "image" and, if it has labels, "label", of whatever type.
+
+    Args:
+        is_labelled: whether to look for labels; None for where there are any.
+        **checks: see `load_splits`.
+
+    Returns:
+        The rows, of which some, or all, may lack a label, and the names of the labels, by index; None without any.
+
+    Raises:
+        InputError: no such data set, split or column, or images that cannot be decoded.
+    """
+    alone = _split_alone(name, split, config_name, revision)
+    splits = _load_all_splits(name, config_name, revision) if alone is None else {split: alone}
+    dataset = _split_of(splits, split, name)
+    if is_labelled is None:
+        is_labelled = label_column_name is not None or has_label_column(dataset)
+    names = None
+    if is_labelled:
+        columns = find_columns(dataset, image_column_name, label_column_name)
+        if alone is not None and not isinstance(dataset.features[columns[1]], datasets.ClassLabel):
+            splits = _load_all_splits(name, config_name, revision)  # the others may have more labels
+        names = loose_label_names(
+            standard_columns(part, *columns)
+            for part in (dataset, *splits.values())
+            if set(columns) <= set(part.column_names)
+        )
+        dataset = standard_columns(dataset, *columns)
+        if not names:  # no row has a label
+            dataset, names = dataset.select_columns("image"), None
+    elif image_column_name is None:
+        dataset = only_images(dataset, f"the data set {name!r}")
+    else:
+        image_column, _ = find_columns(dataset, image_column_name, image_column_name)
+        dataset = only_images(dataset.select_columns(image_column), f"the data set {name!r}")
+    _check_splits({split: dataset}, name, **checks)
+    return dataset, names
+
+
+def split_names(name: str, config_name: str | None = None, revision: str | None = None) -> list[str]:
+    """The splits of a data set, which is loaded for it where its files do not tell.
+
+    Raises:
+        InputError: no such data set.
+    """
+    return list(_files_of_splits(name, config_name, revision) or _load_all_splits(name, config_name, revision))
 
 
 def load_image_split(name: str, revision: str | None, split: str, **checks: Any) -> datasets.Dataset:
@@ -70,28 +143,34 @@ def load_image_split(name: str, revision: str | None, split: str, **checks: Any)
 
 
 def open_stream(data_args: DataArguments, **checks: Any) -> ImageData:
-    """The training split as a stream, and the validation split, which is read to the end.
+    """The training split as a stream, and those to validate and test with, which are read to the end.
 
     Args:
         **checks: of the latter; see `load_splits`.
 
     Raises:
         InputError: no such data set, splits or columns; labels that are no `ClassLabel`, or of one class; a length
-            that is not known; images to validate with that cannot be used.
+            that is not known; images to validate or test with that cannot be used.
     """
     name, train_split = data_args.dataset_name, data_args.train_split
+    if is_idx_folder(name):
+        raise InputError(f"{name!r} is in MNIST's format, which is no stream: leave out --streaming")
     try:
         splits = datasets.load_dataset(
             name, data_args.dataset_config_name, revision=data_args.dataset_revision, streaming=True
         )
     except READING_ERRORS as error:
         raise InputError(f"cannot open the data set {name!r} as a stream: {_cause_of(error)}") from error
-    validation_split = _validation_split(data_args, splits)
+    validation_split = validation_split_of(data_args, splits)
     if train_split not in splits or validation_split not in splits or train_split == validation_split:
         raise InputError(
             f"a stream needs a training and another validation split, got {train_split!r} and {validation_split!r}; "
             f"{name!r} has {', '.join(splits)}"
         )
+    others = {"validation": validation_split, **({"test": data_args.test_split} if data_args.test_split else {})}
+    _check_different(train_split, others)
+    if data_args.test_split is not None and data_args.test_split not in splits:
+        raise _no_split(data_args.test_split, splits, name)
     stream = splits[train_split]
     if stream.features is None:
         stream = stream._resolve_features()
@@ -102,21 +181,69 @@ def open_stream(data_args: DataArguments, **checks: Any) -> ImageData:
         _images_per_epoch(data_args, stream),
         shuffle_buffer_size=data_args.shuffle_buffer_size,
     )
-    validation = _read_to_the_end(data_args, validation_split, splits[validation_split].features, columns)
-    validation = with_class_labels(standard_columns(validation, *columns), names, "validation")
-    check_label_range(stored_column(validation, "label"), len(names), "validation")
-    _check_splits({validation_split: validation}, name, **checks)
-    return ImageData(train, validation, names)
+    found = {}
+    for part, split in others.items():
+        expected = f"the columns {', '.join(columns)} of the split {train_split!r}"
+        source = (name, data_args.dataset_config_name, data_args.dataset_revision, split)
+        dataset = _read_to_the_end(source, splits[split].features, expected)
+        found[part] = with_class_labels(standard_columns(dataset, *columns), names, part)
+        check_label_range(stored_column(found[part], "label"), len(names), part)
+    _check_splits({others[part]: dataset for part, dataset in found.items()}, name, **checks)
+    return ImageData(train, found["validation"], names, test=found.get("test"))
 
 
 def _load_all_splits(name: str, config_name: str | None = None, revision: str | None = None) -> datasets.DatasetDict:
     try:
+        if is_idx_folder(name):
+            if config_name is not None:
+                raise InputError(
+                    f"{name!r} is in MNIST's format and has no configurations: leave out --dataset_config_name, got "
+                    f"{config_name!r}"
+                )
+            return load_idx_folder(name)
         return datasets.load_dataset(name, config_name, revision=revision)
+    except InputError:
+        raise
     except READING_ERRORS as error:
         raise InputError(
             f"cannot load the data set {name!r}: {_cause_of(error)}. Expected a Hub id, a local path that "
             f'datasets.load_dataset takes, or "{DIGITS}"'
         ) from error
+
+
+def _files_of_splits(name: str, config_name: str | None, revision: str | None) -> dict[str, Any]:
+    """The files of each split of a data set whose images stand in them; empty of others, or if that is not known."""
+    if is_idx_folder(name):
+        return {}
+    try:
+        builder = datasets.load_dataset_builder(name, config_name, revision=revision)
+    except READING_ERRORS:  # the cause is told by who loads it
+        return {}
+    return dict(builder.config.data_files or {}) if builder.name == "parquet" else {}
+
+
+def _split_alone(name: str, split: str, config_name: str | None, revision: str | None) -> datasets.Dataset | None:
+    """A split without the others, which `load_dataset` would fetch, too; None where all are to be loaded.
+
+    That is where they lie in the cache already, as after a training, or cannot be told apart before.
+
+    Raises:
+        InputError: there is no such split.
+    """
+    files = _files_of_splits(name, config_name, revision)
+    if len(files) < 2:
+        return None
+    if split not in files:
+        raise _no_split(split, files, name)
+    builder = datasets.load_dataset_builder(name, config_name, revision=revision)
+    if os.path.isdir(builder.cache_dir):
+        return None
+    try:
+        stream = datasets.load_dataset(name, config_name, revision=revision, split=split, streaming=True)
+        features = stream.features or stream._resolve_features().features
+        return _read_to_the_end((name, config_name, revision, split), features)
+    except (*READING_ERRORS, InputError):  # the cause is told by who loads it
+        return None
 
 
 def _cause_of(error: Exception) -> str:
@@ -127,7 +254,8 @@ def _cause_of(error: Exception) -> str:
     return first_line(cause)
 
 
-def _validation_split(data_args: DataArguments, splits: Collection[str]) -> str | None:
+def validation_split_of(data_args: DataArguments, splits: Collection[str]) -> str | None:
+    """The split that a run is validated with: the one that is named, or the first with a usual name; or None."""
     if data_args.validation_split is not None:
         return data_args.validation_split
     return next((split for split in ("validation", "valid", "val") if split in splits), None)
@@ -135,11 +263,15 @@ def _validation_split(data_args: DataArguments, splits: Collection[str]) -> str 
 
 def _split_of(splits: Mapping[str, datasets.Dataset], split: str, name: str) -> datasets.Dataset:
     if split not in splits:
-        near = did_you_mean(split, splits)
-        raise InputError(f"the data set {name!r} has no split {split!r}; it has {', '.join(splits)}{near}")
+        raise _no_split(split, splits, name)
     if len(splits[split]) == 0:
         raise InputError(f"the split {split!r} of the data set {name!r} is empty")
     return splits[split]
+
+
+def _no_split(split: str, splits: Collection[str], name: str) -> InputError:
+    near = did_you_mean(split, splits)
+    return InputError(f"the data set {name!r} has no split {split!r}; it has {', '.join(splits)}{near}")
 
 
 def _check_splits(
@@ -190,17 +322,26 @@ def _images_per_epoch(data_args: DataArguments, stream: datasets.IterableDataset
 
 
 def _read_to_the_end(
-    data_args: DataArguments, split: str, features: datasets.Features | None, columns: tuple[str, str]
+    source: tuple[str, str | None, str | None, str], features: datasets.Features | None, expected: str = "images"
 ) -> datasets.Dataset:
-    """A split that is streamed, written once to the cache of datasets; its images stay encoded as they are."""
-    name, config_name, revision = data_args.dataset_name, data_args.dataset_config_name, data_args.dataset_revision
+    """A split that is streamed, written once to the cache of datasets; its images stay encoded as they are.
+
+    Args:
+        source: name, configuration and revision of a data set, and the split.
+        features: of its rows, if they are known.
+        expected: what is in them, for the message.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    name, config_name, revision, split = source
     files = datasets.load_dataset_builder(name, config_name, revision=revision).config.data_files
     try:
         return datasets.Dataset.from_generator(
             _encoded_rows,
             features=features,
             gen_kwargs={
-                "source": (name, config_name, revision, split),
+                "source": source,
                 # Changes with the files (their time, or the commit), so that others are not taken from the cache.
                 "fingerprint": str([part.origin_metadata for part in (files or {}).values()]),
             },
@@ -208,8 +349,7 @@ def _read_to_the_end(
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"cannot read the split {split!r} of the data set {name!r} "
-            f"({_cause_of(error)}): expected at least one row, with the columns "
-            f"{', '.join(columns)} of the split {data_args.train_split!r}"
+            f"({_cause_of(error)}): expected at least one row, with {expected}"
         ) from error
 
 

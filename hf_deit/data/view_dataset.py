@@ -236,6 +236,7 @@ class EvaluationDataset(Dataset):
         processor: resizes and crops; the device normalises.
         on_bad_image: "stop" raises `BadImageError`; "skip" gives a black image with `IGNORED_LABEL`, which losses and
             metrics pass over.
+        where: what to call the images in messages.
 
     Attributes:
         labels: of all rows, (N,) int64, `IGNORED_LABEL` where there is none.
@@ -249,8 +250,10 @@ class EvaluationDataset(Dataset):
         image_column: str = "image",
         label_column: str = "label",
         on_bad_image: Literal["stop", "skip"] = "stop",
+        where: str = "the validation images",
     ) -> None:
         self.dataset = without_format(dataset)
+        self.where = where
         self.processor = processor
         self.on_bad_image = on_bad_image
         self.image_column, self.label_column = image_column, label_column
@@ -262,7 +265,7 @@ class EvaluationDataset(Dataset):
 
     def name(self, index: int) -> str:
         """What to call the image of a row: its file, or its place in the data set."""
-        return self._decode.name(index, "the validation images")
+        return self._decode.name(index, self.where)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         label, note = int(self.labels[index]), ""
@@ -272,7 +275,7 @@ class EvaluationDataset(Dataset):
             if self.on_bad_image == "stop":
                 raise
             image, label = Image.new("RGB", (64, 64)), IGNORED_LABEL
-            note = error.note(f"row {index} of the validation images")
+            note = error.note(f"row {index} of {self.where}")
         pixels = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
         sample = {"pixel_values": pixels.to(torch.uint8), "labels": label}
         return sample if self.on_bad_image == "stop" else {**sample, "skipped": note}

@@ -1,6 +1,7 @@
 """The model card of a run, written from what the run knows."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -16,13 +17,21 @@ from .facts import (
     UNNAMED_IMAGES,
     RunFacts,
     Source,
+    wilson_bounds,
+    with_interval,
 )
 from .markdown import code_block, code_span, escape_markdown, table_cell
 from .recipe_file import dump_recipe
+from .report_in_card import CardReport, eval_results, interval_args, report_markdown, without_repeats
 from .usage import WHAT_OTHER_LINES_DO, note_on_fusion, usage
 
 BEGIN = "<!-- Written by hf_deit, and written anew when the run is published again. What stands outside is kept. -->"
 END = "<!-- End of what hf_deit has written. -->"
+# Around a report in a card that people have written.
+REPORT_BEGIN = (
+    "<!-- Written by hf-deit publish of a report, and written anew with the next. What stands outside is kept. -->"
+)
+REPORT_END = "<!-- End of the report. -->"
 _METADATA = re.compile(r"\A\ufeff?\s*---\r?\n(.*?)\r?\n---\s*(?:\r?\n|\Z)", re.DOTALL)
 _MOST_LABELS_LISTED = 20
 _WORST_LABELS_LISTED = 10
@@ -39,38 +48,89 @@ _DISTILLED = "distillation"
 _CLAIMS = ("model-index", "metrics", "base_model", "datasets")
 
 
-def make_card(facts: RunFacts, repo_id: str, revision: str | None = None) -> str:
+def make_card(facts: RunFacts, repo_id: str, revision: str | None = None, report: CardReport | None = None) -> str:
     """The whole card of a run's model.
 
     Args:
         repo_id: the repository that it is published in.
         revision: the branch; None for the main one.
+        report: of these weights, whose pictures are published with the card; None without one.
     """
-    metadata, body = _metadata(facts, repo_id).to_yaml(), _body(facts, repo_id, revision)
+    metadata, body = _metadata(facts, repo_id, report).to_yaml(), _body(facts, repo_id, revision, report)
     return f"---\n{metadata}\n---\n\n{BEGIN}\n\n{body}\n\n{END}\n"
 
 
-def update_card(existing: str | None, facts: RunFacts, repo_id: str, revision: str | None = None) -> str:
+def update_card(
+    existing: str | None,
+    facts: RunFacts,
+    repo_id: str,
+    revision: str | None = None,
+    report: CardReport | None = None,
+) -> str:
     """Writes the card into an existing one. What people have added to its text and its metadata stays.
 
     Args:
         existing: a card's text, or None. The part between `BEGIN` and `END` is replaced. A card without them stays as
             it is, and gets the new part at its end.
-        facts, repo_id, revision: see `make_card`.
+        facts, repo_id, revision, report: see `make_card`.
     """
     if not (existing or "").strip():
-        return make_card(facts, repo_id, revision)
-    metadata = _metadata(facts, repo_id).to_dict()
+        return make_card(facts, repo_id, revision, report)
+    metadata = _metadata(facts, repo_id, report).to_dict()
     old, text = split_card(existing)
-    start, end = text.find(BEGIN), text.rfind(END)
-    has_marks = 0 <= start < end
-    if has_marks:
+    text = _without_report(text)
+    if 0 <= text.find(BEGIN) < text.rfind(END):
         old = _foreign(old)
     merged = {**old, **metadata}
     merged["tags"] = list(dict.fromkeys([*metadata["tags"], *_as_list(old.get("tags"))]))
-    block = f"{BEGIN}\n\n{_body(facts, repo_id, revision)}\n\n{END}"
-    text = text[:start] + block + text[end + len(END) :] if has_marks else f"{text.rstrip()}\n\n{block}\n"
-    return _joined(merged, text)
+    start, end = text.find(BEGIN), text.rfind(END)
+    block = f"{BEGIN}\n\n{_body(facts, repo_id, revision, report)}\n\n{END}"
+    body = text[:start] + block + text[end + len(END) :] if 0 <= start < end else f"{text.rstrip()}\n\n{block}\n"
+    return _joined(merged, body)
+
+
+def add_report(card: str, report: CardReport | None, repo_id: str) -> str:
+    """Writes a report into a card that people have made, in place of an earlier one; all else in it stays.
+
+    Args:
+        report: of the model; None takes an earlier one away.
+    """
+    metadata, text = split_card(card)
+    results = [] if report is None else eval_results(report, _dataset_type(report.source))
+    first, *others = _as_list(metadata.get("model-index")) or [{"name": repo_id.split("/")[-1], "results": []}]
+    # What else people have written there is no such index, and the Hub says so.
+    is_index = isinstance(first, dict) and isinstance(first.get("results"), list)
+    kept = [item for item in first["results"] if not _is_of_report(item)] if is_index else []
+    if is_index and (results or len(kept) < len(first["results"])):
+        if results:
+            (added,) = ModelCardData(model_name="any", eval_results=results).to_dict()["model-index"]
+            kept += added["results"]
+        index = [*([{**first, "results": kept}] if kept else []), *others]
+        metadata = {**metadata, "model-index": index}
+        if not index:
+            del metadata["model-index"]
+    elif report is None and REPORT_BEGIN not in text:
+        return card
+    text = _without_report(text)
+    if report is not None:
+        text = f"{text.rstrip()}\n\n{REPORT_BEGIN}\n\n{report_markdown(report)}\n\n{REPORT_END}\n"
+    return _joined(metadata, text)
+
+
+def _without_report(text: str) -> str:
+    start, end = text.find(REPORT_BEGIN), text.rfind(REPORT_END)
+    if not 0 <= start < end:
+        return text
+    around = (text[:start].rstrip(), text[end + len(REPORT_END) :].strip())
+    return "\n\n".join(filter(None, around)) + "\n"
+
+
+def _is_of_report(result: Any) -> bool:
+    try:
+        metrics = result["metrics"]
+        return bool(metrics) and all(str(item["args"]["measured_by"]).startswith("hf_deit ") for item in metrics)
+    except (KeyError, TypeError):
+        return False
 
 
 def merge_cards(remote: str | None, local: str | None) -> str | None:
@@ -120,7 +180,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def hand_written(text: str | None) -> str:
     """What people have added to a card's text, outside the part that is written for them."""
-    text = _METADATA.sub("", text or "", count=1)
+    text = _without_report(_METADATA.sub("", text or "", count=1))
     start, end = text.find(BEGIN), text.rfind(END)
     return (text[:start] + text[end + len(END) :] if 0 <= start < end else text).strip()
 
@@ -142,8 +202,12 @@ def card_faults(text: str) -> list[str]:
     return faults
 
 
-def _metadata(facts: RunFacts, repo_id: str) -> ModelCardData:
+def _metadata(facts: RunFacts, repo_id: str, report: CardReport | None = None) -> ModelCardData:
     evaluated = _evaluated_on(facts)
+    measured = (
+        (facts.results(), facts.validation_split, facts.num_validation),
+        (facts.test_results(), facts.test_split, facts.num_test),
+    )
     results = [
         EvalResult(
             task_type="image-classification",
@@ -151,16 +215,21 @@ def _metadata(facts: RunFacts, repo_id: str) -> ModelCardData:
             dataset_type=_dataset_type(evaluated),
             dataset_name=evaluated.name,
             dataset_config=facts.dataset_config,
-            dataset_split=facts.validation_split,
+            dataset_split=split,
             dataset_revision=facts.dataset.commit,
-            dataset_args={"num_images": facts.num_validation},
+            dataset_args={"num_images": num_images},
             metric_type="accuracy",
             metric_name=f"{k} accuracy, {head}",
             metric_value=round(value, 4),
+            metric_args=_interval_args(value, num_images),
             verified=False,
         )
-        for head, k, value in facts.results()
+        for rows, split, num_images in measured
+        for head, k, value in rows
     ]
+    if report is not None:
+        measured = eval_results(report, _dataset_type(report.source))
+        results = without_repeats(results, report, measured) + measured
     models = [source.name for source in (facts.student, facts.teacher) if source is not None and source.on_hub]
     family = "deit" if facts.architecture.startswith("PlainDeiT") else facts.model_type
     named = (facts.dataset, facts.unlabeled, facts.teacher_labels)
@@ -177,6 +246,13 @@ def _metadata(facts: RunFacts, repo_id: str) -> ModelCardData:
     )
 
 
+def _interval_args(accuracy: float, num_images: int) -> dict[str, float] | None:
+    """The interval of an accuracy; None where the record of a run says what is none."""
+    if not (0 <= accuracy <= 1 and num_images > 0):
+        return None
+    return interval_args(*wilson_bounds(round(accuracy * num_images), num_images))
+
+
 def _evaluated_on(facts: RunFacts) -> Source:
     """What the validation images are of: of the training's data set, or, if that has no labels, a folder of images."""
     return OWN_IMAGES if facts.dataset == TEACHERS_LABELS else facts.dataset
@@ -190,11 +266,14 @@ def _dataset_type(source: Source) -> str:
     return _DATASET_TYPES.get(source.name, words or "unnamed")
 
 
-def _body(facts: RunFacts, repo_id: str, revision: str | None) -> str:
+def _body(facts: RunFacts, repo_id: str, revision: str | None, report: CardReport | None) -> str:
     sections = [f"# {escape_markdown(repo_id.split('/')[-1])}", _introduction(facts)]
     if not facts.is_finished:
         sections.append(f"**Training goes on**: these are the weights after step {facts.step} of {facts.num_steps}.")
-    sections += ["## Results", _results(facts), "## Use", _use(facts, repo_id, revision)]
+    sections += ["## Results", _results(facts)]
+    if report is not None:
+        sections.append(report_markdown(report))
+    sections += ["## Use", _use(facts, repo_id, revision)]
     if len(facts.labels) <= _MOST_LABELS_LISTED and not _has_classes(facts):
         sections.append(f"Its labels: {', '.join(map(escape_markdown, facts.labels))}.")
     if facts.teacher is not None:
@@ -233,44 +312,55 @@ def _trained_on(facts: RunFacts) -> str:
 
 
 def _results(facts: RunFacts) -> str:
-    rows = facts.results()
-    if not rows:
+    rows, tested = facts.results(), facts.test_results()
+    if not rows and not tested:
         has_none = facts.is_finished and facts.dataset == TEACHERS_LABELS
         why = ": there were no labelled images to measure an accuracy on" if has_none else ""
         return f"These weights have not been evaluated{why}."
-    names = list(dict.fromkeys(name for name, _, _ in rows))
-    columns = list(dict.fromkeys(k for _, k, _ in rows))
-    values = {(name, k): f"{value:.4f}" for name, k, value in rows}
-    if facts.teacher_top1 is not None and facts.teacher_images == facts.num_validation:
-        names.append("the teacher")
-        values["the teacher", "top-1"] = f"{facts.teacher_top1:.4f}"
+    which = {"ema": "the moving average of the weights, which is published here", "raw": "the weights as trained"}
+    parts = []
+    if rows:
+        table = [(name, k, f"{value:.4f}") for name, k, value in rows]
+        if facts.teacher_top1 is not None and facts.teacher_images == facts.num_validation:
+            table.append(("the teacher", "top-1", f"{facts.teacher_top1:.4f}"))
+        images = _images_in_words(facts, facts.num_validation, facts.validation_split, "for validation")
+        parts += [f"Accuracy on {images}, measured with {which[facts.weights]}.", _table_of_accuracies(table)]
+    if tested:
+        images = _images_in_words(facts, facts.num_test, facts.test_split, "as a test")
+        parts.append(
+            f"Accuracy on {images}, which were looked at once, when the training had ended, measured with "
+            f"{which[facts.weights]}; with 95 % confidence intervals (Wilson)."
+        )
+        parts.append(_table_of_accuracies((name, k, with_interval(v, facts.num_test)) for name, k, v in tested))
+    return "\n\n".join([*parts, *([_classes(facts)] if _has_classes(facts) else [])])
+
+
+def _table_of_accuracies(rows: Iterable[tuple[str, str, str]]) -> str:
+    """A table of what has which accuracy, of name, "top-1" or "top-5", and the value as text."""
+    values = {(name, k): value for name, k, value in rows}
+    names, columns = (list(dict.fromkeys(part)) for part in zip(*values, strict=True))
     table = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     table += [f"| {name} | {' | '.join(values.get((name, k), '') for k in columns)} |" for name in names]
-    which = {"ema": "the moving average of the weights, which is published here", "raw": "the weights as trained"}
-    measured = f"Accuracy on {_validation_images(facts)}, measured with {which[facts.weights]}."
-    return "\n\n".join([measured, "\n".join(table), *([_classes(facts)] if _has_classes(facts) else [])])
+    return "\n".join(table)
 
 
-def _validation_images(facts: RunFacts) -> str:
-    source, number = _evaluated_on(facts), counted(facts.num_validation, "image")
+def _images_in_words(facts: RunFacts, count: int, split: str, purpose: str) -> str:
+    """So many images of a split, or of those that were held out or kept apart for a purpose."""
+    source, number = _evaluated_on(facts), counted(count, "image")
     images = (
         f"{number}{escape_markdown(source.name).removeprefix('images')}"
         if _are_images(source)
         else f"{number} of {source}"
     )
-    held_out_of = facts.validation_split.removeprefix("held out of ")
-    if held_out_of != facts.validation_split:
+    held_out_of = split.removeprefix("held out of ")
+    if held_out_of != split:
         part = (
             f"held out of its split {code_span(held_out_of)}"
             if _has_splits(source)
             else "held out of the training images"
         )
         return f"{images} ({part})"
-    return (
-        f"{images} (split {code_span(held_out_of)})"
-        if _has_splits(source)
-        else f"{images} (kept apart for validation)"
-    )
+    return f"{images} (split {code_span(split)})" if _has_splits(source) else f"{images} (kept apart {purpose})"
 
 
 def _are_images(source: Source) -> bool:
@@ -306,7 +396,10 @@ def _use(facts: RunFacts, repo_id: str, revision: str | None) -> str:
     if facts.needs_code:
         sentences.append("The model's code comes with the repository, as transformers has no such model.")
     if facts.served_top1 is not None:
-        sentences.append(f"These lines answer with a top-1 accuracy of {facts.served_top1:.4f} on the images above.")
+        which = "validation " if facts.test_results() else ""
+        sentences.append(
+            f"These lines answer with a top-1 accuracy of {facts.served_top1:.4f} on the {which}images above."
+        )
     if note := note_on_fusion(facts.architecture, facts.fusion, repo_id):
         sentences.append(note)
     lines = usage(repo_id, revision=revision, needs_code=facts.needs_code)

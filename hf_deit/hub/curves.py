@@ -16,8 +16,8 @@ from .files import write_whole
 # Validated as a set for readers who do not tell all colours apart (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _VALIDATION = "#000000"
-_FEW_POINTS, _MANY_POINTS = 25, 300
-_LOSS, _ACCURACY, _LEARNING_RATE = "loss", "top-1 on the validation images", "learning rate"
+FEW_POINTS, MANY_POINTS = 25, 300
+LOSS, ACCURACY, LEARNING_RATE = "loss", "top-1 on the validation images", "learning rate"
 Points = list[tuple[int, float]]
 
 
@@ -49,11 +49,11 @@ def plot_curves(
     Raises:
         OSError: it cannot be written.
     """
-    lines = list(_of_the_training(log_history, best_step))
+    lines = list(of_the_training(log_history, best_step))
     panels = {
-        _LOSS: _losses(lines),
-        _ACCURACY: _accuracies(lines, teacher_top1, fusion),
-        _LEARNING_RATE: [_Curve("", _points(lines, "learning_rate"), {"color": _COLOURS[0]})],
+        LOSS: _losses(lines),
+        ACCURACY: _accuracies(lines, teacher_top1, fusion),
+        LEARNING_RATE: [_Curve("", points_of(lines, "learning_rate"), {"color": _COLOURS[0]})],
     }
     drawn = {title: [curve for curve in curves if curve.points] for title, curves in panels.items()}
     drawn = {title: curves for title, curves in drawn.items() if curves}
@@ -64,8 +64,8 @@ def plot_curves(
         axes = figure.add_subplot(1, len(drawn), position, title=title, xlabel="step")
         for curve in curves:
             _draw(axes, curve)
-        _set_scales(axes, title, [value for curve in curves for _, value in curve.points], last_step)
-        if best_step is not None and title != _LEARNING_RATE:
+        set_scales(axes, title, [value for curve in curves for _, value in curve.points], last_step)
+        if best_step is not None and title != LEARNING_RATE:
             axes.axvline(best_step, color="0.6", linestyle=":", linewidth=1.2, label="published weights", zorder=0)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -76,26 +76,31 @@ def plot_curves(
     write_whole(picture.getbuffer(), path)
 
 
-def _of_the_training(log_history: Sequence[Mapping[str, Any]], best_step: int | None) -> Iterator[Mapping[str, Any]]:
-    """The log without what is evaluated again: a step once more, or at the end the best weights of an earlier one."""
+def of_the_training(log_history: Sequence[Mapping[str, Any]], best_step: int | None) -> Iterator[Mapping[str, Any]]:
+    """The log without what is evaluated again: a step once more, or at the end the best weights of an earlier one.
+
+    Args:
+        log_history, best_step: see `plot_curves`.
+    """
     evaluated, has_ended = set(), False
     for line in log_history:
-        has_ended = has_ended or "train_runtime" in line
-        if any(name.startswith("eval_") for name in line):
-            if line.get("step") in evaluated or (has_ended and best_step is not None):
+        has_ended = "train_runtime" in line or (has_ended and "loss" not in line)  # or else has been begun again
+        if metrics := {(line.get("step"), name) for name in line if name.startswith("eval_")}:
+            if metrics & evaluated or (has_ended and best_step is not None):
                 continue
-            evaluated.add(line.get("step"))
+            evaluated |= metrics  # of one step there is a line of each validation set
         yield line
 
 
-def _points(lines: Sequence[Mapping[str, Any]], name: str) -> Points:
+def points_of(lines: Sequence[Mapping[str, Any]], name: str) -> Points:
+    """The steps at which a value was logged, each with the value."""
     return [(line["step"], line[name]) for line in lines if name in line and "step" in line]
 
 
 def _losses(lines: Sequence[Mapping[str, Any]]) -> list[_Curve]:
     """Of the training the total, broad and pale below its parts, and of the validation what the model answers."""
-    total = _points(lines, "loss")
-    parts = [_Curve(head.words, _points(lines, f"{head.prefix}loss"), {}) for head in (CLASS, DISTILLATION)]
+    total = points_of(lines, "loss")
+    parts = [_Curve(head.words, points_of(lines, f"{head.prefix}loss"), {}) for head in (CLASS, DISTILLATION)]
     if not parts[1].points:  # without a teacher there is one term
         parts = []
     parts = [part for part in parts if not _are_equal(part.points, total)]
@@ -107,8 +112,8 @@ def _losses(lines: Sequence[Mapping[str, Any]]) -> list[_Curve]:
     averaged = {"color": _COLOURS[5], "linestyle": "--"}
     return [
         *curves,
-        _Curve("validation", _points(lines, "eval_loss"), style),
-        _Curve("validation, averaged weights", _points(lines, "eval_ema_loss"), averaged),
+        _Curve("validation", points_of(lines, "eval_loss"), style),
+        _Curve("validation, averaged weights", points_of(lines, "eval_ema_loss"), averaged),
     ]
 
 
@@ -126,11 +131,11 @@ def _accuracies(lines: Sequence[Mapping[str, Any]], teacher_top1: float | None, 
     if is_single:
         words[FUSED] = "student" if has_teacher else "model"
     curves = [
-        _Curve(words[head], _points(lines, f"eval_{head.prefix}top1"), {"color": colour, "linewidth": width})
+        _Curve(words[head], points_of(lines, f"eval_{head.prefix}top1"), {"color": colour, "linewidth": width})
         for head, colour, width in zip(HEADS, _COLOURS, (4.5, 3.0, 1.5), strict=False)
     ]
     averaged = {"color": _COLOURS[3], "linestyle": ":", "linewidth": 2.0}
-    curves.append(_Curve("averaged weights", _points(lines, "eval_ema_top1"), averaged))
+    curves.append(_Curve("averaged weights", points_of(lines, "eval_ema_top1"), averaged))
     if not any(curve.points for curve in curves):
         return []
     level, label = teacher_top1, "teacher"
@@ -150,29 +155,36 @@ def _draw(axes: Axes, curve: _Curve) -> None:
         return
     steps, values = zip(*curve.points, strict=True)
     style = {"linewidth": 1.5, **curve.style}
-    if len(steps) < _FEW_POINTS:
+    if len(steps) < FEW_POINTS:
         style |= {"marker": "o", "markersize": 2 + 1.5 * style["linewidth"]}
-    elif len(steps) > _MANY_POINTS:
+    elif len(steps) > MANY_POINTS:
         style["linewidth"] /= 2
     axes.plot(steps, values, label=curve.label or None, **style)
 
 
-def _set_scales(axes: Axes, title: str, values: Sequence[float], last_step: int) -> None:
-    """Panels share their steps, which are whole numbers; a narrow range of values is not blown up."""
+def set_scales(axes: Axes, kind: str, values: Sequence[float], last_step: int) -> None:
+    """Panels share their steps, which are whole numbers; a narrow range of values is not blown up.
+
+    Args:
+        axes: of a panel.
+        kind: of the values: `LOSS`, `ACCURACY`, `LEARNING_RATE`, or something else.
+        values: all that it shows.
+        last_step: of all panels.
+    """
     axes.set_xlim(0, 1.03 * max(last_step, 1))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     low, high = min(values), max(values)
-    if title == _LOSS and low > 0 and high > 20 * low:
+    if kind == LOSS and low > 0 and high > 20 * low:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         return
-    if title == _LEARNING_RATE:
+    if kind == LEARNING_RATE:
         axes.set_ylim(0, 1.06 * high or 1)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         return
-    least = 0.1 if title == _ACCURACY else 0.2 * abs(high) or 0.1
+    least = 0.1 if kind == ACCURACY else 0.2 * abs(high) or 0.1
     room = max(0.06 * (high - low), (least - (high - low)) / 2)
     low, high = low - room, high + room
-    axes.set_ylim(*((max(low, -0.01), min(high, 1.01)) if title == _ACCURACY else (low, high)))
+    axes.set_ylim(*((max(low, -0.01), min(high, 1.01)) if kind == ACCURACY else (low, high)))

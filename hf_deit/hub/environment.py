@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,15 @@ _LIBRARIES = [
 ]
 
 
-def describe_environment(*, num_processes: int = 1) -> dict[str, Any]:
+def describe_environment(
+    *, num_processes: int = 1, device_type: str | None = None, libraries: Sequence[str] = ()
+) -> dict[str, Any]:
     """What this process computes with, without names of people, machines and folders.
 
     Args:
         num_processes: of the whole run.
+        device_type: "cpu" where that computes whatever else there is; None for the best device.
+        libraries: whose versions are told beside those that always are.
 
     Returns:
         python, system, libraries (versions by name), hf_deit_commit (None if it is not known), device, num_processes,
@@ -41,18 +46,19 @@ def describe_environment(*, num_processes: int = 1) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": {name: version(name) for name in (*_LIBRARIES, *libraries)},
         "hf_deit_commit": _commit(),
-        "device": _device(),
+        "device": _device(device_type),
         "num_processes": num_processes,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
 
 
-def _device() -> str:
-    if torch.cuda.is_available():
+def _device(device_type: str | None) -> str:
+    is_cpu = device_type == "cpu"
+    if torch.cuda.is_available() and not is_cpu:
         return torch.cuda.get_device_name()
-    if torch.accelerator.is_available():
+    if torch.accelerator.is_available() and not is_cpu:
         return str(torch.accelerator.current_accelerator())
     return f"CPU, {counted(os.cpu_count() or 1, 'core')}, {counted(torch.get_num_threads(), 'thread')} a process"
 

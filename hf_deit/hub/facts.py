@@ -4,11 +4,13 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
 from transformers import PreTrainedModel, TrainerState
 
+from ..errors import with_bounds
 from ..models.class_names import in_order
 from ..models.heads import CLASS, FUSED, MEASURED, PLAIN, words_of_answer
 from ..models.pretrained import own_code_of
@@ -59,6 +61,7 @@ LOCAL_DATA_SET = Source("a local data set")
 OWN_IMAGES = Source("images of one's own")
 SKLEARN_DIGITS = Source("scikit-learn's digits")
 UNNAMED_IMAGES = Source("images that were not named")
+CONFIDENCE = 0.95  # of intervals
 TEACHERS_LABELS = Source("labels of the teacher alone")  # in place of a data set with labels
 
 
@@ -71,7 +74,7 @@ class RunSources:
         teacher: the teacher, or None.
         teacher_datasets: the data sets on which the teacher was trained, by its own card; None if that does not say.
         teacher_size: [height, width] at which the teacher is shown the views; None if it is not known.
-        dataset, dataset_config, train_split, validation_split: the images.
+        dataset, dataset_config, train_split, validation_split, test_split: the images.
         unlabeled: the images without labels beside them, or None.
         teacher_labels: the data set on the Hub that kept labels are taken from, or None.
         recipe: the resolved arguments, without folders of this machine.
@@ -87,6 +90,7 @@ class RunSources:
     dataset_config: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
+    test_split: str = "test"
     unlabeled: Source | None = None
     teacher_labels: Source | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -118,9 +122,10 @@ class RunFacts:
         teacher_top1, teacher_images: its accuracy in [0, 1] and the number of validation images it was measured on.
         teacher_datasets: the data sets on which the teacher was trained, by its own card; None if that does not say.
         teacher_size: [height, width] at which the teacher was shown the views; None if it is not known.
-        dataset, dataset_config, train_split, validation_split, unlabeled: the images.
+        dataset, dataset_config, train_split, validation_split, test_split, unlabeled: the images.
         num_train, num_labeled: images to train on, and those of them with labels; None for a stream.
         num_validation: images that the metrics were measured on; None for none.
+        num_test: images that the test metrics were measured on; None for none.
         num_skipped: images that could not be decoded, in training and evaluation.
         num_unanswered: views that the teacher's term passed over, as the teacher gave them no answer.
         classes: for each label how many of its validation images the published weights classify correctly, and how
@@ -128,6 +133,7 @@ class RunFacts:
         teacher_labels: the data set on the Hub that kept labels were taken from, or None.
         num_replayed: views whose label by the teacher had been kept before; None without a label store.
         metrics: of an evaluation of these weights, as transformers' Trainer logs them; empty if there was none.
+        test_metrics: of the one evaluation of the published weights on the test images, likewise.
         weights: which are published: "raw", as trained, or "ema", their moving average.
         step, num_steps: optimizer steps that are done, and those of the whole run.
         best_step: the step after which the weights were the best, if those are published instead of the last ones.
@@ -172,11 +178,14 @@ class RunFacts:
     validation_split: str = "validation"
     num_train: int | None = None
     num_labeled: int | None = None
+    test_split: str = "test"
     num_validation: int | None = None
+    num_test: int | None = None
     num_skipped: int = 0
     num_unanswered: int = 0
     classes: list[list[int]] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    test_metrics: dict[str, float] = field(default_factory=dict)
     images_per_second: float | None = None
     minutes: float | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -202,6 +211,7 @@ class RunFacts:
         num_replayed: int | None = None,
         num_skipped: int = 0,
         classes: list[list[int]] | None = None,
+        test_metrics: Mapping[str, float] = MappingProxyType({}),
     ) -> "RunFacts":
         """The facts of a run as it stands.
 
@@ -212,7 +222,7 @@ class RunFacts:
             teacher_report: may have `teacher_top1` and `teacher_images`.
             images_per_second: so far; 0 if this process has trained nothing.
             sources, image_size, metrics, is_finished, best_step, num_train, num_labeled, num_validation,
-                num_replayed, num_skipped, classes: see the attributes.
+                num_replayed, num_skipped, classes, test_metrics: see the attributes.
         """
         config = model.config
         named = {item.name: getattr(sources, item.name) for item in fields(sources)}
@@ -244,6 +254,8 @@ class RunFacts:
             classes=classes,
             num_replayed=num_replayed,
             metrics={name: value for name, value in metrics.items() if name.startswith("eval_")},
+            num_test=test_metrics.get("test_images"),
+            test_metrics=dict(test_metrics),
             is_finished=is_finished,
             best_step=best_step,
             images_per_second=images_per_second or None,
@@ -256,6 +268,8 @@ class RunFacts:
             return self
         measured = ("teacher_top1", "teacher_images", "num_replayed", "num_unanswered")
         of_the_run = ("images_per_second", "minutes", "environment")
+        if not self.test_metrics and (earlier.weights, earlier.best_step) == (self.weights, self.best_step):
+            measured += ("test_split", "num_test", "test_metrics")
         taken = {name: getattr(earlier, name) for name in measured + of_the_run}
         return replace(self, **taken, teacher_size=self.teacher_size or earlier.teacher_size)
 
@@ -278,13 +292,19 @@ class RunFacts:
         """Accuracies of the published weights: head, "top-1" or "top-5", and the value in [0, 1]."""
         if self.num_validation is None:
             return []
-        average = "ema_" if self.weights == "ema" else ""
-        single = f"eval_{average}{CLASS.prefix}top1" not in self.metrics
+        return self._accuracies(self.metrics, "eval_ema_" if self.weights == "ema" else "eval_")
+
+    def test_results(self) -> list[tuple[str, str, float]]:
+        """The same on the test images; empty if they were not looked at."""
+        return self._accuracies(self.test_metrics, "test_") if self.num_test else []
+
+    def _accuracies(self, metrics: Mapping[str, float], prefix: str) -> list[tuple[str, str, float]]:
+        single = f"{prefix}{CLASS.prefix}top1" not in metrics
         answer = "the model" if single else words_of_answer(self.fusion)
         rows = []
         for head in MEASURED:
             for k in (1, 5):
-                value = self.metrics.get(f"eval_{average}{head.prefix}top{k}")
+                value = metrics.get(f"{prefix}{head.prefix}top{k}")
                 if value is not None:
                     rows.append((answer if head is FUSED else head.words, f"top-{k}", value))
         return rows
@@ -319,6 +339,23 @@ class RunFacts:
                 "labels this model may have learnt from others than those named here."
             )
         return None
+
+
+def wilson_bounds(hits: int, number: int) -> tuple[float, float]:
+    """The ends of the 95 % confidence interval (Wilson 1927) of a fraction; also of none and of all.
+
+    Raises:
+        ValueError: the number is not positive, or the hits are not in [0, number].
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(hits), int(number)).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def with_interval(accuracy: float, num_images: int) -> str:
+    """An accuracy in [0, 1] of so many images with its 95 % confidence interval, as text."""
+    return with_bounds(accuracy, *wilson_bounds(round(accuracy * num_images), num_images))
 
 
 def served_top1(metrics: Mapping[str, float], weights: str) -> float | None:

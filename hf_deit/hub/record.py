@@ -20,6 +20,7 @@ from .checksums import CHECKSUMS_FILE, renew_checksums
 from .facts import RunFacts
 from .files import copy_content, read_json, read_text, regular_file, write_json, write_whole
 from .recipe_file import RECORDED, dump_recipe
+from .report_in_card import stage_report
 from .run_folder import CARD_FILE, CURVES_FILE, ENVIRONMENT_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE, step_of
 
 LAST_CHECKPOINT = "last-checkpoint"  # the newest one's name on the Hub, where only that is pushed
@@ -136,7 +137,7 @@ def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
     """Collects what is published of a model's folder in another folder, as it is now, and no code but this package's.
 
     Args:
-        folder: the model's, perhaps with card, curves, environment and facts.
+        folder: the model's, perhaps with card, curves, environment and facts, and with a report of an evaluation.
         tree: the folder to fill. Files of the same names are replaced; others that are there stay.
 
     Raises:
@@ -157,6 +158,7 @@ def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
     _leave_out({name for name in os.listdir(tree) if name.endswith(_CODE)} - code, tree)
     if facts is not None and facts.needs_code != bool(code):  # in the record of an earlier version, or a false one
         write_json(replace(facts, needs_code=bool(code)).to_dict(), os.path.join(tree, RUN_FILE))
+    stage_report(folder, tree)
 
 
 def _put(folder: str | os.PathLike[str], name: str, tree: str | os.PathLike[str]) -> bool:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from ..errors import InputError
 from ..models.configuration_deit import DistilledDeiTConfig
-from .uses import IN_ITS_CARD, IN_PYTHON
+from .uses import IN_ITS_CARD, IN_ITS_COMMAND
 
 ALIASES = {
     "epochs": "num_train_epochs",
@@ -170,6 +170,8 @@ _MEANT = {
         "val_fraction val_size val_ratio val_pct train_val_split validation_ratio validation_size test_size "
         "holdout split_ratio val_frac valid_pct holdout_fraction"
     ),
+    "test_dir": "testdir test_path test_data test_folder",
+    "test_split": "test_set",
     "validation_split": "val_split eval_split valid_split split_val validation_set",
     "train_split": "split training_split train_set split_train",
     "dataset_name": (
@@ -325,9 +327,8 @@ _INSTEAD = {
         "mean std normalize normalization image_mean image_std"
     ),
     "a run evaluates as it trains (--eval_strategy) and at its end, on --validation_dir, --validation_split or images "
-    f"that it holds out; {IN_PYTHON}": (
-        "eval evaluate evaluation eval_only evaluate_only validate_only test test_only do_test eval_first "
-        "test_dir testdir test_path test_data test_split test_folder test_set tta"
+    f"that it holds out; {IN_ITS_COMMAND}": (
+        "eval evaluate evaluation eval_only evaluate_only validate_only test test_only do_test eval_first tta"
     ),
     IN_ITS_CARD: "predict prediction predictions infer inference classify predict_dir infer_dir",
     "hf-deit convert FOLDER DESTINATION --to FORMAT converts a trained model": (

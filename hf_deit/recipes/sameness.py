@@ -36,7 +36,7 @@ REFUSED = (
     *("metric_for_best_model", "greater_is_better"),
     # The optimizer's state has another form in each.
     *("fsdp", "fsdp_config", "deepspeed", "accelerator_config"),
-    *(field.name for field in fields(DataArguments)),
+    *(field.name for field in fields(DataArguments) if not field.name.startswith("test_")),
     *UNFIT_OPTIONS,
 )
 # What weights depend on by rounding, or by the images that are skipped: the card says until when it was otherwise.
@@ -50,11 +50,13 @@ APPLIED = (
     *("publish_weights", "eval_strategy", "eval_steps", "eval_epochs", "eval_delay", "eval_on_start"),
     *("save_strategy", "save_steps", "save_total_limit", "save_only_model"),
     *("logging_strategy", "logging_steps", "logging_first_step"),
+    # Nobody looks at them before the end.
+    *("test_split", "test_dir"),
     # It can be given up, say where the best checkpoint is damaged; for what was not kept, it comes too late.
     "load_best_model_at_end",
 )
 # Of these, what a run that is at its end still does.
-USED_AT_THE_END = ("publish_weights", "load_best_model_at_end")
+USED_AT_THE_END = ("publish_weights", "load_best_model_at_end", "test_split", "test_dir")
 # They change nothing of what is learnt or measured, but where, how fast and how visibly.
 MAY_CHANGE = (
     # Folders, and where labels of the same teacher are kept.
@@ -92,7 +94,7 @@ _PATHS = (
     *(name for name in DEFAULTS if name.endswith(("_dir", "dataset_name"))),
 )
 # Where images lie matters no more than where a run does, if they are compared themselves.
-_FOLDERS_OF_IMAGES = ("train_dir", "validation_dir", "unlabeled_dir")
+_FOLDERS_OF_IMAGES = ("train_dir", "validation_dir", "test_dir", "unlabeled_dir")
 # What one means by several texts.
 _OTHER_WORDS = {
     "teacher_dtype": lambda text: text.removeprefix("torch."),

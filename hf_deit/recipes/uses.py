@@ -375,11 +375,14 @@ _USES = {
     ),
 }
 
-IN_PYTHON = "a model that is trained already is evaluated in Python, by the evaluate method of a DistillationTrainer"
+IN_ITS_COMMAND = (
+    "hf-deit evaluate --model FOLDER evaluates a model that is trained already, as in Python does the evaluate method "
+    "of a DistillationTrainer"
+)
 IN_ITS_CARD = "a trained model classifies images by the lines under Use in its README.md"
 # The switches of transformers' example scripts that ask for what this command does not do, or always does.
 _NOT_DONE = {
-    ("do_train", False): f"hf-deit train always trains; {IN_PYTHON}",
+    ("do_train", False): f"hf-deit train always trains; {IN_ITS_COMMAND}",
     ("do_eval", False): "a run always ends with an evaluation, if there are images to validate with; --eval_strategy "
     "no leaves out those before",
     ("do_predict", True): f"hf-deit train predicts nothing; {IN_ITS_CARD}, or the predict method of a "

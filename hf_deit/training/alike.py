@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 _WORDS = {
     "train": "the images to train on, or their labels or order",
     "validation": "the images to validate with, or their labels or order",
+    "test": "the images to test with, or their labels or order",
     "teacher": "the teacher",
     "student": "the student, its classes or its starting weights",
     "views_per_step": "the views of a step, over all devices and accumulation steps",
@@ -72,6 +73,7 @@ def check_alike(
     *,
     views: Any,
     validation: Any,
+    test: Any = None,
     student: PreTrainedModel,
     processor: DistilledDeiTImageProcessor,
     teacher: Callable[[], dict[str, Any] | None],
@@ -83,7 +85,7 @@ def check_alike(
     libraries are warned of.
 
     Args:
-        views, validation: what the student is trained on and evaluated on, or None.
+        views, validation, test: what the student is trained on and evaluated on, or None.
         student, processor: as the run starts with them.
         teacher: says what it is known by, see `hf_deit.training.origin.teacher_of`; reads its weights.
         views_per_step: over all devices and accumulation steps.
@@ -93,7 +95,7 @@ def check_alike(
     """
     if PartialState().num_processes == 1:
         return
-    images = {"train": views, "validation": validation}
+    images = {"train": views, "validation": validation, "test": test}
     is_whole = _is_on_several_machines() and PartialState().is_local_main_process
 
     def state() -> dict[str, Any]:

@@ -242,12 +242,14 @@ def as_evaluation(
     teacher: Teacher | None,
     may_lack_labels: bool = False,
     images_are_checked: bool = False,
+    where: str = "the validation images",
 ) -> Any:
     """The evaluation images of a data set, or of each of several by name; anything else as it is.
 
     Args:
         images_are_checked: see `as_views`.
         may_lack_labels: whether a data set without a column of labels is one to predict.
+        where: what to call the images in messages.
 
     Raises:
         InputError: student, teacher and data do not fit together, or images cannot be used.
@@ -265,9 +267,8 @@ def as_evaluation(
         image_column, label_column = check_data(dataset, model, teacher)
     if not images_are_checked:
         check_stored_images(dataset, image_column, "images to evaluate on", args.on_bad_image, args.check_images)
-    return EvaluationDataset(
-        dataset, processor, image_column=image_column, label_column=label_column, on_bad_image=args.on_bad_image
-    )
+    columns = {"image_column": image_column, "label_column": label_column}
+    return EvaluationDataset(dataset, processor, **columns, on_bad_image=args.on_bad_image, where=where)
 
 
 def make_sampler(views: KeyedViews, args: DistillationTrainingArguments) -> ViewSampler | StreamSampler:

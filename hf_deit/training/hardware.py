@@ -69,10 +69,14 @@ def num_workers_of(args: TrainingArguments) -> int:
                 f"{given!r}"
             )
         return given
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
-    return max(1, min(free, _MOST_WORKERS_BESIDE_CPU_TRAINING if on_cpu else _MOST_WORKERS))
+    return max(1, min(free_cores(), _MOST_WORKERS_BESIDE_CPU_TRAINING if on_cpu else _MOST_WORKERS))
+
+
+def free_cores() -> int:
+    """The cores that this process may use, of those that it shares with others of the run, but one; may be 0."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1, 0)
 
 
 def check_loading(args: TrainingArguments) -> None:

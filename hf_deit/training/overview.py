@@ -1,7 +1,7 @@
 """What a run is about to do, in one block of text: shown before its first step."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class RunOverview:
         image_size: of its input, (height, width) in pixels.
         num_classes: how many it tells apart.
         images: of each split its name, the number of images, and how many of them have a label.
+        test_images: that are looked at once, when all is trained; 0 for none.
         class_counts: labelled training images by class name; empty if that is not known, as of a stream.
         teacher: who teaches, and how well, in words; None if nobody does.
         views_per_epoch: that are trained on.
@@ -56,6 +57,7 @@ class RunOverview:
     device_batch_size: int
     device: str
     pace: str
+    test_images: int = 0
     class_counts: Mapping[str, int] = field(default_factory=dict)
     teacher: str | None = None
     views_per_epoch: int | None = None
@@ -70,7 +72,7 @@ class RunOverview:
         """The block, in lines of at most `width` characters."""
         size = " x ".join(map(str, self.image_size))
         rows = [
-            ("images", "; ".join(self._split(*split) for split in self.images)),
+            ("images", "; ".join([*(self._split(*split) for split in self.images), *self._test()])),
             ("classes", self._classes()),
             (self.learner, f"{self.name}, {self._parameters()}, {size} pixels"),
             ("teacher", "" if self.learner == "teacher" else self.teacher or "none: it learns from labels alone"),
@@ -80,23 +82,15 @@ class RunOverview:
             ("logs", self.pace),
             ("time", "told with the first steps" if self.seconds is None else about(self.seconds)),
         ]
-        lines = (
-            textwrap.fill(
-                words,
-                width,
-                initial_indent=f"{_MARGIN}{title:<{_TITLES}}",
-                subsequent_indent=_MARGIN + " " * _TITLES,
-                break_on_hyphens=False,
-            )
-            for title, words in rows
-            if words
-        )
-        return "\n".join(lines)
+        return titled_lines(rows, width)
 
     @staticmethod
     def _split(name: str, count: int, labelled: int) -> str:
         labels = f"of which {labelled:,} have labels" if labelled else "without labels"
         return f"{name} {count:,}" + ("" if labelled == count else f", {labels}")
+
+    def _test(self) -> list[str]:
+        return [f"test {self.test_images:,}, looked at once, at the end"] if self.test_images else []
 
     def _classes(self) -> str:
         if not self.class_counts:
@@ -131,6 +125,22 @@ class RunOverview:
         factors += [f"{self.num_devices} devices"] * (self.num_devices > 1)
         factors += [f"{self.accumulation} accumulated"] * (self.accumulation > 1)
         return f"{words}, of {batch:,} views" + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
+
+
+def titled_lines(rows: Iterable[tuple[str, str]], width: int = 80) -> str:
+    """A block of lines of at most `width` characters: titles of up to nine, each with its words, if it has any."""
+    lines = (
+        textwrap.fill(
+            words,
+            width,
+            initial_indent=f"{_MARGIN}{title:<{_TITLES}}",
+            subsequent_indent=_MARGIN + " " * _TITLES,
+            break_on_hyphens=False,
+        )
+        for title, words in rows
+        if words
+    )
+    return "\n".join(lines)
 
 
 def about(seconds: float) -> str:
@@ -172,6 +182,7 @@ def describe_run(
         image_size=(size.height, size.width),
         num_classes=model.config.num_labels,
         images=[*_train_split(views), *_evaluation_splits(trainer.eval_dataset)],
+        test_images=0 if trainer.test_dataset is None else len(trainer.test_dataset),
         class_counts=_class_counts(views, model.config.id2label),
         teacher=None if args.distillation_type == "none" else _teacher(trainer),
         views_per_epoch=trainer.steps_per_epoch * args.total_train_batch_size if is_known else None,

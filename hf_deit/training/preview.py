@@ -1,10 +1,10 @@
 """Looks at training views: the very pixels and targets of any slots of any epoch, as a contact sheet."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ..data.batch_augment import augment_batch
 from ..data.view_dataset import KeyedViews, collate
@@ -14,10 +14,10 @@ from .arguments import DistillationTrainingArguments
 from .datasets import make_sampler
 from .losses import class_targets
 from .skipped_images import SkippedImages
+from .tiles import side_by_side, tile
 
 _COLUMNS = 8
 _SMALLEST_TILE = 112
-_LINE_HEIGHT = 15
 _LINES = 3  # the slot, and the two most probable labels
 
 
@@ -98,17 +98,14 @@ def contact_sheet(
     pixels = (batch["pixel_values"] * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
     smoothed = args.label_smoothing_factor / len(id2label)
     tiles = [
-        _tile(
-            Image.fromarray(image.permute(1, 2, 0).numpy()), [f"slot {slot}", *_describe(target, smoothed, id2label)]
+        tile(
+            _enlarged(Image.fromarray(image.permute(1, 2, 0).numpy())),
+            [f"slot {slot}", *_describe(target, smoothed, id2label)],
+            num_lines=_LINES,
         )
         for slot, image, target in zip(slots, pixels, batch["targets"], strict=True)
     ]
-    width, height = tiles[0].size
-    columns = min(_COLUMNS, len(tiles))
-    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
-    for index, tile in enumerate(tiles):
-        sheet.paste(tile, (index % columns * width, index // columns * height))
-    return sheet
+    return side_by_side(tiles, _COLUMNS)
 
 
 def _describe(target: torch.Tensor, smoothed: float, id2label: Mapping[int, str]) -> list[str]:
@@ -122,15 +119,7 @@ def _describe(target: torch.Tensor, smoothed: float, id2label: Mapping[int, str]
     return lines or ["no label"]
 
 
-def _tile(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    scale = max(1, -(-_SMALLEST_TILE // image.width))  # small inputs are enlarged, pixel by pixel
-    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    margin = 4
-    tile = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin + _LINES * _LINE_HEIGHT), "white")
-    tile.paste(image, (margin, margin))
-    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(size=12)
-    for index, line in enumerate(lines):
-        while draw.textlength(line, font=font) > image.width:
-            line = line.removesuffix("…")[:-1] + "…"
-        draw.text((margin, image.height + 2 * margin + index * _LINE_HEIGHT - 2), line, fill="black", font=font)
-    return tile
+def _enlarged(image: Image.Image) -> Image.Image:
+    """Small inputs, pixel by pixel."""
+    scale = max(1, -(-_SMALLEST_TILE // image.width))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

@@ -25,6 +25,7 @@ class RunRecord:
         teacher_report: what was measured of the teacher; see `hf_deit.training.metrics.measure_teacher`.
         has_ended: whether the training has come to its end.
         num_replayed: views whose teacher's label had been kept before; None without a store of them.
+        test_metrics: of the published weights on the test images; empty if they were not measured there.
     """
 
     def __init__(self, sources: RunSources) -> None:
@@ -38,6 +39,11 @@ class RunRecord:
         self.has_ended = False
         self._best_since: int | None = None
         self._classes: tuple[int, int, list[list[int]]] | None = None
+        self.test_metrics: dict[str, float] = {}
+
+    def note_test(self, metrics: Mapping[str, float]) -> None:
+        """What an evaluation on the test images has measured of the weights that are published."""
+        self.test_metrics = dict(metrics)
 
     def note_best_weights(self, state: TrainerState) -> None:
         """The best weights take the place of the last ones now."""
@@ -57,6 +63,10 @@ class RunRecord:
         answers = torch.from_numpy(np.asarray(output.predictions))[:, HEADS.index(FUSED)]
         hits = class_hits(answers, torch.from_numpy(np.asarray(output.label_ids)), num_labels)
         self._classes = (state.global_step, len(state.log_history), hits)
+
+    def published_step(self, state: TrainerState) -> int:
+        """The step after which the weights were as they are published: the best one, if those are loaded."""
+        return state.global_step if self._best_since is None else state.best_global_step
 
     def published_classes(self, state: TrainerState) -> list[list[int]] | None:
         """For each label how many images were classified correctly, of how many; None if that is not known.
@@ -121,4 +131,5 @@ class RunRecord:
             teacher_report=self.teacher_report,
             images_per_second=images_per_second,
             num_replayed=self.num_replayed,
+            test_metrics=self.test_metrics,
         )

@@ -100,6 +100,7 @@ class DistillationTrainer(Trainer):
         unlabeled_dataset: with an `Image` column. The teacher's term learns from these images too. The class head
             does not, unless there are no others: then it also learns what the teacher says.
         eval_dataset: a `datasets.Dataset` likewise, or an `EvaluationDataset`.
+        test_dataset: the same, for `test`; the training never looks at it.
         sources: what the card of the model says that it was made from.
         repository: to push to, if it has been checked before; by default as the arguments say.
         labels: of the training views in the store that `args.teacher_labels` names, if that has been read before.
@@ -138,6 +139,7 @@ class DistillationTrainer(Trainer):
         train_dataset: datasets.Dataset | ImageStream | KeyedViews | None = None,
         unlabeled_dataset: datasets.Dataset | None = None,
         eval_dataset: datasets.Dataset | EvaluationDataset | None = None,
+        test_dataset: datasets.Dataset | EvaluationDataset | None = None,
         sources: RunSources | None = None,
         repository: HubRepository | None = None,
         labels: RunLabels | None = None,
@@ -164,6 +166,7 @@ class DistillationTrainer(Trainer):
         self.run_folder = RunFolder(args.output_dir)
         self.repository, self.pushes = repository, None
         evaluations = as_evaluation(eval_dataset, **self._fitted)
+        self.test_dataset = as_evaluation(test_dataset, **self._fitted, where="the test images")
         try:
             super().__init__(
                 model=model,
@@ -307,7 +310,14 @@ class DistillationTrainer(Trainer):
             self.args = own
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
+        if eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset:
+            return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
+        # Of persistent workers transformers keeps a loader, and would take it for any other images, too.
+        kept = self.__dict__.pop("_eval_dataloaders", {})
+        try:
+            return super().get_eval_dataloader(self._as_evaluation(eval_dataset))
+        finally:
+            self._eval_dataloaders = kept
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return super().get_test_dataloader(self._as_evaluation(test_dataset, may_lack_labels=True))
@@ -435,6 +445,7 @@ class DistillationTrainer(Trainer):
         check_alike(
             views=self.train_dataset,
             validation=self.eval_dataset,
+            test=self.test_dataset,
             student=self.accelerator.unwrap_model(self.model),
             processor=self.processing_class,
             teacher=lambda: teacher_of(self._fitted["teacher"], self.kept_labels),
@@ -508,6 +519,26 @@ class DistillationTrainer(Trainer):
         """Evaluates the weights and, beside them, their moving average as `eval_ema_…`."""
         with preserve_global_random_state():  # loaders draw from it: how often is evaluated must not change training
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def test(self) -> dict[str, float]:
+        """Evaluates the weights that `save_model` saves on the test images: `test_top1`, `test_class_top1`, …
+
+        It is for the very end: whoever chooses between models by it has no test images left. The card states it.
+
+        Raises:
+            InputError: there is no `test_dataset`.
+        """
+        if self.test_dataset is None:
+            raise InputError("there are no test images: give the Trainer a test_dataset")
+        average, self.weight_average = self.weight_average, None
+        is_average = average is not None and self.args.publish_weights == "ema"
+        try:
+            with average.in_place() if is_average else nullcontext():
+                metrics = self.evaluate(self.test_dataset, metric_key_prefix="test")
+        finally:
+            self.weight_average = average
+        self.record.note_test(metrics)
+        return metrics
 
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"

@@ -20,10 +20,12 @@ GIVEN = {
     "dataset_revision": "v2",
     "train_split": "test",
     "validation_split": "test",
+    "test_split": "test",
     "image_column_name": "photo",
     "label_column_name": "kind",
     "train_dir": "FOLDER",
     "validation_dir": "VALIDATION",
+    "test_dir": "VALIDATION",
     "unlabeled_dir": "MORE",
     "unlabeled_dataset_name": "WHOLE",
     "unlabeled_dataset_revision": "v2",
@@ -82,7 +84,7 @@ def contents(data: ImageData) -> list[Any]:
             return part.images_per_epoch, part.shuffle_buffer_size, images
         return part if part is None else identities(part)
 
-    return [shown(data.train), shown(data.validation), data.label_names, shown(data.unlabeled)]
+    return [shown(data.train), shown(data.validation), data.label_names, shown(data.unlabeled), shown(data.test)]
 
 
 def loaded(options: dict[str, Any], places: dict[str, str]) -> list[Any]:
@@ -100,7 +102,7 @@ def test_every_option_is_used_or_refused(places, source):
     assert list(GIVEN) == FIELDS
     given = SOURCES[source]
     usual = loaded(given, places)
-    assert len(usual) == 4, usual
+    assert len(usual) == 5, usual
     for name in FIELDS:
         if name in given:
             continue
@@ -143,6 +145,10 @@ REFUSED = [
     ({"unlabeled_dir": "MORE", "validation_split": "test"}, "--validation_split .*give --validation_dir"),
     ({"unlabeled_dir": "MORE", "labels_kept": 5}, "labels_kept needs labelled training images"),
     ({"train_dir": "FOLDER", "unlabeled_split": "test"}, "--unlabeled_split .*leave it out"),
+    ({"train_dir": "FOLDER", "test_split": "test"}, "--test_split .*--train_dir .*give --test_dir"),
+    ({"dataset_name": "SPLIT", "test_dir": "VALIDATION"}, "--test_dir .*name a split of it with --test_split"),
+    ({"dataset_name": "sklearn:digits", "test_split": "test"}, "--test_split .*all that is held out of them"),
+    ({"unlabeled_dir": "MORE", "test_split": "test"}, "--test_split .*give --test_dir"),
     ({"unlabeled_dataset_name": "WHOLE", "unlabeled_dataset_revision": "v2"}, "--unlabeled_dataset_revision .*Hub"),
 ]
 

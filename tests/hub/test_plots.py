@@ -161,3 +161,11 @@ def test_one_thread_is_no_threads(monkeypatch):
     for threads, words in ((1, "1 thread a process"), (4, "4 threads a process")):
         monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
         assert describe_environment(num_processes=1)["device"].endswith(words)
+
+
+def test_what_computes_on_the_cpu_beside_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA T4")
+    assert describe_environment()["device"] == describe_environment(device_type="cuda")["device"] == "NVIDIA T4"
+    assert describe_environment(device_type="cpu")["device"].startswith("CPU, ")
+    assert describe_environment(libraries=["scipy"])["libraries"].keys() >= {"scipy", "torch"}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -59,6 +60,52 @@ def test_every_result_says_on_what_it_was_measured():
     assert (result.dataset_split, result.dataset_revision) == ("validation", "b" * 40)
     assert result.dataset_args == {"num_images": 500}
     assert result.task_type == "image-classification"
+
+
+TESTED = {"test_top1": 0.72, "test_class_top1": 0.7, "test_images": 50, "test_loss": 1.0}
+
+
+def of_a_tested_run(**changes: Any) -> RunFacts:
+    return facts(test_metrics=TESTED, num_test=50, **changes)
+
+
+def test_what_was_measured_on_test_images_has_its_own_entries_and_intervals():
+    text = make_card(of_a_tested_run(weights="ema", test_split="final"), "ada/pets")
+    stated = [
+        (result.dataset_split, result.dataset_args["num_images"], result.metric_name, result.metric_value)
+        for result in ModelCard(text).data.eval_results
+    ]
+    assert stated[-2:] == [
+        ("final", 50, "top-1 accuracy, fused heads", 0.72),
+        ("final", 50, "top-1 accuracy, class head", 0.7),
+    ]
+    assert [entry[0] for entry in stated].count("validation") == 3
+    interval = proportion_confint(36, 50)
+    assert f"| fused heads | 0.7200 [{interval[0]:.4f}, {interval[1]:.4f}] |" in text
+    assert "Accuracy on 50 images of [lab/pets]" in text and "(split `final`)" in text
+    assert "0.8000 on the validation images above" in text
+
+
+def proportion_confint(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's interval by its formula."""
+    z, share = 1.959963984540054, hits / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return centre - half, centre + half
+
+
+def test_a_model_that_was_tested_alone_has_a_result():
+    text = make_card(of_a_tested_run(metrics={}, num_validation=None, dataset=OWN_IMAGES, teacher=None), "ada/pets")
+    assert "50 images of one's own (kept apart as a test)" in text and "not been evaluated" not in text
+    assert results(text) == {"top-1 accuracy, fused heads": 0.72, "top-1 accuracy, class head": 0.7}
+
+
+def test_a_test_is_taken_up_with_the_weights_that_it_was_of_alone():
+    earlier, now = of_a_tested_run(), facts(images_per_second=None)
+    assert now.taken_up(earlier).test_results() == earlier.test_results() != []
+    assert facts(images_per_second=None, weights="ema").taken_up(earlier).test_results() == []
+    assert facts().taken_up(earlier).test_results() == []  # trained anew
+    assert RunFacts.from_dict(json.loads(json.dumps(earlier.to_dict()))) == earlier
 
 
 def test_student_teacher_and_data_on_the_hub_are_linked():

@@ -306,7 +306,7 @@ def test_the_switches_of_example_scripts_do_what_they_say_or_are_refused(tmp_pat
 @pytest.mark.parametrize(
     ("flag", "command"),
     [
-        ("--evaluate", "evaluate method of a DistillationTrainer"),
+        ("--evaluate", "hf-deit evaluate --model FOLDER .*evaluate method of a DistillationTrainer"),
         ("--eval", "--validation_dir"),
         ("--test", "--validation_split"),
         ("--predict", "lines under Use"),
