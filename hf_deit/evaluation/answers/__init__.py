@@ -1,0 +1,1 @@
+"""What models say of images: asked, kept, and read again."""

@@ -1,0 +1,1 @@
+"""The models that are evaluated: any image classifier, with its own preprocessing."""

@@ -1,0 +1,1 @@
+"""The images that models are evaluated on, and their labels."""
