@@ -1,0 +1,1 @@
+"""Where models, their teacher and the labels part."""
