@@ -1,0 +1,1 @@
+"""How a report is written: as Markdown, as one page, and as JSON."""
