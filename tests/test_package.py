@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -117,6 +118,22 @@ def test_the_command_says_what_it_can_do_at_once():
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--help"], "the one to evaluate"),
+        (["--model", "m", "--image_dir", "x"], "--image_dir x; did you mean '--images_dir'?"),
+        (["--model", "m", "--sections", "acuracy"], "did you mean 'accuracy'?"),
+    ],
+)
+def test_options_of_evaluate_are_read_before_libraries_are_loaded(options, words):
+    script = f"import sys; from hf_deit.commands.main import main; print(main(['evaluate', *{options}]))"
+    script += "; print([name for name in ('torch', 'transformers', 'datasets', 'sklearn') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    status = "0" if options == ["--help"] else "2"
+    assert done.stdout.splitlines()[-2:] == [status, "[]"] and words in done.stdout + done.stderr
+
+
 def test_public_names_are_found_and_others_are_not():
     assert {"DistillationTrainer", "load_teacher", "TeacherLabelStore"} < set(hf_deit.__all__) <= set(dir(hf_deit))
     for name in hf_deit.__all__:
@@ -132,3 +149,12 @@ def test_package_is_typed_and_versioned_in_one_place():
     assert (PACKAGE / "py.typed").is_file()
     pyproject = (PACKAGE.parent / "pyproject.toml").read_text()
     assert f'version = "{hf_deit.__version__}"' in pyproject
+
+
+def test_templates_are_installed_with_the_package():
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    templates = [path for path in PACKAGE.rglob("templates/*") if path.is_file()]
+    rooms = {path: ".".join(("hf_deit", *path.relative_to(PACKAGE).parts[:-2])) for path in templates}
+    assert set(rooms.values()) >= {"hf_deit.evaluation.report", "hf_deit.hub", "hf_deit.labels"}
+    for path, room in rooms.items():
+        assert any(map(path.match, settings["package-data"][room])), path

@@ -9,6 +9,7 @@ from ..errors import InputError, did_you_mean
 from .command_line import (
     STATUS_OF_INPUT,
     STATUS_OF_INTERRUPT,
+    check_encoding,
     check_surroundings,
     end_unforeseen,
     exit_command,
@@ -22,6 +23,7 @@ COMMANDS = {
     "label": "let a teacher label training views, so that later runs need none",
     "preview": "show what training sees, as a picture",
     "convert": "convert a checkpoint between facebookresearch, timm, transformers and hf_deit",
+    "evaluate": "measure models on images, compare and explain them, in a report",
     "publish": "check a trained model, or kept labels, and push it to the Hub",
     "benchmark": "measure what training costs, arms in turn",
     "launch": "run one of these on several devices",
@@ -31,6 +33,7 @@ _MEANT = {
     **dict.fromkeys(("distill", "distil", "fit", "finetune", "fine-tune", "run", "resume"), "train"),
     **dict.fromkeys(("labels", "annotate", "pseudo-label", "teach"), "label"),
     **dict.fromkeys(("show", "visualize", "visualise", "plot"), "preview"),
+    **dict.fromkeys(("eval", "test", "validate", "report", "compare", "score"), "evaluate"),
     **dict.fromkeys(("push", "upload", "push-to-hub", "push_to_hub"), "publish"),
     **dict.fromkeys(("bench", "time", "speed"), "benchmark"),
 }
@@ -73,6 +76,9 @@ def main(arguments: Sequence[str]) -> int:
         return STATUS_OF_INPUT
     try:
         check_surroundings()
+        if name == "evaluate":  # loads for seconds, also what its options do not need
+            check_encoding(rest)
+            importlib.import_module(f"{__package__}.evaluate_options").read_options(rest)
         command = importlib.import_module(f"{__package__}.{name}")
     except InputError as error:
         report_error(error)

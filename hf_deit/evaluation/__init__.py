@@ -1,1 +1,1 @@
-"""What a trained model does, and what it costs: benchmarks that compare like with like."""
+"""What trained models do, where they fail, what they look at and what they cost; and benchmarks of training."""

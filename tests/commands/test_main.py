@@ -48,7 +48,7 @@ def test_a_command_that_does_not_exist_is_refused_with_those_that_do(capsys):
     assert status == 2 and "'trian'" in printed and ", ".join(COMMANDS) in printed
 
 
-@pytest.mark.parametrize("name", ["train", "label", "preview", "convert", "publish"])
+@pytest.mark.parametrize("name", ["train", "label", "preview", "convert", "evaluate", "publish"])
 @pytest.mark.parametrize("options", [("--output_dir", "run/caf\udce9"), ("--recipe=caf\udce9.yaml",), ("caf\udce9",)])
 def test_paths_that_are_not_utf_8_are_refused_as_they_can_be_written(capsys, name, options):
     """Python has the bytes of such paths as lone surrogates, which nothing can write."""
@@ -58,7 +58,14 @@ def test_paths_that_are_not_utf_8_are_refused_as_they_can_be_written(capsys, nam
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("trian", "train"), ("distill", "train"), ("Finetune", "train"), ("--upload", "publish"), ("conv", "convert")],
+    [
+        ("trian", "train"),
+        ("distill", "train"),
+        ("Finetune", "train"),
+        ("--upload", "publish"),
+        ("conv", "convert"),
+        ("eval", "evaluate"),
+    ],
 )
 def test_a_command_that_does_not_exist_leads_to_the_one_that_was_meant(capsys, typed, meant):
     assert f"did you mean {meant!r}?" in printed_by(capsys, typed)[1]

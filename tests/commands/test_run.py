@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_every_file_has_the_rights_that_the_user_gives_to_new_ones(finished_run)
 
 
 def test_prints_a_table_that_agrees_with_the_model_and_lines_that_run(main, tmp_path, capsys):
-    folder = tmp_path / "run"
+    folder = tmp_path / "a run"
     assert main(["--recipe", "debug", "--output_dir", str(folder), "--use_cpu", "true"]) == 0
     printed = capsys.readouterr().out
     for row in ("teacher", "class head", "distillation head", "fused", "images/s", "minutes"):
@@ -103,6 +104,9 @@ def test_prints_a_table_that_agrees_with_the_model_and_lines_that_run(main, tmp_
     assert float(teacher.split()[1]) == pytest.approx(
         (decisions == torch.tensor(data["label"])).float().mean().item(), abs=1e-4
     )
+    (evaluation,) = [shlex.split(line) for line in printed.splitlines() if " evaluate " in line]
+    options = evaluation[evaluation.index("evaluate") + 1 :]
+    assert options == ["--model", str(folder), "--teacher", str(folder / "teacher")]
     assert f"To use it, with a top-1 of {top1:.4f}:" in printed
     usage = printed[printed.index("from PIL") :]
     Image.new("L", (8, 8)).save(tmp_path / "image.png")

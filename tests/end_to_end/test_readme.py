@@ -167,7 +167,7 @@ def test_every_accelerate_configuration_has_its_line_and_is_one():
 
 def test_ci_runs_the_readmes_own_test_command():
     commands = blocks("bash")
-    assert any('python -m pip install -e ".[test]" && python -m pytest' in command for command in commands)
+    assert '`python -m pip install -e ".[test]" && python -m pytest`' in README
     assert any("python -m pip install -e . && hf-deit train" in command for command in commands)
     assert '\npython -m pip install -e ".[test]" && python -m pytest\n' in (ROOT / ".ci" / "run").read_text()
 
