@@ -25,7 +25,7 @@ from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.attention.attention import attention_section
 from ..evaluation.attention.tokens import tokens_section
 from ..evaluation.classifiers.classifiers import ClassifierDescription, Showing, describe_classifiers, labels_of
-from ..evaluation.images.images import EvaluationImages
+from ..evaluation.images.images import EvaluationImages, without_place
 from ..evaluation.report.report import MARKDOWN_FILE, PAGE_FILE, write_report
 from ..evaluation.run_curves import run_curves_section
 from ..evaluation.sections import Section
@@ -238,18 +238,13 @@ def provenance_of(
             {
                 "name": model.name,
                 **model.origin,
-                "name_or_path": _without_place(model.origin["name_or_path"]),
+                "name_or_path": without_place(model.origin["name_or_path"]),
                 "version": model.version,
                 "preprocessing": None if model.revision else preprocessing_digest(model.weights.processor_folder),
             }
             for model in evaluated.models
         ]
     return about
-
-
-def _without_place(name_or_path: str) -> str:
-    """A name on the Hub, or the last one of a folder's path."""
-    return os.path.basename(os.path.abspath(name_or_path)) if os.path.exists(name_or_path) else name_or_path
 
 
 def main(arguments: Sequence[str]) -> int:

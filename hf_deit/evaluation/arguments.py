@@ -96,11 +96,6 @@ class EvaluationArguments:
             raise InputError(f"--explain_rows takes at most {MOST_EXPLAINED} images, got {len(self.explain_rows)}")
 
     @property
-    def names_images(self) -> bool:
-        """Whether the images are named, rather than those of the model's run."""
-        return bool(self.dataset_name or self.images_dir)
-
-    @property
     def report_dir(self) -> str:
         """The folder of the report: by default in the model's, if that is one that can be written."""
         if self.output_dir is not None:

@@ -46,7 +46,6 @@ from hf_deit.evaluation.classifiers.classifiers import (
     describe_classifiers,
     label_order,
     labels_of,
-    load_one,
     short_names,
 )
 from hf_deit.evaluation.classifiers.input_size import crop_ratio_of, made_size
@@ -56,6 +55,10 @@ IMAGES = [noise(40, 50), noise(64, 33, seed=1), noise(20, 90, seed=2)]
 KINDS = ["distilled", "plain", "native vit", "pickled vit", "resnet", "timm", "levit"]
 MOMENTS = {"image_mean": [0.5] * 3, "image_std": [0.4] * 3}
 SQUARE = {"size": {"height": 32, "width": 32}, **MOMENTS}
+
+
+def load_one(model: str, names: list[str], **options):
+    return describe_classifiers([model], names, **options)[0].load()
 
 
 def logits(classifier) -> dict[str, torch.Tensor]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_deit.evaluation.answers.answers import AnswersInMemory
 from hf_deit.evaluation.answers.verdicts import CLASS, DISTILLATION, MEAN_OF_LOGITS, SINGLE, Rule
 from hf_deit.evaluation.images.labels import Labels
+
+from .verdicts import AnswersInMemory
 
 
 @dataclass(frozen=True)

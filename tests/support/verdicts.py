@@ -1,26 +1,59 @@
 """Answers of models that are made up, and images that they are about."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 from scipy import sparse
 
-from hf_deit.evaluation.answers.answers import AnswersInMemory
 from hf_deit.evaluation.answers.verdicts import (
     CLASS,
     DISTILLATION,
     MEAN_OF_LOGITS,
+    RULES_OF_TWO_HEADS,
     SINGLE,
     SINGLE_HEAD,
     Rule,
     Verdicts,
+    verdicts_of,
 )
 from hf_deit.evaluation.images.images import EvaluationImages
 from hf_deit.evaluation.images.labels import Labels
 
 from . import images as pictures
+
+
+@dataclass(frozen=True)
+class AnswersInMemory:
+    """Answers to a few images; see `hf_deit.evaluation.answers.answers.Answers`.
+
+    Attributes:
+        logits: (N, K) of each head, by name.
+        features: (N, D), or None.
+    """
+
+    model: str
+    logits: Mapping[str, np.ndarray]
+    rule: Rule = SINGLE_HEAD
+    features: np.ndarray | None = None
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return (SINGLE_HEAD,) if SINGLE_HEAD.key in self.logits else RULES_OF_TWO_HEADS
+
+    def __len__(self) -> int:
+        return len(next(iter(self.logits.values())))
+
+    def chunks(self) -> Iterator[Mapping[str, np.ndarray]]:
+        yield self.logits
+
+    def features_chunks(self) -> Iterator[np.ndarray] | None:
+        return None if self.features is None else iter([self.features])
+
+    def verdicts(self, rule: Rule) -> Verdicts:
+        return verdicts_of(self.model, rule, self.chunks())
 
 
 def logits_for(decisions: Sequence[int], num_classes: int, seed: int = 0) -> np.ndarray:

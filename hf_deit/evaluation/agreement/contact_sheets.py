@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageOps
 from ...errors import BadImageError, counted, printable
 from ...training.tiles import is_legible, side_by_side, tile
 from ..answers.verdicts import Verdicts
-from ..csv_cells import csv_cell as _cell
+from ..csv_cells import csv_cell
 from ..images.images import EvaluationImages
 from ..images.labels import Labels
 from ..sections import Attachment, Cell, Picture
@@ -142,7 +142,7 @@ def paths_csv(
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["index", "image", *columns])
     for index in map(int, indices):
-        writer.writerow([images.row(index), *map(_cell, [images.name(index), *cells_of(index)])])
+        writer.writerow([images.row(index), *map(csv_cell, [images.name(index), *cells_of(index)])])
     return buffer.getvalue().encode()
 
 

@@ -1,12 +1,11 @@
 """What a model has said of images: the logits of its heads, read chunk by chunk."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from .verdicts import RULES_OF_TWO_HEADS, SINGLE_HEAD, Rule, Verdicts, verdicts_of
+from .verdicts import Rule, Verdicts
 
 
 class Answers(Protocol):
@@ -33,34 +32,3 @@ class Answers(Protocol):
         ...
 
     def verdicts(self, rule: Rule) -> Verdicts: ...
-
-
-@dataclass(frozen=True)
-class AnswersInMemory:
-    """Answers to a few images; see `Answers`.
-
-    Attributes:
-        logits: (N, K) of each head, by name.
-        features: (N, D), or None.
-    """
-
-    model: str
-    logits: Mapping[str, np.ndarray]
-    rule: Rule = SINGLE_HEAD
-    features: np.ndarray | None = None
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return (SINGLE_HEAD,) if SINGLE_HEAD.key in self.logits else RULES_OF_TWO_HEADS
-
-    def __len__(self) -> int:
-        return len(next(iter(self.logits.values())))
-
-    def chunks(self) -> Iterator[Mapping[str, np.ndarray]]:
-        yield self.logits
-
-    def features_chunks(self) -> Iterator[np.ndarray] | None:
-        return None if self.features is None else iter([self.features])
-
-    def verdicts(self, rule: Rule) -> Verdicts:
-        return verdicts_of(self.model, rule, self.chunks())

@@ -338,13 +338,6 @@ def describe_classifiers(
     return [replace(description, name=name) for description, name in zip(found, names, strict=True)]
 
 
-def load_one(
-    name_or_path: str, label_names: Sequence[str], *, device: torch.device | str | None = None, **options: Any
-) -> Classifier:
-    """Loads one classifier; see `describe_classifiers` for the options."""
-    return describe_classifiers([name_or_path], label_names, **options)[0].load(device)
-
-
 def labels_of(model: str, weights: Choice = "published") -> list[str]:
     """The labels of a model, by index, from its configuration alone.
 

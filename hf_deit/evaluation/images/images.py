@@ -306,7 +306,7 @@ def _check_choice(arguments: WhichImages) -> None:
 
 def _of_folder(arguments: WhichImages, checks: dict[str, Any]) -> _Found:
     folder = arguments.images_dir
-    name = _without_place(folder)
+    name = without_place(folder)
     source = source_of(folder, is_folder=True)
     words = f"in the folder {name}"
     # With labels of their own, the images may lie in folders that are no classes.
@@ -334,11 +334,11 @@ def source_of(
         config, split, revision: of the data set.
     """
     kind = "folder" if is_folder else "digits" if name == DIGITS else "local" if os.path.exists(name) else "hub"
-    return {"name": _without_place(name), "kind": kind, "config": config, "split": split, "revision": revision}
+    return {"name": without_place(name), "kind": kind, "config": config, "split": split, "revision": revision}
 
 
-def _without_place(name: str) -> str:
-    """What to call a data set, or a folder, without where it lies on this machine."""
+def without_place(name: str) -> str:
+    """What to call a data set, a model or a folder, without where it lies on this machine."""
     return os.path.basename(os.path.abspath(name)) if os.path.exists(name) else name
 
 
@@ -346,7 +346,7 @@ def _of_data_set(arguments: WhichImages, checks: dict[str, Any]) -> _Found:
     name, config = arguments.dataset_name, arguments.dataset_config_name
     split = arguments.split or ("validation" if name == DIGITS else "test")
     source = source_of(name, config=config, split=split)
-    words = f"of the split {split} of {_without_place(name)}"
+    words = f"of the split {split} of {without_place(name)}"
     if name == DIGITS:
         if split != "validation":
             raise InputError(
