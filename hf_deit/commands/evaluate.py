@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -24,7 +25,13 @@ from ..evaluation.answers.stored_answers import ANSWERS_FOLDER, StoredAnswers, k
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.attention.attention import attention_section
 from ..evaluation.attention.tokens import tokens_section
-from ..evaluation.classifiers.classifiers import ClassifierDescription, Showing, describe_classifiers, labels_of
+from ..evaluation.classifiers.classifiers import (
+    Classifier,
+    ClassifierDescription,
+    Showing,
+    describe_classifiers,
+    labels_of,
+)
 from ..evaluation.images.images import EvaluationImages, without_place
 from ..evaluation.report.report import MARKDOWN_FILE, PAGE_FILE, write_report
 from ..evaluation.run_curves import run_curves_section
@@ -169,8 +176,16 @@ def _of_models(
 ) -> Iterator[tuple[str, Section | None]]:
     """What the models do inside, and how fast, by section."""
     images, models, answers = evaluated.images, evaluated.models, evaluated.answers
+
+    @cache  # each section looks into the first model; of the others, which may be many, one is held at a time
+    def first() -> Classifier:
+        return models[0].load(device)
+
+    def loaded(model: ClassifierDescription) -> Classifier:
+        return first() if model is models[0] else model.load(device)
+
     if arguments.wants("tokens"):
-        with_two_heads = (model.load(device) for model in models if model.fusion)
+        with_two_heads = (loaded(model) for model in models if model.fusion)
         yield "tokens", tokens_section(with_two_heads, images, seed=arguments.seed)
     if arguments.wants("attention"):
         own = answers[0].verdicts(answers[0].rule)
@@ -178,7 +193,7 @@ def _of_models(
         yield (
             "attention",
             attention_section(
-                models[0].load(device),
+                first(),
                 images,
                 verdicts=own,
                 indices=[index for index in chosen if index is not None] if chosen else None,
@@ -191,11 +206,10 @@ def _of_models(
         accuracies = {}
         if images.labels.is_labelled.any():
             accuracies = {one.model: top_accuracy(one.verdicts(one.rule), images.labels) for one in answers}
-        loaded = [model.load(device) for model in models]
         yield (
             "speed",
             speed_section(
-                loaded,
+                [loaded(model) for model in models],
                 accuracies=accuracies,
                 teacher=evaluated.teacher,
                 batch_size=arguments.speed_batch_size,
