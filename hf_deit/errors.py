@@ -62,6 +62,16 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, say on a full disk. The message names the last whole one."""
 
 
+class ExportError(RuntimeError):
+    """An exported classifier does not answer as the trained one does, or does not run. The message says where.
+
+    What stood in the place of the export stays.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
 class PublishError(RuntimeError):
     """A model could not be pushed to the Hub. The message names its folder and the command that publishes it later."""
 

@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from ..errors import (
     BadImageError,
     CheckpointError,
+    ExportError,
     InputError,
     PublishError,
     TrainingDivergedError,
@@ -32,7 +34,7 @@ from .quiet import quiet_libraries
 from .unforeseen import describe_unforeseen
 
 # Of what ends a command with a message; input that cannot be used is 2, as argparse has it.
-_STATUSES = {CheckpointError: 1, TrainingDivergedError: 1, PublishError: 3}
+_STATUSES = {CheckpointError: 1, ExportError: 1, TrainingDivergedError: 1, PublishError: 3}
 STATUS_OF_INPUT = 2
 STATUS_OF_UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 STATUS_OF_INTERRUPT = 130
@@ -51,6 +53,10 @@ _LEFT = (
 # What launchers set in the environment of each process.
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
+
+
+# What people give without its name.
+_OFTEN_UNNAMED = ("--model", "--images")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -74,6 +80,15 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
 
+    def _match_argument(self, action: argparse.Action, arg_strings_pattern: str) -> int:
+        """As argparse's; of an option without its value, what it is for is told."""
+        try:
+            return super()._match_argument(action, arg_strings_pattern)
+        except argparse.ArgumentError as error:
+            if action.help:
+                error.message += f" ({action.help})"
+            raise
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise InputError(not_one_of(action.dest, value, [str(choice) for choice in action.choices]))
@@ -86,7 +101,11 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]
             first = unknown[0].partition("=")[0]
-            near = did_you_mean(first, known, cutoff=0.7) if first.startswith("-") else ""
+            if first.startswith("-"):
+                near = did_you_mean(first, known, cutoff=0.7)
+            else:
+                unnamed = [name for name in _OFTEN_UNNAMED if name in known and not getattr(found, name[2:])]
+                near = f"; did you mean {unnamed[0]} {' '.join(unknown)}?" if unnamed else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         return found
 
@@ -112,9 +131,10 @@ def run_command(
         if_interrupted: what to say after Ctrl-C, if the `KeyboardInterrupt` says nothing itself.
 
     Returns:
-        The exit status: 0 when all is done, 1 when the training diverged or a checkpoint could not be written, 2 when
-        the input cannot be used, 3 when the Hub refused or could not be reached, 70 after an error that was not
-        foreseen (see `describe_unforeseen`), 130 after Ctrl-C, 141 when nobody reads the output any more.
+        The exit status: 0 when all is done, 1 when the training diverged, a checkpoint could not be written or an
+        export does not answer as its model, 2 when the input cannot be used, 3 when the Hub refused or could not be
+        reached, 70 after an error that was not foreseen (see `describe_unforeseen`), 130 after Ctrl-C, 141 when nobody
+        reads the output any more.
     """
     with companions() as others:
         try:
@@ -154,7 +174,7 @@ def _end(
             elsewhere = f" ({where.strip()})" if where and others.are_on_other_machines else ""
             print(f"\n{str(error) or if_interrupted}{elsewhere}", file=sys.stderr, flush=True)
         status = STATUS_OF_INTERRUPT
-    elif isinstance(error, InputError | TrainingDivergedError | CheckpointError | PublishError):
+    elif isinstance(error, InputError | TrainingDivergedError | CheckpointError | ExportError | PublishError):
         report_error(error, where)
         status = next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), STATUS_OF_INPUT)
     else:
@@ -204,12 +224,17 @@ def check_surroundings() -> None:
     """Refuses what libraries fail over as soon as they are loaded or used.
 
     Raises:
-        InputError: the working directory is not there, or a launcher's variables are no numbers.
+        InputError: the working directory is not there, a launcher's variables are no numbers, or the package lies on
+            the path without having been installed, so that a run could not record its version at its end.
     """
     try:
         os.getcwd()
     except OSError as error:
         raise InputError(f"the working directory cannot be used ({error.strerror}): cd to another one") from error
+    try:
+        version("hf_deit")
+    except PackageNotFoundError as error:
+        raise InputError("hf_deit is not installed, only on the path: pip install -e . where its files lie") from error
     for name in _OF_LAUNCHERS:
         if not _WHOLE.fullmatch(value := os.environ.get(name, "0")):
             raise InputError(f"the environment's {name} must be a whole number, got {value!r}: launchers set it")

@@ -13,7 +13,17 @@ _NOT_FOR_USERS = {
     # It then sorts checkpoints by their number, which is what their times would say.
     "transformers.trainer_utils": "mtime may not be reliable on this filesystem",
 }
+# As torchao is loaded, which transformers does wherever it is installed.
+_AS_LIBRARIES_ARE_LOADED = {"torch.utils._pytree": "Calling register_constant() on Enum subclasses is deprecated"}
 _SAYS_IT_OFTEN = "huggingface_hub.utils._http"  # for every file that it asks for where there is no network
+
+
+def quiet_loading() -> None:
+    """Leaves out what libraries say to each other's authors while they are loaded; call it before they are."""
+    if any(name in os.environ for name in _ASK_FOR_MESSAGES):
+        return
+    for name, part in _AS_LIBRARIES_ARE_LOADED.items():
+        logging.getLogger(name).addFilter(lambda record, part=part: part not in record.getMessage())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
@@ -215,6 +216,12 @@ def load_config(
     name_or_path = os.fspath(name_or_path)
     stated, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
     model_type = stated.get("model_type")
+    if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, "config.json")):
+        inside = sorted(
+            entry.path for entry in os.scandir(name_or_path) if os.path.isfile(f"{entry.path}/config.json")
+        )
+        near = f": one of the models in it is {inside[0]!r}" if inside else ""
+        raise InputError(f"the folder {name_or_path!r} has no config.json, so it is that of no model{near}")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         _, left_out = without_foreign_code(stated)
         named = "; ".join(item for item in left_out if item.startswith("auto_map "))
@@ -255,7 +262,16 @@ def not_loadable(name_or_path: str, revision: str | None, error: Exception | str
         role: of the model, "teacher" or "model".
     """
     at = f" at revision {revision!r}" if revision else ""
-    return InputError(f"cannot load the {role} {name_or_path!r}{at} as an image classifier: {str(error).strip()}")
+    return InputError(f"cannot load the {role} {name_or_path!r}{at} as an image classifier: {why_not_loaded(error)}")
+
+
+def why_not_loaded(error: Exception | str) -> str:
+    """What an error says of a checkpoint; of one that was looked for in vain without the Hub, in few words."""
+    said = str(error).strip()
+    if "couldn't connect to" not in said:  # transformers' words
+        return said
+    hub = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the Hub cannot be reached"
+    return f"there is no such folder, none of that name in the Hub's cache, and {hub}"
 
 
 def load_classifier(

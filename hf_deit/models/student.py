@@ -32,6 +32,7 @@ from .pretrained import (
     refuse_file,
     resolve_revision,
     stated_input_size,
+    why_not_loaded,
 )
 from .zoo import create_config, create_model, list_models
 
@@ -242,7 +243,7 @@ def _load_checkpoint(
         # Where nothing was there to be loaded, the overrides are not to blame.
         given = f" with {dict(overrides)} (--student_overrides null takes a recipe's away)" if overrides else ""
         given = "" if isinstance(error, OSError) else given
-        raise InputError(f"cannot load the student {name_or_path!r}{given}: {str(error).strip()}") from error
+        raise InputError(f"cannot load the student {name_or_path!r}{given}: {why_not_loaded(error)}") from error
     processor = _as_deit_processor(
         name_or_path, revision, config, load_image_processor(name_or_path, revision, config)
     )

@@ -29,6 +29,7 @@ from .pretrained import (
     resolve_revision,
     stated_input_size,
     weights_digest,
+    why_not_loaded,
 )
 
 logger = logging.get_logger(__name__)
@@ -324,7 +325,7 @@ def load_labels(name_or_path: str | os.PathLike[str], revision: str | None = Non
     try:
         id2label = load_config(name_or_path, revision).id2label
     except LOADING_ERRORS as error:
-        raise InputError(f"cannot load the teacher {name_or_path!r}: {str(error).strip()}") from error
+        raise InputError(f"cannot load the teacher {name_or_path!r}: {why_not_loaded(error)}") from error
     return in_order(id2label)
 
 

@@ -78,7 +78,7 @@ def _seconds_of_step(trainer: "DistillationTrainer") -> float:
     with torch.random.fork_rng(devices, device_type=args.device.type if on_device else "cuda"):
         batch_size = min(2, views)  # of one view BatchNorm may have nothing to compute
         seconds = _seconds(step, batch_size)
-        if seconds < _BUDGET:  # the first pass chooses kernels, and others may be at work
+        if on_device or seconds < _BUDGET:  # the first pass loads or chooses kernels, and others may be at work
             seconds = min(_seconds(step, batch_size), _seconds(step, batch_size))
         while batch_size < views and seconds * 8 < _BUDGET:
             batch_size = min(8 * batch_size, views)
