@@ -174,6 +174,21 @@ class ImageDecoder:
         return image_name((self._encoded[index][self.image_column] or {}).get("path"), place)
 
 
+def file_content(encoded: dict[str, Any] | None) -> bytes:
+    """The bytes of an image's file, which may be broken; none where the image is missing.
+
+    Args:
+        encoded: see `decode_image`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not encoded or (encoded.get("bytes") is None and encoded.get("path") is None):
+        return b""
+    with _opened(_file_of(encoded)) as file:
+        return file.read()
+
+
 def is_remote(path: str) -> bool:
     """Whether a path is an address on the Hub or elsewhere; the name of a file may have a colon, too."""
     return not is_local_path(path) and not os.path.lexists(path)

@@ -7,7 +7,7 @@ are followed.
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from typing import Literal
 
@@ -149,11 +149,11 @@ def _class_files(folder: str, found: list[str], names: list[str]) -> Iterator[tu
     Raises:
         InputError: a class has none.
     """
-    top, empty = [_identity(folder)], []
+    top, empty = [folder_identity(folder)], []
     index_of = {composed(name): index for index, name in enumerate(names)}
     for name in found:
         files: dict[str, list[str]] = {}
-        for inside, run in _files_below(os.path.join(folder, name), top):
+        for inside, run in walk_files(os.path.join(folder, name), top):
             files.setdefault(inside, []).extend(run)
         if not files:
             empty.append(name)
@@ -170,7 +170,7 @@ def _image_files(folder: str) -> Iterator[tuple[list[str], None]]:
         InputError: there are none.
     """
     is_empty = True
-    for inside, files in _files_below(folder):
+    for inside, files in walk_files(folder):
         is_empty = False
         yield _paths(inside, files), None
     if is_empty:
@@ -215,6 +215,11 @@ def _in_memory(listed: pa.Table, features: datasets.Features) -> datasets.Datase
     return datasets.Dataset(listed, info=info, fingerprint=datasets.fingerprint.generate_random_fingerprint())
 
 
+def is_left_out(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: it is hidden, or left behind by some program."""
+    return _IGNORED.fullmatch(name) is not None
+
+
 def _entries_of(folder: str) -> list[os.DirEntry[str]]:
     """What lies in a folder, in the order of the names, without what is hidden or left behind."""
     try:
@@ -222,7 +227,7 @@ def _entries_of(folder: str) -> list[os.DirEntry[str]]:
             found = list(entries)
     except OSError as error:
         raise InputError(f"cannot read the folder {folder!r}: {error.strerror}") from error
-    return sorted((entry for entry in found if not _IGNORED.fullmatch(entry.name)), key=attrgetter("name"))
+    return sorted((entry for entry in found if not is_left_out(entry.name)), key=attrgetter("name"))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -293,7 +298,7 @@ def _refuse_other_encodings(other: list[str], folder: str) -> None:
         )
 
 
-def _identity(folder: str) -> tuple[int, int]:
+def folder_identity(folder: str) -> tuple[int, int]:
     """The same for all paths that lead to a folder."""
     try:
         state = os.stat(folder)
@@ -302,14 +307,20 @@ def _identity(folder: str) -> tuple[int, int]:
     return state.st_dev, state.st_ino
 
 
-def _files_below(folder: str, above: Iterable[tuple[int, int]] = ()) -> Iterator[tuple[str, list[str]]]:
+def walk_files(
+    folder: str,
+    above: Iterable[tuple[int, int]] = (),
+    *,
+    on_unreadable: Callable[[str, InputError], None] | None = None,
+) -> Iterator[tuple[str, list[str]]]:
     """All files in a folder, at any depth, in the order of their names.
 
     A folder that several links lead to is gone through once, so that links can neither go round in circles nor make
     many folders of few.
 
     Args:
-        above: of folders that are passed over, too; see `_identity`.
+        above: of folders that are passed over, too; see `folder_identity`.
+        on_unreadable: is told of a folder that cannot be read, which is passed over then; by default it is an error.
 
     Yields:
         A folder, and the names of files that come one after the other in it.
@@ -318,10 +329,15 @@ def _files_below(folder: str, above: Iterable[tuple[int, int]] = ()) -> Iterator
     waiting: list[tuple[str, Iterator[os.DirEntry[str]]]] = []  # not by recursion, which ends before folders may
 
     def enter(inside: str) -> None:
-        here = _identity(inside)
-        if here not in seen:
-            seen.add(here)
-            waiting.append((inside, iter(_entries_of(inside))))
+        try:
+            here = folder_identity(inside)
+            if here not in seen:
+                seen.add(here)
+                waiting.append((inside, iter(_entries_of(inside))))
+        except InputError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(inside, error)
 
     enter(folder)
     while waiting:

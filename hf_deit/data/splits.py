@@ -142,6 +142,27 @@ def load_image_split(name: str, revision: str | None, split: str, **checks: Any)
     return dataset
 
 
+def load_image_file(file: str, image_column_name: str | None = None) -> datasets.Dataset:
+    """The images in a parquet or arrow file, with the column "image" alone.
+
+    Args:
+        file: its path, which ends with .parquet or .arrow.
+        image_column_name: if several columns hold images.
+
+    Raises:
+        InputError: it cannot be read, or has no or several columns of images.
+    """
+    try:
+        kind = os.path.splitext(file)[1][1:].lower()
+        dataset = datasets.load_dataset(kind, data_files=file, split="train")
+    except READING_ERRORS as error:
+        raise InputError(f"cannot read the images in {file!r}: {_cause_of(error)}") from error
+    if image_column_name is not None:
+        image_column, _ = find_columns(dataset, image_column_name, image_column_name)
+        dataset = dataset.select_columns(image_column)
+    return only_images(dataset, f"the file {file!r}")
+
+
 def open_stream(data_args: DataArguments, **checks: Any) -> ImageData:
     """The training split as a stream, and those to validate and test with, which are read to the end.
 

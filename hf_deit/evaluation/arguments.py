@@ -10,7 +10,8 @@ from ..errors import InputError, not_one_of
 # The analyses, in the order of a report. Speed takes the whole device for minutes, and is asked for with --speed.
 SECTIONS = ("accuracy", "calibration", "agreement", "mistakes", "tokens", "attention", "speed", "run_curves")
 DTYPES = ("float32", "bfloat16", "float16")
-WEIGHTS = ("published", "raw", "ema", "both")
+KINDS_OF_WEIGHTS = ("published", "raw", "ema")  # of a run
+WEIGHTS = (*KINDS_OF_WEIGHTS, "both")
 MOST_EXPLAINED = 24  # images, of which each is a line of one picture, or two
 _RANGES = {
     COUNTS: ("image_size", "batch_size", "speed_batch_size"),

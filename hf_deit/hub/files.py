@@ -23,10 +23,24 @@ _CACHED = re.compile(r"(models|datasets|spaces)--.+")
 def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str]) -> None:
     """Writes a file so that it is whole or as it was before, even if the process is killed meanwhile.
 
+    Args:
+        content: text is written as UTF-8.
+        path: see `whole_file`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a file to be written, which is in its place, and whole, once what stands in it has ended without an error.
+
     The content is on the disk before it takes the file's place. A file that is linked elsewhere stays as it is there.
 
     Args:
-        content: text is written as UTF-8.
         path: in a folder that exists.
 
     Raises:
@@ -36,7 +50,7 @@ def write_whole(content: str | bytes | memoryview, path: str | os.PathLike[str])
     temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

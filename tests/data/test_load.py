@@ -34,7 +34,7 @@ from hf_deit.data import arguments
 from hf_deit.data.arguments import DataArguments
 from hf_deit.data.columns import check_stored_images, find_columns
 from hf_deit.data.digits import load_digits
-from hf_deit.data.folders import _files_below, load_class_folders, load_images
+from hf_deit.data.folders import load_class_folders, load_images, walk_files
 from hf_deit.data.image_data import split_by_label
 from hf_deit.data.load import load_data
 from hf_deit.errors import InputError
@@ -187,7 +187,7 @@ def test_folders_may_lie_deeper_in_each_other_than_functions_call(tmp_path):
             os.chdir("d")
         Path("7.png").touch()
         os.chdir(tmp_path)
-        ((folder, files),) = _files_below("d")
+        ((folder, files),) = walk_files("d")
         assert folder.split("/") == ["d"] * depth and files == ["7.png"]
     finally:  # the tests' own folders are removed by a function that calls itself
         for _ in range(depth):

@@ -17,7 +17,7 @@ from torch import nn
 
 from hf_deit.errors import BadImageError, CheckpointError, InputError
 from hf_deit.evaluation.answers import asking as asking_module
-from hf_deit.evaluation.answers import stored_answers
+from hf_deit.evaluation.answers import chunk_folder, stored_answers
 from hf_deit.evaluation.answers.asking import Asking, ask_all
 from hf_deit.evaluation.answers.verdicts import CLASS
 from hf_deit.evaluation.classifiers.classifiers import Classifier, ClassifierDescription, describe_classifiers
@@ -146,7 +146,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_whole_chunks_alone(tmp_
     data, descriptions = textured(20), describe_classifiers([model], LABELS)
 
     def run() -> None:
-        stored_answers.write_json = lambda *args: None  # larger than these chunks
+        chunk_folder.write_json = lambda *args: None  # larger than these chunks
         ask_all(descriptions, images_of(data), Asking(str(tmp_path / "out"), CPU, 4, 0))
 
     assert killed_while_writing(run, after=800)
@@ -256,7 +256,7 @@ def test_a_disk_that_refuses_is_told_and_the_rest_is_kept(tmp_path, model, monke
         write_whole(content, path)
 
     with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space left on device"):
-        patch.setattr(stored_answers, "write_whole", refuse)
+        patch.setattr(chunk_folder, "write_whole", refuse)
         ask(tmp_path, model, textured(20))
     before = chunk_files(tmp_path)
     assert len(ask(tmp_path, model, textured(20))) == 20 and before.items() < chunk_files(tmp_path).items()

@@ -3,14 +3,15 @@
 import itertools
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
@@ -39,6 +40,7 @@ class Asking:
         batch_size: images that a model is given at once; part of what answers depend on, by the last bits.
         num_workers: processes that decode and prepare images for each one that computes; None for as many as help.
         on_bad_image: "stop", or "skip" an image that cannot be decoded.
+        skips_unprepared: whether to skip an image on which the image processor fails, too.
     """
 
     output_dir: str
@@ -46,6 +48,31 @@ class Asking:
     batch_size: int = 64
     num_workers: int | None = None
     on_bad_image: str = "stop"
+    skips_unprepared: bool = False
+
+
+class ImagesToShow(Protocol):
+    """Images by their rows; see `EvaluationImages`."""
+
+    def image(self, index: int) -> Image.Image: ...
+
+    def name(self, index: int) -> str: ...
+
+
+class Answered(NamedTuple):
+    """What a model says of a batch.
+
+    Attributes:
+        rows: of the images that could be decoded, B.
+        skipped: why the others could not, by their rows.
+        logits: (B, K) float32 of each head, by name; none at all where B is 0.
+        features: (B, D) float16, or None.
+    """
+
+    rows: list[int]
+    skipped: dict[int, str]
+    logits: dict[str, np.ndarray]
+    features: np.ndarray | None
 
 
 def ask_all(
@@ -114,7 +141,15 @@ def _ask(
         classifier = description.load(asking.device) if mine else None
         on_main_process(lambda: _check_room(classifier, folder, absent, asking))
         if mine:
-            _compute(classifier, images, folder, mine, _num_rows(folder, absent), asking)
+            compute(
+                classifier,
+                images,
+                [(chunk, folder.rows(chunk)) for chunk in mine],
+                _num_rows(folder, absent),
+                asking,
+                keep=lambda chunk, answered: folder.write(chunk, _joined(folder, chunk, answered)),
+                with_features=folder.with_features,
+            )
             del classifier
         state.wait_for_everyone()
     return StoredAnswers(description.name, description.rule, folder)
@@ -142,87 +177,93 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
-def _compute(
+def compute(
     classifier: Classifier,
-    images: EvaluationImages,
-    folder: AnswerFolder,
-    chunks: Sequence[int],
+    images: ImagesToShow,
+    chunks: Sequence[tuple[int, range]],
     total: int,
     asking: Asking,
+    *,
+    keep: Callable[[int, Sequence[Answered]], None],
+    with_features: bool = False,
 ) -> None:
-    """Makes some chunks; all processes make those of `total` images together."""
+    """Lets a model answer to some chunks of images, one after the other; all processes make `total` images together.
+
+    Args:
+        chunks: the number of each, and its images.
+        keep: is given the number of a chunk, and the answers to its batches.
+        with_features: see `Classifier.logits_and_features`.
+
+    Raises:
+        InputError: an image that cannot be decoded, if none may be; answers that are not finite; too large a batch.
+    """
     state = PartialState()
-    batches = [_batches(folder.rows(chunk), asking.batch_size) for chunk in chunks]
-    loader = iter(_loader(_Pixels(images, classifier, asking.on_bad_image), batches, asking))
+    batches = [_batches(rows, asking.batch_size) for _, rows in chunks]
+    loader = iter(_loader(_Pixels(images, classifier, asking), batches, asking))
     pace = 0.1 if sys.stderr.isatty() else _SECONDS_IN_A_LOG
     is_off = not state.is_main_process
     bar = tqdm(
         total=total, desc=classifier.name, unit=" images", mininterval=pace, maxinterval=2 * pace, disable=is_off
     )
     with bar, _whole_float32():
-        for chunk, parts in zip(chunks, batches, strict=True):
+        for (chunk, _), parts in zip(chunks, batches, strict=True):
             answered = []
             for batch in itertools.islice(loader, len(parts)):
-                answered.append(_answer(classifier, batch, images, with_features=folder.with_features))
+                answered.append(_answer(classifier, batch, images, with_features=with_features))
                 bar.update(min((len(batch["rows"]) + len(batch["skipped"])) * state.num_processes, bar.total - bar.n))
-            folder.write(chunk, _joined(folder, chunk, answered))
+            keep(chunk, answered)
 
 
 def _batches(rows: range, size: int) -> list[range]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _answer(
-    classifier: Classifier, batch: dict[str, Any], images: EvaluationImages, *, with_features: bool
-) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray | None]:
-    """The batch, and the logits and features of those of its images that could be decoded."""
-    if not batch["rows"]:
-        return batch, {}, None
+def _answer(classifier: Classifier, batch: dict[str, Any], images: ImagesToShow, *, with_features: bool) -> Answered:
+    rows, skipped = batch["rows"], batch["skipped"]
+    if not rows:
+        return Answered(rows, skipped, {}, None)
     try:
         logits, features = classifier.logits_and_features(batch["pixel_values"], with_features=with_features)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"the model {classifier.name!r} needs more memory than there is for {len(batch['rows'])} images at once: "
+            f"the model {classifier.name!r} needs more memory than there is for {len(rows)} images at once: "
             "give a smaller --batch_size"
         ) from error
     answered = torch.stack([has_answer(head) for head in logits.values()]).all(dim=0)
     if not answered.all():
-        bad = [images.name(batch["rows"][place]) for place in (~answered).nonzero().flatten().tolist()]
+        bad = [images.name(rows[place]) for place in (~answered).nonzero().flatten().tolist()]
         dtype = str(classifier.model.dtype).removeprefix("torch.")
         remedy = "give --dtype float32" if dtype != "float32" else "its weights or its image processor are not sound"
         raise InputError(
             f"the model {classifier.name!r} gives answers that are not finite in {dtype} to {shortlist(bad)}: {remedy}"
         )
     arrays = {name: head.numpy() for name, head in logits.items()}
-    return batch, arrays, None if features is None else features.half().numpy()
+    return Answered(rows, skipped, arrays, None if features is None else features.half().numpy())
 
 
-def _joined(
-    folder: AnswerFolder,
-    chunk: int,
-    answered: Sequence[tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray | None]],
-) -> Chunk:
+def _joined(folder: AnswerFolder, chunk: int, answered: Sequence[Answered]) -> Chunk:
     """The chunk of its batches' answers, with NaN where an image was skipped."""
     rows = folder.rows(chunk)
     logits = {head: np.full((len(rows), folder.num_labels), np.nan, dtype=np.float32) for head in folder.heads}
-    width = next((part.shape[1] for _, _, part in answered if part is not None), 0)
+    width = next((batch.features.shape[1] for batch in answered if batch.features is not None), 0)
     features = np.zeros((len(rows), width), dtype=np.float16)
     skipped = {}
-    for batch, heads, part in answered:
-        places = [row - rows.start for row in batch["rows"]]
-        for head, values in heads.items():
+    for batch in answered:
+        places = [row - rows.start for row in batch.rows]
+        for head, values in batch.logits.items():
             logits[head][places] = values
-        if part is not None:
-            features[places] = part
-        skipped |= {row - rows.start: why for row, why in batch["skipped"].items()}
+        if batch.features is not None:
+            features[places] = batch.features
+        skipped |= {row - rows.start: why for row, why in batch.skipped.items()}
     return Chunk(logits, features if folder.with_features else None, skipped)
 
 
 class _Pixels(Dataset):
     """The pixels of batches of images, without the model, which workers need not have."""
 
-    def __init__(self, images: EvaluationImages, classifier: Classifier, on_bad_image: str) -> None:
-        self._images, self._on_bad_image = images, on_bad_image
+    def __init__(self, images: ImagesToShow, classifier: Classifier, asking: Asking) -> None:
+        self._images, self._on_bad_image = images, asking.on_bad_image
+        self._skips_unprepared = asking.skips_unprepared
         self._processor: BaseImageProcessor = classifier.processor
         self._name = classifier.name
 
@@ -240,9 +281,12 @@ class _Pixels(Dataset):
             try:
                 pixels[row] = pixels_of(self._processor, image)
             except Exception as error:  # of any kind: processors meet odd shapes as they come to them
+                size = f"({image.width} x {image.height} pixels): {first_line(error)}"
+                if self._skips_unprepared:
+                    skipped[row] = f"the model's image processor fails on it {size}"
+                    continue
                 raise InputError(
-                    f"the image processor of {self._name!r} fails on {self._images.name(row)} "
-                    f"({image.width} x {image.height} pixels): {first_line(error)}"
+                    f"the image processor of {self._name!r} fails on {self._images.name(row)} {size}"
                 ) from error
         stacked = torch.stack(list(pixels.values())) if pixels else None
         return {"rows": list(pixels), "pixel_values": stacked, "skipped": skipped}

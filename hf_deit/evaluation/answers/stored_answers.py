@@ -1,24 +1,16 @@
-"""Answers on disk: a folder for each model and set of images, a file for every few hundred images.
-
-What is computed for an image depends neither on how many processes there are nor on where an evaluation was stopped:
-chunks and the batches within them have fixed bounds, whoever computes them. Only whole chunks count.
-"""
+"""Answers on disk: a folder for each model and set of images, with a file for every few hundred images."""
 
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError, safe_open
 
-from ...errors import CheckpointError
-from ...hub.files import remove_leftovers, write_json, write_whole
+from .chunk_folder import Arrays, ChunkFolder
 from .verdicts import Rule, Verdicts, verdicts_of
 
 CHUNK = 512  # images; of ImageNet's classes 2 MB a head
@@ -69,6 +61,7 @@ class AnswerFolder:
         self._identity = dict(identity)
         digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
         self.path = os.path.join(output_dir, ANSWERS_FOLDER, digest[:16])
+        self._chunks = ChunkFolder(self.path, num_images=num_images, size=CHUNK, is_whole=self._is_whole)
         self.num_images, self.num_labels = num_images, num_labels
         self.with_features, self._takes_skipped = with_features, takes_skipped
         self.rules = tuple(rules)
@@ -80,11 +73,11 @@ class AnswerFolder:
 
     @property
     def num_chunks(self) -> int:
-        return -(-self.num_images // CHUNK)
+        return self._chunks.num_chunks
 
     def rows(self, chunk: int) -> range:
         """Which images a chunk is about."""
-        return range(chunk * CHUNK, min((chunk + 1) * CHUNK, self.num_images))
+        return self._chunks.rows(chunk)
 
     def begin(self) -> None:
         """Makes the folder, and clears what a killed process has left there. For one process.
@@ -92,13 +85,11 @@ class AnswerFolder:
         Raises:
             OSError: nothing can be written there.
         """
-        os.makedirs(self.path, exist_ok=True)
-        remove_leftovers(self.path)
-        write_json(self._identity, os.path.join(self.path, _IDENTITY_FILE))
+        self._chunks.begin(self._identity, _IDENTITY_FILE)
 
     def absent(self) -> list[int]:
         """The chunks that are not there, or not as they were written."""
-        return [chunk for chunk in range(self.num_chunks) if self._read(chunk) is None]
+        return self._chunks.absent()
 
     def write(self, chunk: int, content: Chunk) -> None:
         """Writes a chunk, whole or not at all.
@@ -106,18 +97,10 @@ class AnswerFolder:
         Raises:
             CheckpointError: it cannot be written, say on a full disk.
         """
-        arrays = {name: np.ascontiguousarray(logits, dtype=np.float32) for name, logits in content.logits.items()}
+        arrays = {name: logits.astype(np.float32, copy=False) for name, logits in content.logits.items()}
         if content.features is not None:
-            arrays[_FEATURES] = np.ascontiguousarray(content.features, dtype=np.float16)
-        about = {"crc32": _crc(arrays), "skipped": list(content.skipped.items())}
-        metadata = {"about": json.dumps(about)}  # in one entry: safetensors writes several in any order
-        try:
-            write_whole(safetensors.numpy.save(arrays, metadata=metadata), self._file(chunk))
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write answers to {self.path!r} ({error.strerror or error}): what is there is whole, and the "
-                "same command goes on when the disk takes more"
-            ) from error
+            arrays[_FEATURES] = content.features.astype(np.float16, copy=False)
+        self._chunks.write(chunk, arrays, content.skipped)
 
     def read(self, chunk: int) -> Chunk:
         """A chunk that is there.
@@ -125,10 +108,9 @@ class AnswerFolder:
         Raises:
             CheckpointError: it is not, or no more as it was written.
         """
-        content = self._read(chunk)
-        if content is None:
-            raise self._gone(chunk)
-        return content
+        arrays, skipped = self._chunks.read(chunk)
+        features = arrays.pop(_FEATURES, None)
+        return Chunk(arrays, features, skipped)
 
     def skipped(self) -> dict[int, str]:
         """Why images could not be decoded, by their rows. No chunk may be absent.
@@ -136,41 +118,15 @@ class AnswerFolder:
         Raises:
             CheckpointError: see `read`.
         """
-        found = {}
-        for chunk in range(self.num_chunks):
-            try:
-                with safe_open(self._file(chunk), framework="np") as file:  # without its tensors
-                    skipped = json.loads(file.metadata()["about"])["skipped"]
-            except (OSError, SafetensorError) as error:
-                raise self._gone(chunk) from error
-            found |= {self.rows(chunk)[place]: why for place, why in skipped}
-        return found
+        return self._chunks.skipped()
 
-    def _gone(self, chunk: int) -> CheckpointError:
-        return CheckpointError(
-            f"{self._file(chunk)!r} is gone, or no more as it was written: the same command makes it again"
-        )
-
-    def _file(self, chunk: int) -> str:
-        return os.path.join(self.path, f"chunk-{chunk:05}.safetensors")
-
-    def _read(self, chunk: int) -> Chunk | None:
-        try:
-            with safe_open(self._file(chunk), framework="np") as file:
-                about = json.loads((file.metadata() or {})["about"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about["crc32"] != _crc(arrays):
-                return None
-            skipped = {int(row): str(why) for row, why in about["skipped"]}
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
-            return None
-        features = arrays.pop(_FEATURES, None)
-        shape = (len(self.rows(chunk)), self.num_labels)
-        if set(arrays) != set(self.heads) or any(logits.shape != shape for logits in arrays.values()):
-            return None
+    def _is_whole(self, chunk: int, arrays: Arrays, skipped: dict[int, str]) -> bool:
+        shape, features = (len(self.rows(chunk)), self.num_labels), arrays.get(_FEATURES)
+        if set(arrays) - {_FEATURES} != set(self.heads) or any(arrays[head].shape != shape for head in self.heads):
+            return False
         if self.with_features and (features is None or len(features) != shape[0]):
-            return None
-        return None if skipped and not self._takes_skipped else Chunk(arrays, features, skipped)
+            return False
+        return self._takes_skipped or not skipped
 
 
 class StoredAnswers:
@@ -224,13 +180,6 @@ class StoredAnswers:
             kept = ~self._left_out[rows.start : rows.stop]
             if kept.any():
                 yield kept, self._folder.read(number)
-
-
-def _crc(arrays: Mapping[str, np.ndarray]) -> int:
-    crc = 0
-    for name in sorted(arrays):
-        crc = zlib.crc32(arrays[name].data, zlib.crc32(f"{name} {arrays[name].shape}".encode(), crc))
-    return crc
 
 
 def kept_size(output_dir: str) -> int:
