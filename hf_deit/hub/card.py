@@ -1,13 +1,16 @@
 """The model card of a run, written from what the run knows."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..errors import counted, one_line, rate, shortlist
+from .export_record import ExportRecord
+from .exports_in_card import TAGS as TAGS_OF_EXPORTS
+from .exports_in_card import export_tags, exports_markdown
 from .facts import (
     LOCAL_CHECKPOINT,
     LOCAL_DATA_SET,
@@ -32,6 +35,12 @@ REPORT_BEGIN = (
     "<!-- Written by hf-deit publish of a report, and written anew with the next. What stands outside is kept. -->"
 )
 REPORT_END = "<!-- End of the report. -->"
+# Likewise around exports.
+EXPORTS_BEGIN = (
+    "<!-- Written by hf-deit publish of exports, and written anew with the next. What stands outside is kept. -->"
+)
+EXPORTS_END = "<!-- End of the exports. -->"
+_PARTS = ((REPORT_BEGIN, REPORT_END), (EXPORTS_BEGIN, EXPORTS_END))
 _METADATA = re.compile(r"\A\ufeff?\s*---\r?\n(.*?)\r?\n---\s*(?:\r?\n|\Z)", re.DOTALL)
 _MOST_LABELS_LISTED = 20
 _WORST_LABELS_LISTED = 10
@@ -48,15 +57,23 @@ _DISTILLED = "distillation"
 _CLAIMS = ("model-index", "metrics", "base_model", "datasets")
 
 
-def make_card(facts: RunFacts, repo_id: str, revision: str | None = None, report: CardReport | None = None) -> str:
+def make_card(
+    facts: RunFacts,
+    repo_id: str,
+    revision: str | None = None,
+    report: CardReport | None = None,
+    exports: Sequence[ExportRecord] = (),
+) -> str:
     """The whole card of a run's model.
 
     Args:
         repo_id: the repository that it is published in.
         revision: the branch; None for the main one.
         report: of these weights, whose pictures are published with the card; None without one.
+        exports: of these weights, that are published with the card.
     """
-    metadata, body = _metadata(facts, repo_id, report).to_yaml(), _body(facts, repo_id, revision, report)
+    metadata = _metadata(facts, repo_id, report, exports).to_yaml()
+    body = _body(facts, repo_id, revision, report, exports)
     return f"---\n{metadata}\n---\n\n{BEGIN}\n\n{body}\n\n{END}\n"
 
 
@@ -66,27 +83,29 @@ def update_card(
     repo_id: str,
     revision: str | None = None,
     report: CardReport | None = None,
+    exports: Sequence[ExportRecord] = (),
 ) -> str:
     """Writes the card into an existing one. What people have added to its text and its metadata stays.
 
     Args:
         existing: a card's text, or None. The part between `BEGIN` and `END` is replaced. A card without them stays as
             it is, and gets the new part at its end.
-        facts, repo_id, revision, report: see `make_card`.
+        facts, repo_id, revision, report, exports: see `make_card`.
     """
     if not (existing or "").strip():
-        return make_card(facts, repo_id, revision, report)
-    metadata = _metadata(facts, repo_id, report).to_dict()
+        return make_card(facts, repo_id, revision, report, exports)
+    metadata = _metadata(facts, repo_id, report, exports).to_dict()
     old, text = split_card(existing)
-    text = _without_report(text)
+    old["tags"] = _without_tags_of_exports(old.get("tags"), text)
+    text = _without_parts(text)
     if 0 <= text.find(BEGIN) < text.rfind(END):
         old = _foreign(old)
     merged = {**old, **metadata}
     merged["tags"] = list(dict.fromkeys([*metadata["tags"], *_as_list(old.get("tags"))]))
     start, end = text.find(BEGIN), text.rfind(END)
-    block = f"{BEGIN}\n\n{_body(facts, repo_id, revision, report)}\n\n{END}"
+    block = f"{BEGIN}\n\n{_body(facts, repo_id, revision, report, exports)}\n\n{END}"
     body = text[:start] + block + text[end + len(END) :] if 0 <= start < end else f"{text.rstrip()}\n\n{block}\n"
-    return _joined(merged, body)
+    return joined_card(merged, body)
 
 
 def add_report(card: str, report: CardReport | None, repo_id: str) -> str:
@@ -111,17 +130,49 @@ def add_report(card: str, report: CardReport | None, repo_id: str) -> str:
             del metadata["model-index"]
     elif report is None and REPORT_BEGIN not in text:
         return card
-    text = _without_report(text)
+    text = _without_part(text, REPORT_BEGIN, REPORT_END)
     if report is not None:
         text = f"{text.rstrip()}\n\n{REPORT_BEGIN}\n\n{report_markdown(report)}\n\n{REPORT_END}\n"
-    return _joined(metadata, text)
+    return joined_card(metadata, text)
 
 
-def _without_report(text: str) -> str:
-    start, end = text.find(REPORT_BEGIN), text.rfind(REPORT_END)
+def add_exports(card: str, exports: Sequence[ExportRecord], repo_id: str, revision: str | None = None) -> str:
+    """Writes about exports into a card that people have made, in place of earlier ones; all else in it stays.
+
+    Args:
+        exports: of the model; none take earlier ones away.
+        repo_id, revision: see `make_card`.
+    """
+    metadata, text = split_card(card)
+    if not exports and EXPORTS_BEGIN not in text:
+        return card
+    tags = [*_without_tags_of_exports(metadata.get("tags"), text), *export_tags(exports)]
+    text = _without_part(text, EXPORTS_BEGIN, EXPORTS_END)
+    if exports:
+        text = f"{text.rstrip()}\n\n{_exports(exports, repo_id, revision)}\n"
+    return joined_card({**metadata, "tags": list(dict.fromkeys(tags))}, text)
+
+
+def _exports(exports: Sequence[ExportRecord], repo_id: str, revision: str | None) -> str:
+    return f"{EXPORTS_BEGIN}\n\n{exports_markdown(exports, repo_id, revision)}\n\n{EXPORTS_END}"
+
+
+def _without_tags_of_exports(tags: Any, text: str) -> list[Any]:
+    """A card's tags without those that were written for the exports of which its text speaks."""
+    return [tag for tag in _as_list(tags) if EXPORTS_BEGIN not in text or tag not in TAGS_OF_EXPORTS]
+
+
+def _without_parts(text: str) -> str:
+    for begin, end in _PARTS:
+        text = _without_part(text, begin, end)
+    return text
+
+
+def _without_part(text: str, begin: str, finish: str) -> str:
+    start, end = text.find(begin), text.rfind(finish)
     if not 0 <= start < end:
         return text
-    around = (text[:start].rstrip(), text[end + len(REPORT_END) :].strip())
+    around = (text[:start].rstrip(), text[end + len(finish) :].strip())
     return "\n\n".join(filter(None, around)) + "\n"
 
 
@@ -138,12 +189,13 @@ def merge_cards(remote: str | None, local: str | None) -> str | None:
     if not remote or not local:
         return remote or local
     (metadata, text), (others, other_text) = split_card(remote), split_card(local)
+    others["tags"] = _without_tags_of_exports(others.get("tags"), other_text)
     merged = {**metadata, **{key: value for key, value in _foreign(others).items() if key != "tags"}}
     tags = [*_as_list(metadata.get("tags")), *_as_list(_foreign(others).get("tags"))]
     if tags:
         merged["tags"] = list(dict.fromkeys(tags))
     added = [part for part in hand_written(other_text).split("\n\n") if part.strip() and part.strip() not in text]
-    return _joined(merged, "\n\n".join([text.rstrip(), *added]) + "\n")
+    return joined_card(merged, "\n\n".join([text.rstrip(), *added]) + "\n")
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
@@ -163,7 +215,8 @@ def _parsed(metadata: str) -> Any:
         raise yaml.YAMLError(one_line(error)) from error  # as of a date that there is not
 
 
-def _joined(metadata: dict[str, Any], text: str) -> str:
+def joined_card(metadata: dict[str, Any], text: str) -> str:
+    """A card of metadata and text."""
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()}\n---\n\n{text.lstrip()}"
 
 
@@ -180,7 +233,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def hand_written(text: str | None) -> str:
     """What people have added to a card's text, outside the part that is written for them."""
-    text = _without_report(_METADATA.sub("", text or "", count=1))
+    text = _without_parts(_METADATA.sub("", text or "", count=1))
     start, end = text.find(BEGIN), text.rfind(END)
     return (text[:start] + text[end + len(END) :] if 0 <= start < end else text).strip()
 
@@ -202,7 +255,9 @@ def card_faults(text: str) -> list[str]:
     return faults
 
 
-def _metadata(facts: RunFacts, repo_id: str, report: CardReport | None = None) -> ModelCardData:
+def _metadata(
+    facts: RunFacts, repo_id: str, report: CardReport | None, exports: Sequence[ExportRecord]
+) -> ModelCardData:
     evaluated = _evaluated_on(facts)
     measured = (
         (facts.results(), facts.validation_split, facts.num_validation),
@@ -240,7 +295,7 @@ def _metadata(facts: RunFacts, repo_id: str, report: CardReport | None = None) -
         base_model=models or None,
         datasets=sets or None,
         metrics=["accuracy"] if results else None,
-        tags=[*_TAGS, family, *([_DISTILLED] if facts.is_distilled else [])],
+        tags=[*_TAGS, family, *([_DISTILLED] if facts.is_distilled else []), *export_tags(exports)],
         model_name=repo_id.split("/")[-1] if results else None,
         eval_results=results or None,
     )
@@ -266,7 +321,9 @@ def _dataset_type(source: Source) -> str:
     return _DATASET_TYPES.get(source.name, words or "unnamed")
 
 
-def _body(facts: RunFacts, repo_id: str, revision: str | None, report: CardReport | None) -> str:
+def _body(
+    facts: RunFacts, repo_id: str, revision: str | None, report: CardReport | None, exports: Sequence[ExportRecord]
+) -> str:
     sections = [f"# {escape_markdown(repo_id.split('/')[-1])}", _introduction(facts)]
     if not facts.is_finished:
         sections.append(f"**Training goes on**: these are the weights after step {facts.step} of {facts.num_steps}.")
@@ -276,6 +333,8 @@ def _body(facts: RunFacts, repo_id: str, revision: str | None, report: CardRepor
     sections += ["## Use", _use(facts, repo_id, revision)]
     if len(facts.labels) <= _MOST_LABELS_LISTED and not _has_classes(facts):
         sections.append(f"Its labels: {', '.join(map(escape_markdown, facts.labels))}.")
+    if exports:
+        sections.append(_exports(exports, repo_id, revision))
     if facts.teacher is not None:
         sections += ["## Teacher", _teacher(facts)]
     sections += ["## Training", _training(facts)]

@@ -13,8 +13,10 @@ from typing import Any
 from transformers.utils import logging
 
 from ..errors import PublishError, command
-from .card import add_report, merge_cards, update_card
+from .card import add_exports, add_report, merge_cards, update_card
 from .client import Attempt, keep_trying, why
+from .export_record import FORMATS, RECORD_FILE
+from .exports import files_of_export, staged_exports
 from .files import files_below, read_text, write_whole
 from .record import is_checkpoint, is_of_checkpoint, is_weights, read_facts, read_history
 from .report_in_card import REPORT_FOLDER, RESULTS_FILE, files_of_report, staged_report
@@ -51,9 +53,9 @@ def publish_tree(
     """Pushes a folder that `stage` has filled, as one commit on the one that is the last by then.
 
     Its card is written into the one that is there. With the same commit goes what would be read as a part of it:
-    weights in other files, a report of the weights before, and of a checkpoint of the same name what a run had written
-    beside these files. So do checkpoints that another run of this package has written, by what its log says. Nothing
-    else is removed, and all of it stays in the commits before.
+    weights in other files, a report and exports of the weights before, and of a checkpoint of the same name what a run
+    had written beside these files. So do checkpoints that another run of this package has written, by what its log
+    says. Nothing else is removed, and all of it stays in the commits before.
 
     Args:
         history: of the run; see `Publisher`.
@@ -63,12 +65,15 @@ def publish_tree(
         InputError: the Hub does not accept the card.
         HUB_ERRORS: the Hub refuses, fails or is not there.
     """
-    card, facts, head, report = os.path.join(tree, CARD_FILE), read_facts(tree), repository.head(), staged_report(tree)
+    card, facts, head = os.path.join(tree, CARD_FILE), read_facts(tree), repository.head()
+    report, exports = staged_report(tree), staged_exports(tree)
     if facts is not None:
         existing = merge_cards(repository.read_card(head), read_text(card))
-        write_whole(update_card(existing, facts, repository.repo_id, repository.revision, report), card)
+        text = update_card(existing, facts, repository.repo_id, repository.revision, report, exports)
+        write_whole(text, card)
     elif (text := read_text(card)) is not None:
-        write_whole(add_report(text, report, repository.repo_id), card)
+        text = add_report(text, report, repository.repo_id)
+        write_whole(add_exports(text, exports, repository.repo_id, repository.revision), card)
     ours, there = {*files_below(tree)}, repository.files(head)
     replaced = _checkpoints(ours)
     if before is not None and before.commit == head:
@@ -91,6 +96,9 @@ def publish_tree(
     results = f"{REPORT_FOLDER}/{RESULTS_FILE}"
     if has_weights and results in there:  # of the weights before
         outdated |= files_of_report(repository.download(results, head)) & (there - ours)
+    records = {f"{format}/{RECORD_FILE}": format for format in FORMATS}
+    for name in records.keys() & there if has_weights else ():  # likewise
+        outdated |= files_of_export(records[name], repository.download(name, head)) & (there - ours)
     commit = repository.upload(tree, message, parent=head, remove=outdated)
     return Pushed(commit.oid, {name: log for name, log in logs.items() if name not in foreign})
 

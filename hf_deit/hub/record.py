@@ -17,6 +17,7 @@ from ..models.pretrained import own_code_of
 from ..models.zoo import code_beside
 from .card import update_card
 from .checksums import CHECKSUMS_FILE, renew_checksums
+from .exports import stage_exports
 from .facts import RunFacts
 from .files import copy_content, read_json, read_text, regular_file, write_json, write_whole
 from .recipe_file import RECORDED, dump_recipe
@@ -137,7 +138,8 @@ def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
     """Collects what is published of a model's folder in another folder, as it is now, and no code but this package's.
 
     Args:
-        folder: the model's, perhaps with card, curves, environment and facts, and with a report of an evaluation.
+        folder: the model's, perhaps with card, curves, environment and facts, with a report of an evaluation and
+            with exports.
         tree: the folder to fill. Files of the same names are replaced; others that are there stay.
 
     Raises:
@@ -159,6 +161,7 @@ def stage(folder: str | os.PathLike[str], tree: str | os.PathLike[str]) -> None:
     if facts is not None and facts.needs_code != bool(code):  # in the record of an earlier version, or a false one
         write_json(replace(facts, needs_code=bool(code)).to_dict(), os.path.join(tree, RUN_FILE))
     stage_report(folder, tree)
+    stage_exports(folder, tree)
 
 
 def _put(folder: str | os.PathLike[str], name: str, tree: str | os.PathLike[str]) -> bool:

@@ -10,8 +10,8 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from huggingface_hub import EvalResult
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -21,6 +21,7 @@ from ..errors import InputError, brief, one_line, printable, with_bounds
 from ..models.pretrained import weights_digest
 from .facts import CONFIDENCE, Source
 from .files import open_regular, read_json, regular_file, write_json, write_whole
+from .foreign_json import check_fraction, read_as, without_paths
 from .markdown import escape_markdown, table_cell
 
 logger = logging.get_logger(__name__)
@@ -32,14 +33,11 @@ LONG_TABLE = 40  # rows; a longer one is folded up
 INTERVAL = f"{100 * CONFIDENCE:g} % interval"
 _PREPROCESSOR = "preprocessor_config.json"
 _PNG = b"\x89PNG\r\n\x1a\n"
-_ROUNDING = 1e-9  # as of an interval that ends at 1
 _MOST_BYTES = 32 << 20  # of a picture
 _MOST_BYTES_OF_RESULTS = 1 << 28
-_MOST_ITEMS, _MOST_CHARACTERS = 10_000, 20_000  # of a list, of a text
 _PICTURE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}\.png")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ABSOLUTE = re.compile(r"(?<![\w./:~])(?:file://)?(?:~?/|[A-Za-z]:[\\/])[^\s/\\]+[/\\]\S+")
 Cell = str | int | float | Mapping[str, float] | None  # a mapping has "value", "low" and "high"
 
 
@@ -120,7 +118,7 @@ class CardReport:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, in which texts name no folder by an absolute path; `from_dict` reads it."""
-        return _without_paths(asdict(self))
+        return without_paths(asdict(self))
 
     @classmethod
     def from_dict(cls, values: object) -> "CardReport":
@@ -129,66 +127,9 @@ class CardReport:
         Raises:
             ValueError: it is anything else. The message says what.
         """
-        report = _read_as(cls, _without_paths(values), "card")
+        report = read_as(cls, without_paths(values), "card")
         _check(report)
         return report
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_paths(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_paths(item) for item in value]
-    return _ABSOLUTE.sub("(a local path)", value) if isinstance(value, str) else value
-
-
-def _read_as(kind: Any, value: object, what: str) -> Any:
-    """A value of JSON's types as one of a type that a card has: a dataclass, a tuple of another, or what cells are.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        if isinstance(value, dict) and value.keys() == hints.keys():
-            return kind(**{name: _read_as(hint, value[name], name) for name, hint in hints.items()})
-        expected = f"an object with {', '.join(sorted(hints))}"
-    elif get_origin(kind) is tuple:
-        if isinstance(value, list) and len(value) <= _MOST_ITEMS:
-            return tuple(_read_as(get_args(kind)[0], item, what) for item in value)
-        expected = f"a list of at most {_MOST_ITEMS:,}"
-    else:
-        kinds = get_args(kind) or (kind,)
-        if isinstance(value, dict) and Mapping[str, float] in kinds and value.keys() == {"value", "low", "high"}:
-            found = {name: _read_as(float, number, what) for name, number in value.items()}
-            _check_interval(found, what)
-            return found
-        if _is_plain(value) and (type(value) in kinds or (type(value) is int and float in kinds)):
-            return value
-        expected = " or ".join(
-            "nothing" if each is type(None) else _EXPECTED.get(each, "an interval") for each in kinds
-        )
-    raise ValueError(f"its {what} is {brief(value, most=60)}, expected {expected}")
-
-
-_EXPECTED = {
-    str: f"a text of at most {_MOST_CHARACTERS:,} whole characters",
-    int: "a number from 0 on",
-    float: "a number",
-    bool: "true or false",
-}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value of JSON is one that a card can show: of usual length, finite, and of whole characters."""
-    if isinstance(value, str):
-        return len(value) <= _MOST_CHARACTERS and not re.search("[\ud800-\udfff]", value)
-    return not isinstance(value, int | float) or abs(value) < 2**63  # of NaN that is false
-
-
-def _check_interval(values: Mapping[str, float], what: str) -> None:
-    if not values["low"] - _ROUNDING <= values["value"] <= values["high"] + _ROUNDING:
-        raise ValueError(f"its {what} is {values['value']}, which is not between {values['low']} and {values['high']}")
 
 
 def _check(report: CardReport) -> None:
@@ -212,9 +153,9 @@ def _check(report: CardReport) -> None:
         except HFValidationError as error:
             raise ValueError(f"its source is no name of the Hub ({one_line(error)})") from error
     for result in report.results:
-        _check_interval(asdict(result), "result")
-        if not -_ROUNDING <= result.low <= result.high <= 1 + _ROUNDING or result.num_images < 0:
-            raise ValueError(f"its result is {result.value} on {result.num_images} images, expected one from 0 to 1")
+        check_fraction({"value": result.value, "low": result.low, "high": result.high}, "result")
+        if result.num_images < 0:
+            raise ValueError(f"its result is of {result.num_images} images, expected some")
     for table in (table for section in report.sections for table in section.tables):
         if not table.columns or any(len(row) != len(table.columns) for row in table.rows):
             raise ValueError("a table has rows of other lengths than it has columns")

@@ -30,6 +30,8 @@ from .files import files_below, read_text, regular_file
 # What to do instead of pushing now, for messages: of whoever trains, and of whoever publishes what was trained.
 AFTER_TRAINING = "or train without --push_to_hub and publish later, with hf-deit publish"
 LATER = "or publish later"
+RepoType = Literal["model", "dataset", "space"]
+_ADDRESSES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class HubRepository:
         token: of the user, or None for the one that the client finds.
         private: for its creation; None takes the owner's default.
         revision: branch to push to, or None for the main one.
-        repo_type: whether it holds a model or a data set.
+        repo_type: whether it holds a model, a data set or, as a Space of static files, a page.
         instead: see `check_repository`.
     """
 
@@ -49,7 +51,7 @@ class HubRepository:
     token: str | None = field(repr=False)
     private: bool | None = None
     revision: str | None = None
-    repo_type: Literal["model", "dataset"] = "model"
+    repo_type: RepoType = "model"
     instead: str = AFTER_TRAINING
 
     @property
@@ -58,8 +60,7 @@ class HubRepository:
 
     @property
     def url(self) -> str:
-        parent = "datasets/" if self.repo_type == "dataset" else ""
-        address = f"{constants.ENDPOINT}/{parent}{self.repo_id}"
+        address = f"{constants.ENDPOINT}/{_ADDRESSES[self.repo_type]}{self.repo_id}"
         return address if self.revision is None else f"{address}/tree/{self.revision}"
 
     def create(self) -> None:
@@ -70,7 +71,9 @@ class HubRepository:
         """
 
         def create() -> None:
-            self.api.create_repo(self.repo_id, private=self.private, repo_type=self.repo_type, exist_ok=True)
+            sdk = "static" if self.repo_type == "space" else None
+            kind = {"repo_type": self.repo_type, "space_sdk": sdk}
+            self.api.create_repo(self.repo_id, private=self.private, exist_ok=True, **kind)
             if self.revision is not None:
                 self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.repo_type, exist_ok=True)
 
@@ -168,8 +171,9 @@ def check_repository(
     token: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
-    repo_type: Literal["model", "dataset"] = "model",
+    repo_type: RepoType = "model",
     instead: str = AFTER_TRAINING,
+    option: str = "--hub_model_id",
 ) -> HubRepository:
     """Checks, without creating anything, that a repository can be pushed to: endpoint, token, rights and name.
 
@@ -178,8 +182,9 @@ def check_repository(
         token: of the user; by default the one that `hf auth login` or HF_TOKEN gives.
         private: whether it shall be private; None for the owner's default.
         revision: branch to push to.
-        repo_type: whether it holds a model or a data set.
+        repo_type: whether it holds a model, a data set or, as a Space of static files, a page.
         instead: what to do instead of pushing now, for the messages.
+        option: by which the name was given, for the messages.
 
     Raises:
         InputError: with what is wrong and how to mend it.
@@ -211,13 +216,13 @@ def check_repository(
         found = ask(existing, what=f"asking for {repo_id}")
     except HUB_ERRORS as error:
         raise InputError(
-            f"{user['name']!r} may not write to {repo_id!r} ({why(error)}): take a token that may, another "
-            f"--hub_model_id, {instead}"
+            f"{user['name']!r} may not write to {repo_id!r} ({why(error)}): take a token that may, another {option}, "
+            f"{instead}"
         ) from error
     if found is None and repo_id.split("/")[0] not in namespaces:
         raise InputError(
             f"{user['name']!r} can create repositories under {', '.join(sorted(namespaces))}, got {repo_id!r}: give "
-            f"another --hub_model_id"
+            f"another {option}"
         )
     if found is not None and private is not None and bool(found.private) != private:
         raise InputError(
@@ -253,14 +258,14 @@ def _writing_user(api: HfApi, instead: str) -> dict[str, Any]:
     return user
 
 
-def check_card(text: str) -> None:
-    """Lets the Hub validate a model card.
+def check_card(text: str, repo_type: RepoType = "model") -> None:
+    """Lets the Hub validate a card.
 
     Raises:
         InputError: it finds faults with it.
         HUB_ERRORS: the Hub fails or is not there.
     """
     try:
-        ModelCard(text, ignore_metadata_errors=False).validate(repo_type="model")
+        ModelCard(text, ignore_metadata_errors=False).validate(repo_type=repo_type)
     except ValueError as error:
-        raise InputError(f"the Hub does not accept the model card: {error}") from error
+        raise InputError(f"the Hub does not accept the card: {error}") from error

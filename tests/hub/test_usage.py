@@ -152,6 +152,10 @@ def test_printed_lines_refuse_what_has_more_than_8_bits(seen, kind):
     assert seen == []
 
 
+# Lines that use an export are few: what else an image may hold, such as broken EXIF data, is Pillow's error there.
+OF_EXPORTS = 'Image.open("image.png")).convert("RGBA")'
+
+
 def test_all_cards_and_the_readme_have_the_same_lines():
     files = [ROOT / "README.md", *(ROOT / "model_cards").glob("*.md")]
     assert len(files) == 19
@@ -160,7 +164,7 @@ def test_all_cards_and_the_readme_have_the_same_lines():
     decoding = ROOT / "hf_deit" / "data" / "decoding.py"  # of training itself
     for path in {*files, *(ROOT / "hf_deit").rglob("*.md"), *(ROOT / "hf_deit").rglob("*.py")} - {decoding}:
         opened = re.findall(r"(?<!with )Image\.open\(.+", path.read_text())
-        assert [line for line in opened if line != 'Image.open(open("image.png", "rb"))'] == [], path
+        assert set(opened) <= {'Image.open(open("image.png", "rb"))', OF_EXPORTS}, path
 
 
 def test_a_printed_pipeline_answers_as_the_model_on_what_training_decodes(tmp_path, monkeypatch):

@@ -6,12 +6,13 @@
         HfApi(endpoint=hub.url, token="hf_anna").upload_folder(...)
         subprocess.run(command, env=hub.environment(home, "hf_anna"))
 
-Served, for models and datasets: creating, deleting, settings and info of a repository; its metadata check; preupload,
-Git LFS upload and commits; branches, tags, refs and history; trees by page, paths-info; downloads with ranges, LFS
-files by redirect to signed addresses on another host name, as the Hub's content network does; whoami and auth-check;
-users, organisations, read, write and fine-grained tokens, private and gated repositories.
+Served, for models, datasets and Spaces (their repositories, not their pages): creating, deleting, settings and info of
+a repository; its metadata check; preupload, Git LFS upload and commits; branches, tags, refs and history; trees by
+page, paths-info; downloads with ranges, LFS files by redirect to signed addresses on another host name, as the Hub's
+content network does; whoami and auth-check; users, organisations, read, write and fine-grained tokens, private and
+gated repositories.
 
-Not served: Xet, multipart LFS uploads, pull requests and discussions, spaces, buckets, search, moving repositories,
+Not served: Xet, multipart LFS uploads, pull requests and discussions, buckets, search, moving repositories,
 the dataset viewer and its parquet export, `git` itself, rate limits (stage them with `fail`), expiry of signatures.
 Bodies are held in memory. An address that is not served answers 404.
 
@@ -37,7 +38,21 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 LFS_SIZE = 10 * 2**20  # bytes; larger files are LFS whatever their name
-LFS_SUFFIXES = {".arrow", ".bin", ".jpg", ".npz", ".parquet", ".png", ".pt", ".pth", ".safetensors", ".zip"}
+SAMPLE_SIZE = 512  # bytes of a file that a client sends before it uploads it
+LFS_SUFFIXES = {
+    ".arrow",
+    ".bin",
+    ".jpg",
+    ".npz",
+    ".onnx",
+    ".parquet",
+    ".png",
+    ".pt",
+    ".pth",
+    ".safetensors",
+    ".wasm",
+    ".zip",
+}
 GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in sorted(LFS_SUFFIXES))
 # What may follow a repository's name in an address, which tells `name/tree` from `namespace/name`.
 VERBS = [
@@ -61,6 +76,16 @@ CARD_KEYS = {
         ["library_name", "license_link", "license_name", "pipeline_tag", "pretty_name", "thumbnail"], False
     ),
     **dict.fromkeys(["size_categories", "source_datasets", "task_categories", "task_ids"], True),
+}
+PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}  # of addresses
+SPACE_KEYS = {"title", "emoji", "colorFrom", "colorTo", "pinned", "short_description", "sdk", "app_file", "models"}
+SDKS = ("gradio", "docker", "static")
+COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+# What the Hub puts into a new Space of static files.
+STATIC_TEMPLATE = {
+    "README.md": "---\ntitle: New\nemoji: 👀\ncolorFrom: red\ncolorTo: pink\nsdk: static\n---\n".encode(),
+    "index.html": b"<h1>Welcome to your static Space!</h1>",
+    "style.css": b"body { padding: 2rem }",
 }
 OTHER_CARD_KEYS = {"model-index", "configs", "dataset_info", "inference", "widget", "co2_eq_emissions", "viewer"}
 
@@ -320,7 +345,8 @@ class HubServer:
             if (type, repo_id) in self._repositories:
                 raise ValueError(f"{type} {repo_id!r} exists")
             repo = Repository(repo_id, type, private, "auto" if gated else False, _now())
-            tree = {".gitattributes": self._store(".gitattributes", GIT_ATTRIBUTES.encode())}
+            first = {".gitattributes": GIT_ATTRIBUTES.encode(), **(STATIC_TEMPLATE if type == "space" else {})}
+            tree = {path: self._store(path, content) for path, content in first.items()}
             repo.branches["main"] = _record(repo, tree, None, "initial commit", "", repo.namespace)
             if files:
                 tree |= {path: self._store(path, content) for path, content in files.items()}
@@ -400,7 +426,7 @@ class HubServer:
         oid = hashlib.sha256(content).hexdigest()
         if not (stored := self.folder / "objects" / oid).exists():
             _write(stored, content)
-        lfs = _is_lfs(path, len(content)) if lfs is None else lfs
+        lfs = _is_lfs(path, len(content), content) if lfs is None else lfs
         return File(oid, _git_id(_pointer(oid, len(content)) if lfs else content), len(content), lfs)
 
     def _sign(self, *parts: str) -> str:
@@ -428,8 +454,10 @@ def _pointer(oid: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n".encode()
 
 
-def _is_lfs(path: str, size: int) -> bool:
-    return size > 0 and (size > LFS_SIZE or PurePosixPath(path).suffix in LFS_SUFFIXES)
+def _is_lfs(path: str, size: int, start: bytes) -> bool:
+    """By its name, its size, or its first bytes, which are no text's."""
+    is_binary = b"\0" in start[:SAMPLE_SIZE]
+    return size > 0 and (size > LFS_SIZE or PurePosixPath(path).suffix in LFS_SUFFIXES or is_binary)
 
 
 def _record(repo: Repository, tree: dict[str, File], parent: str | None, title: str, message: str, author: str) -> str:
@@ -450,17 +478,19 @@ def _card(content: bytes | str) -> Any:
     return yaml.safe_load(block[1]) if block else None
 
 
-def check_card(content: str) -> tuple[list[str], list[str]]:
+def check_card(content: str, type: str = "model") -> tuple[list[str], list[str]]:
     """Errors and warnings about a card's metadata."""
     try:
         card = _card(content)
     except Exception as error:  # yaml's own classes, without importing it here
         return [f"YAML metadata is not valid: {error}"], []
+    if card is None and type == "space":
+        return ["Missing configuration in README: https://huggingface.co/docs/hub/spaces-config-reference"], []
     if card is None:
         return [], ["empty or missing yaml metadata in repo card"]
     if not isinstance(card, dict):
         return ["YAML metadata must be an object"], []
-    errors = []
+    errors = _check_space(card) if type == "space" else []
     for key, may_be_list in CARD_KEYS.items():
         values = card.get(key, "")
         values = values if isinstance(values, list) and may_be_list else [values]
@@ -468,8 +498,22 @@ def check_card(content: str) -> tuple[list[str], list[str]]:
             errors.append(f'"{key}" must be a string' + " or a list of strings" * may_be_list)
     if "model-index" in card:
         errors += _check_model_index(card["model-index"])
-    known = CARD_KEYS.keys() | OTHER_CARD_KEYS
+    known = CARD_KEYS.keys() | OTHER_CARD_KEYS | (SPACE_KEYS if type == "space" else set())
     return errors, [f'"{key}" is not known' for key in card if key not in known]
+
+
+def _check_space(card: dict[str, Any]) -> list[str]:
+    """What serves a Space: https://huggingface.co/docs/hub/spaces-config-reference."""
+    errors = [f'"{key}" must be one of {COLOURS}' for key in ("colorFrom", "colorTo") if card.get(key) not in COLOURS]
+    if card.get("sdk") not in SDKS:
+        errors.append(f'"sdk" must be one of {SDKS}')
+    if len(str(card.get("short_description", ""))) > 60:
+        errors.append('"short_description" length must be less than or equal to 60 characters long')
+    if not isinstance(card.get("models", []), list) or not isinstance(card.get("pinned", False), bool):
+        errors.append('"models" must be a list, and "pinned" a boolean')
+    if re.search(r"\w", str(card.get("emoji", ""))):
+        errors.append('"emoji" must be an emoji')
+    return errors
 
 
 def _check_model_index(index: Any) -> list[str]:
@@ -633,11 +677,11 @@ class _Endpoints:
         if route in fixed:
             return fixed[route]()
         if self.segments[:1] == ["api"]:
-            if len(self.segments) < 3 or self.segments[1] not in ("models", "datasets"):
+            if len(self.segments) < 3 or self.segments[1] not in ("models", "datasets", "spaces"):
                 raise RefusedError(404, "Sorry, we can't find the page you are looking for.")
             return self._repository_api(self.segments[1][:-1], self.segments[2:])
-        type = "dataset" if self.segments[:1] == ["datasets"] else "model"
-        segments = self.segments[type == "dataset" :]
+        type = {"datasets": "dataset", "spaces": "space"}.get("".join(self.segments[:1]), "model")
+        segments = self.segments[type != "model" :]
         if self.method == "POST" and segments[-4:] == ["info", "lfs", "objects", "batch"]:
             return self._lfs_batch(type, "/".join(segments[:-4]).removesuffix(".git"))
         if "resolve" in segments[1:3] and self.method in ("GET", "HEAD"):
@@ -718,7 +762,8 @@ class _Endpoints:
         return Answer({**me, "isPro": False, "orgs": orgs, "auth": {"type": "access_token", "accessToken": access}})
 
     def _validate_yaml(self) -> Answer:
-        errors, warnings = check_card(self._json()["content"])
+        request = self._json()
+        errors, warnings = check_card(request["content"], request.get("repoType", "model"))
         body = {"errors": [{"message": e} for e in errors], "warnings": [{"message": w} for w in warnings]}
         return Answer(body, 400 if errors else 200)
 
@@ -726,8 +771,8 @@ class _Endpoints:
         request = self._json()
         if self.token is None:
             raise RefusedError(401, "Invalid username or password.")
-        if request.get("type", "model") not in ("model", "dataset"):
-            raise RefusedError(400, "only models and datasets are served")
+        if request.get("type", "model") not in ("model", "dataset", "space"):
+            raise RefusedError(400, "only models, datasets and Spaces are served")
         return request.get("type", "model"), f"{request.get('organization') or self.user}/{request['name']}", request
 
     def _create(self) -> Answer:
@@ -735,7 +780,9 @@ class _Endpoints:
         if not self._may("write", repo_id):
             namespace = repo_id.split("/")[0]
             raise RefusedError(403, f'You don\'t have the rights to create a {type} under the namespace "{namespace}"')
-        url = f"{self.hub.url}/{'datasets/' * (type == 'dataset')}{repo_id}"
+        if type == "space" and request.get("sdk") not in SDKS:
+            raise RefusedError(400, f'"sdk" must be one of {", ".join(SDKS)}')
+        url = f"{self.hub.url}/{PREFIXES[type]}{repo_id}"
         if (type, repo_id) in self.hub._repositories:
             raise RefusedError(409, f"You already created this {type} repo", url=url)
         private = request.get("visibility") == "private" or request.get("private") is True
@@ -796,7 +843,7 @@ class _Endpoints:
         card: Any = None
         if "README.md" in tree:
             content = Files(self.hub.folder / "objects", tree)["README.md"].decode(errors="replace")
-            card = None if check_card(content)[0] else _card(content)
+            card = None if check_card(content, repo.type)[0] else _card(content)
         tags = (card or {}).get("tags") or []
         info = {
             "id": repo.id,
@@ -933,7 +980,8 @@ class _Endpoints:
     def _preupload(self, repo: Repository, branch: str, path: str) -> Answer:
         tree, files = repo.tree(self._head(repo, branch)), []
         for asked in self._json()["files"]:
-            lfs, known = _is_lfs(asked["path"], asked["size"]), tree.get(asked["path"])
+            start = base64.b64decode(asked.get("sample", ""))
+            lfs, known = _is_lfs(asked["path"], asked["size"], start), tree.get(asked["path"])
             file = {"path": asked["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
             if known:  # what the client compares its own file with: sha256 of an LFS file, git's id of another
                 file["oid"] = known.oid if known.lfs else known.blob
@@ -983,20 +1031,19 @@ class _Endpoints:
             raise RefusedError(412, "A commit has happened since. Please refresh and try again.")
         tree = repo.tree(head)
         for operation in operations:  # on a copy: the repository changes only once all have passed
-            self._apply(tree, operation["key"], operation["value"])
+            self._apply(repo.type, tree, operation["key"], operation["value"])
         title, message = header["value"]["summary"], header["value"].get("description", "")
         repo.branches[branch] = sha = _record(repo, tree, head, title, message, self.user or "")
-        prefix = "datasets/" if repo.type == "dataset" else ""
-        url = f"{self.hub.url}/{prefix}{repo.id}/commit/{sha}"
+        url = f"{self.hub.url}/{PREFIXES[repo.type]}{repo.id}/commit/{sha}"
         return self._changed({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
-    def _apply(self, tree: dict[str, File], kind: str, value: dict[str, Any]) -> None:
+    def _apply(self, type: str, tree: dict[str, File], kind: str, value: dict[str, Any]) -> None:
         path = value["path"].strip("/")
         if kind == "file":
             content = base64.b64decode(value["content"], validate=True)
-            if path == "README.md" and (errors := check_card(content.decode(errors="replace"))[0]):
+            if path == "README.md" and (errors := check_card(content.decode(errors="replace"), type)[0]):
                 raise RefusedError(400, "; ".join(errors), errors=[{"message": error} for error in errors])
-            if _is_lfs(path, len(content)):
+            if _is_lfs(path, len(content), content):
                 raise RefusedError(400, f"{path} must be uploaded as an LFS file")
             tree[path] = self.hub._store(path, content, lfs=False)
         elif kind == "lfsFile":
