@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import InputError, TrainingDivergedError
-    from .export.write import convert_checkpoint
+    from .export.checkpoints.write import convert_checkpoint
     from .labels.store import TeacherLabelStore
     from .models.configuration_cait import CaiTConfig
     from .models.configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Where each public name is defined: it is loaded when it is first asked for.
 _HOMES = {
     "errors": ("InputError", "TrainingDivergedError"),
-    "export.write": ("convert_checkpoint",),
+    "export.checkpoints.write": ("convert_checkpoint",),
     "labels.store": ("TeacherLabelStore",),
     "models.configuration_cait": ("CaiTConfig",),
     "models.configuration_deit": ("DistilledDeiTConfig", "PlainDeiTConfig"),

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from transformers.utils import logging
 
-from ..export.compare import largest_difference
-from ..export.write import FORMATS, convert_checkpoint
+from ..export.checkpoints.compare import largest_difference
+from ..export.checkpoints.write import FORMATS, convert_checkpoint
 from .command_line import CommandParser, run_command
 
 _OTHER = {False: "--ema takes their moving average,", True: "without --ema those that were trained are,"}

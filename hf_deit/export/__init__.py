@@ -1,1 +1,1 @@
-"""Checkpoints in other formats, read and written bit for bit."""
+"""Trained classifiers in other formats: checkpoints bit for bit, programs of other runtimes with proof, pages."""

@@ -56,11 +56,11 @@ from transformers import (
 
 from hf_deit.commands import convert
 from hf_deit.errors import InputError
-from hf_deit.export import write as conversion
-from hf_deit.export.checkpoint import Checkpoint
-from hf_deit.export.compare import largest_difference
-from hf_deit.export.read import read_checkpoint
-from hf_deit.export.write import FORMATS, convert_checkpoint
+from hf_deit.export.checkpoints import write as conversion
+from hf_deit.export.checkpoints.checkpoint import Checkpoint
+from hf_deit.export.checkpoints.compare import largest_difference
+from hf_deit.export.checkpoints.read import read_checkpoint
+from hf_deit.export.checkpoints.write import FORMATS, convert_checkpoint
 from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor
 from hf_deit.models.zoo import create_config, list_models, model_class_of
 
@@ -528,6 +528,7 @@ def test_the_script_takes_the_average(tmp_path, capsys):
 
 def test_the_manual_works(tmp_path, monkeypatch, capsys):
     manual = (Path(conversion.__file__).parent / "README.md").read_text()
+    manual = manual.partition("# Checkpoints in other formats\n")[2].partition("\n# ")[0]
     (command,), (code,) = (re.findall(rf"```{kind}\n(.*?)```", manual, flags=re.DOTALL) for kind in ("bash", "python"))
     monkeypatch.chdir(tmp_path)
     pth(Path("deit_base_distilled_patch16_384.pth"), {"model": weights_of()})

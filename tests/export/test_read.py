@@ -59,8 +59,8 @@ from transformers import (
 )
 
 from hf_deit.errors import InputError
-from hf_deit.export.read import load_weights, read_checkpoint
-from hf_deit.export.write import convert_checkpoint
+from hf_deit.export.checkpoints.read import load_weights, read_checkpoint
+from hf_deit.export.checkpoints.write import convert_checkpoint
 from hf_deit.hub.checksums import write_checksums
 
 

@@ -35,7 +35,7 @@ from support.families import (
 from torch import nn
 from torch.export import Dim, export
 
-from hf_deit.export.names import our_weights
+from hf_deit.export.checkpoints.names import our_weights
 from hf_deit.models.heads import HEADS
 from hf_deit.models.modeling_common import StochasticDepth
 

@@ -50,7 +50,7 @@ from transformers import (
 )
 
 from hf_deit.errors import InputError
-from hf_deit.export.write import convert_checkpoint
+from hf_deit.export.checkpoints.write import convert_checkpoint
 from hf_deit.models.configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
 from hf_deit.models.image_processing_deit import DistilledDeiTImageProcessor
 from hf_deit.models.modeling_deit import DistilledDeiTForImageClassification, PlainDeiTForImageClassification

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from ..errors import InputError, one_line, shortlist
-from ..models.class_names import unique_names
-from ..models.configuration_deit import DeiTConfigBase, label2id_of
-from ..models.image_processing_deit import DistilledDeiTImageProcessor
-from ..models.zoo import model_class_of
+from ...errors import InputError, one_line, shortlist
+from ...models.class_names import unique_names
+from ...models.configuration_deit import DeiTConfigBase, label2id_of
+from ...models.image_processing_deit import DistilledDeiTImageProcessor
+from ...models.zoo import model_class_of
 
 # Under this key files and folders of other formats hold our configuration and image processor, for which they have no
 # place: written by write.py, found by read.py.

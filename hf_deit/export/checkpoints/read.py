@@ -19,13 +19,13 @@ from safetensors import safe_open
 from timm.data import ImageNetInfo
 from transformers import ViTImageProcessor
 
-from ..errors import InputError, one_line
-from ..hub.files import read_json
-from ..hub.run_folder import check_weights
-from ..models.configuration_cait import CaiTConfig
-from ..models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair, label2id_of
-from ..models.image_processing_deit import DistilledDeiTImageProcessor, usual_crop_ratio
-from ..models.zoo import create_config, list_models, model_class_of
+from ...errors import InputError, one_line
+from ...hub.files import read_json
+from ...hub.run_folder import check_weights
+from ...models.configuration_cait import CaiTConfig
+from ...models.configuration_deit import DeiTConfigBase, DistilledDeiTConfig, PlainDeiTConfig, as_pair, label2id_of
+from ...models.image_processing_deit import DistilledDeiTImageProcessor, usual_crop_ratio
+from ...models.zoo import create_config, list_models, model_class_of
 from .checkpoint import DTYPES, METADATA_KEY, Checkpoint, checked, expected_shapes
 from .names import our_weights
 from .weight_file import load_weights

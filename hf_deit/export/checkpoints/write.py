@@ -16,11 +16,11 @@ from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
 from transformers.image_utils import PILImageResampling
 
-from ..errors import InputError, not_one_of, one_line
-from ..hub.files import no_empty_folders, share_weights
-from ..models.configuration_cait import CaiTConfig
-from ..models.configuration_deit import ONE_HEAD_FUSIONS, DeiTConfigBase, as_pair
-from ..models.zoo import create_config, list_models
+from ...errors import InputError, not_one_of, one_line
+from ...hub.files import no_empty_folders, share_weights
+from ...models.configuration_cait import CaiTConfig
+from ...models.configuration_deit import ONE_HEAD_FUSIONS, DeiTConfigBase, as_pair
+from ...models.zoo import create_config, list_models
 from .checkpoint import METADATA_KEY, Checkpoint
 from .names import timm_weights
 from .read import read_checkpoint

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import timm
 import torch
 
-from ..errors import InputError, one_line
-from ..models.configuration_deit import ONE_HEAD_FUSIONS, DeiTConfigBase, as_pair
-from ..models.pretrained import LOADING_ERRORS, load_config
-from ..models.zoo import model_class_of
+from ...errors import InputError, one_line
+from ...models.configuration_deit import ONE_HEAD_FUSIONS, DeiTConfigBase, as_pair
+from ...models.pretrained import LOADING_ERRORS, load_config
+from ...models.zoo import model_class_of
 from .checkpoint import Checkpoint
 from .read import read_checkpoint
 from .weight_file import load_weights

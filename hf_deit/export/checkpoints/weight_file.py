@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from ..errors import InputError, shortlist
-from ..models.pretrained import check_archive, unpickling_fault
+from ...errors import InputError, shortlist
+from ...models.pretrained import check_archive, unpickling_fault
 
 # Under which training loops keep weights: facebookresearch's, timm's, torchvision's, Lightning's, DeepSpeed's, … Those
 # of a DeiT or CaiT are known by what they hold, under any name.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ..errors import InputError
-from ..models.configuration_deit import DeiTConfigBase
+from ...errors import InputError
+from ...models.configuration_deit import DeiTConfigBase
 from .checkpoint import DTYPES
 
 _EMBEDDING_NAMES = {

@@ -1,0 +1,1 @@
+"""Checkpoints in other formats, read and written bit for bit."""

@@ -1,0 +1,1 @@
+"""A classifier as a program of another runtime, with its preprocessing and its labels inside."""
