@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -83,19 +84,20 @@ class Page:
         os.close(self._read)
         shutil.rmtree(self._profile, ignore_errors=True)
 
-    def open(self, path: Path) -> None:
-        """Opens a file and waits until it has been loaded.
+    def open(self, place: Path | str) -> None:
+        """Opens a file, or an address, and waits until it has been loaded.
 
         Raises:
             RuntimeError: it cannot be opened.
             TimeoutError: that takes too long.
         """
-        answer, end = self._call("Page.navigate", url=path.resolve().as_uri()), time.monotonic() + _SECONDS
+        address = place if isinstance(place, str) else place.resolve().as_uri()
+        answer, end = self._call("Page.navigate", url=address), time.monotonic() + _SECONDS
         if "errorText" in answer:
-            raise RuntimeError(f"{path}: {answer['errorText']}")
-        while self.value("document.readyState + location.protocol") != "completefile:":
+            raise RuntimeError(f"{place}: {answer['errorText']}")
+        while self.value("document.readyState + location.protocol") != f"complete{address.partition('/')[0]}":
             if time.monotonic() > end:
-                raise TimeoutError(f"{path} is not loaded")
+                raise TimeoutError(f"{place} is not loaded")
             time.sleep(0.02)
 
     def value(self, expression: str) -> Any:
@@ -104,6 +106,25 @@ class Page:
         if "exceptionDetails" in answer:
             raise RuntimeError(json.dumps(answer["exceptionDetails"]))
         return answer["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 20.0) -> Any:
+        """The value of an expression as soon as it is one that is true.
+
+        Raises:
+            TimeoutError: it stays as it is.
+        """
+        end = time.monotonic() + seconds
+        while not (value := self.value(expression)):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{expression} stays {value!r}")
+            time.sleep(0.02)
+        return value
+
+    def give_files(self, selector: str, paths: Sequence[Path]) -> None:
+        """Chooses files for an input, as a user does in the dialogue."""
+        found = self._call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        files = [str(path.resolve()) for path in paths]
+        self._call("DOM.setFileInputFiles", files=files, objectId=found["result"]["objectId"])
 
     def press(self, key: str, code: int) -> None:
         """Presses a key on what has the focus."""

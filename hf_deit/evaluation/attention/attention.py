@@ -1,6 +1,6 @@
 """Where the class and the distillation token look, as pictures over images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from .attention_maps import (
 
 _COLOURS = "inferno"  # perceptually uniform, seen alike by all, and of more contrast over a grey image than cividis
 _OPACITY, _DARKEST = 0.6, 0.25  # of the colours, and of the grey below them, whose brightest is as far from white
-_WORDS = {LAST_LAYER: "last layer", ROLLOUT: "rollout", RELEVANCE: "relevance"}
+METHODS_IN_WORDS = {LAST_LAYER: "last layer", ROLLOUT: "rollout", RELEVANCE: "relevance"}
 _HEADS = {
     CLASS: "class",
     DISTILLATION: "distillation",
@@ -236,11 +236,12 @@ def _picture_of_methods(explained: Sequence[_Explained], what: str) -> Picture:
     rows = [
         _Row(one.shown, _caption(one), [_multiples(one.maps.maps[column]) for column in columns]) for one in explained
     ]
-    titles = [f"{_WORDS[method]}\n{_HEADS[token]} token" for method, token in columns]
+    titles = [f"{METHODS_IN_WORDS[method]}\n{_HEADS[token]} token" for method, token in columns]
     scales = {
-        _WORDS[method]: [place for place, column in enumerate(columns) if column[0] == method] for method in METHODS
+        METHODS_IN_WORDS[method]: [place for place, column in enumerate(columns) if column[0] == method]
+        for method in METHODS
     }
-    brightest = ", ".join(_WORDS[method] for method in METHODS)
+    brightest = ", ".join(METHODS_IN_WORDS[method] for method in METHODS)
     return Picture(
         name="attention",
         png=_drawing_of(rows, titles, scales),
@@ -317,9 +318,7 @@ def _drawing_of(rows: Sequence[_Row], titles: Sequence[str], scales: Mapping[str
             first.set_xlabel(row.caption, fontsize=6.5, loc="left")
         over_grey = ListedColormap(_blended(0.5, matplotlib.colormaps[_COLOURS](np.linspace(0, 1, 256))))
         for name, columns in scales.items():
-            values = np.concatenate([row.maps[column].ravel() for row in rows for column in columns])
-            low, high = np.percentile(values, (1, 99))
-            norm = Normalize(low, max(high, low + 0.01), clip=True)
+            norm = _scale_of(row.maps[column] for row in rows for column in columns)
             for row, line in zip(rows, axes, strict=True):
                 for column in columns:
                     line[1 + column].imshow(_overlay(row.shown, row.maps[column], norm))
@@ -341,6 +340,27 @@ def _overlay(shown: np.ndarray, weights: np.ndarray, norm: Normalize) -> np.ndar
     smooth = F.interpolate(torch.from_numpy(weights)[None, None], size=grey.shape, mode="bilinear")[0, 0]
     blended = _blended(_DARKEST + (1 - 2 * _DARKEST) * grey, matplotlib.colormaps[_COLOURS](norm(smooth.numpy())))
     return (255 * blended).round().astype(np.uint8)  # which all stay in memory until the picture is drawn
+
+
+def overlays(classifier: Classifier, pixel_values: torch.Tensor, method: str) -> dict[str, np.ndarray]:
+    """Where each token looks, over one image as the model sees it: (H, W, 3) uint8, by the token's name.
+
+    Args:
+        classifier: for which `has_attention_maps`.
+        pixel_values: (3, H, W), from `classifier.preprocess`.
+        method: one of `METHODS`. Its tokens have one scale of colours.
+    """
+    maps = attention_maps(classifier, pixel_values).maps
+    found = {token: _multiples(maps[method, token]) for token in TOKENS if (method, token) in maps}
+    norm = _scale_of(found.values())
+    shown = _shown(classifier, pixel_values)
+    return {token: _overlay(shown, values, norm) for token, values in found.items()}
+
+
+def _scale_of(maps: Iterable[np.ndarray]) -> Normalize:
+    """One scale of colours for maps, between their 1st and 99th percentiles."""
+    low, high = np.percentile(np.concatenate([values.ravel() for values in maps]), (1, 99))
+    return Normalize(low, max(high, low + 0.01), clip=True)
 
 
 def _blended(grey: np.ndarray | float, colours: np.ndarray) -> np.ndarray:
