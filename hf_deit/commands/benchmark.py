@@ -1,23 +1,33 @@
-"""`hf-deit benchmark`: measures in one process and with the arms in turn, so that a ratio holds on a busy machine."""
+"""`hf-deit benchmark`: measures with the arms in turn, so that a ratio holds on a busy machine. Loads no library."""
 
 import argparse
+import json
+import os
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..data.arguments import COUNTS, check_ranges
 from ..errors import InputError
-from ..evaluation.benchmarks.imports import measure_imports
-from ..evaluation.benchmarks.label_store import measure_label_store
+from ..evaluation.arguments import EvaluationArguments
+from ..hub.files import write_whole
 from .command_line import CommandParser, run_command
 
-_COUNTS = ("image_size", "batch_size", "rounds", "steps", "storage_views")
+_COUNTS = ("image_size", "batch_size", "rounds", "steps", "storage_views", "threads", "max_images")
+
+
+class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but where the help tells one in words, or there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_words = "(default: " in (action.help or "") or action.default in (None, [])
+        return action.help if has_words else super()._get_help_string(action)
 
 
 class _BenchmarkParser(argparse.ArgumentParser):
     """Of one benchmark: shows defaults, and raises `InputError` instead of printing its usage."""
 
     def __init__(self, **settings: object) -> None:
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **settings)
+        super().__init__(formatter_class=_WithDefaults, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
@@ -28,14 +38,27 @@ def main(arguments: Sequence[str]) -> int:
     return run_command(_benchmark, arguments)
 
 
-def _benchmark(arguments: Sequence[str]) -> int:
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """What a command line asks for: options, and `measure`, the function that is given them.
+
+    Raises:
+        InputError: an option that there is not, or a value that it cannot have.
+        SystemExit: the help was asked for, and is printed.
+    """
     parser = CommandParser("benchmark", "Measures with the arms in turn, so that a ratio holds on a busy machine.")
-    benchmarks = parser.add_subparsers(dest="benchmark", required=True, parser_class=_BenchmarkParser)
+    benchmarks = parser.add_subparsers(
+        dest="benchmark", metavar="label-store|imports|inference", required=True, parser_class=_BenchmarkParser
+    )
     _add_label_store(benchmarks)
     _add_imports(benchmarks)
+    _add_inference(benchmarks)
     parsed = parser.parse_args(arguments)
-    check_ranges(parsed, {COUNTS: [name for name in _COUNTS if name in parsed]})
-    options = vars(parsed)
+    check_ranges(parsed, {COUNTS: [name for name in _COUNTS if getattr(parsed, name, None) is not None]})
+    return parsed
+
+
+def _benchmark(arguments: Sequence[str]) -> int:
+    options = vars(read_options(arguments))
     measure = options.pop("measure")
     del options["benchmark"]
     print(measure(**options))
@@ -47,7 +70,7 @@ def _add_label_store(benchmarks: argparse._SubParsersAction) -> None:
         "label-store",
         description="A training step with a live teacher, recording and replaying its labels, and without a teacher.",
     )
-    store.set_defaults(measure=measure_label_store)
+    store.set_defaults(measure=_measure_label_store)
     store.add_argument("--student", default="deit_tiny_distilled_patch16_224", help="name of the zoo")
     store.add_argument("--teachers", nargs="+", default=["regnety_160", "regnety_040"], help="timm's names")
     store.add_argument("--image_size", type=int, default=224, help="in pixels")
@@ -61,5 +84,78 @@ def _add_label_store(benchmarks: argparse._SubParsersAction) -> None:
 
 def _add_imports(benchmarks: argparse._SubParsersAction) -> None:
     imports = benchmarks.add_parser("imports", description="Importing this package, against importing transformers.")
-    imports.set_defaults(measure=measure_imports)
+    imports.set_defaults(measure=_measure_imports)
     imports.add_argument("--rounds", type=int, default=5, help="that are counted")
+
+
+def _add_inference(benchmarks: argparse._SubParsersAction) -> None:
+    inference = benchmarks.add_parser(
+        "inference",
+        description="A trained model in PyTorch, ONNX Runtime, OpenVINO and ExecuTorch, in float32 and int8: size, "
+        "time, memory, and accuracy or, where there are no labels, agreement with PyTorch.",
+    )
+    inference.set_defaults(measure=_measure_inference)
+    add = inference.add_argument
+    add(
+        "--model",
+        default="deit_tiny_distilled_patch16_224",
+        help="folder, Hub id, or name of the zoo (random weights)",
+    )
+    add(
+        "--arms",
+        nargs="+",
+        default=[],
+        help="some, of those that an unknown one is answered with (default: all for the "
+        "device but executorch-int8, which takes minutes to calibrate)",
+    )
+    add("--batch_sizes", type=int, nargs="+", default=[1, 32], help="images answered at once")
+    add("--rounds", type=int, default=15, help="that are counted")
+    add("--threads", type=int, help="of each arm (default: the physical cores)")
+    add("--images_dir", "--images", help="to measure accuracy on: a folder per class, or images alone")
+    add("--dataset_name", help="instead: Hub id, local path, or sklearn:digits; a run's folder knows its own")
+    add("--split", help="of it (default: test)")
+    add("--max_images", type=int, default=1000, help="that every arm answers, evenly spread over all")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--output", help="a file for the figures: .json, or .md for the table")
+
+
+def _measure_label_store(**options: Any) -> object:
+    from ..evaluation.benchmarks.label_store import measure_label_store
+
+    return measure_label_store(**options)
+
+
+def _measure_imports(**options: Any) -> object:
+    from ..evaluation.benchmarks.imports import measure_imports
+
+    return measure_imports(**options)
+
+
+def _measure_inference(
+    *,
+    model: str,
+    images_dir: str | None,
+    dataset_name: str | None,
+    split: str | None,
+    output: str | None,
+    **settings: Any,
+) -> object:
+    """See `measure_inference`."""
+    if output is not None and not output.endswith((".json", ".md")):
+        raise InputError(f"--output must be a file that ends in .json or .md, got {output!r}")
+    from ..export.benchmark.inference import Settings, measure_inference
+    from ..hub.run_folder import RECIPE_FILE
+    from .evaluated_images import images_to_evaluate
+
+    chosen = Settings(**settings)
+    images = None
+    if images_dir or dataset_name or os.path.isfile(os.path.join(model, RECIPE_FILE)):
+        named = {"images_dir": images_dir, "dataset_name": dataset_name, "split": split}
+        images = images_to_evaluate(EvaluationArguments(model=model, **named))
+    elif split:
+        raise InputError(f"--split is of a data set, got {split!r}: give --dataset_name, too")
+    report = measure_inference(model, images, chosen)
+    if output is not None:
+        as_json = output.endswith(".json")
+        write_whole(json.dumps(report.to_dict(), indent=2) + "\n" if as_json else f"{report}\n", output)
+    return report

@@ -1,0 +1,205 @@
+"""What a benchmark of inference has found, as a table and as JSON."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from ...errors import brief, counted, rate
+from ...evaluation.benchmarks.timing import Ratio
+from ...evaluation.sections import Estimate
+
+_MAX_LOSS = 0.005  # of accuracy, that a quantised program may cost to be named as the fastest
+
+
+@dataclass(frozen=True)
+class InferenceRow:
+    """A runtime with a batch size.
+
+    Attributes:
+        arm: its name on the command line.
+        title, precision: for people.
+        batch_size: images that are answered at once.
+        num_bytes: of the program on the disk; None where there is none.
+        failure: what went wrong, or is not installed; there are no figures then.
+        seconds: of each run, by round.
+        memory: the most bytes that its process held meanwhile, its libraries and the pixels too; of an accelerator
+            those that torch reserved there. None where that is not known.
+        speedup: PyTorch eager's time at this batch size by its time: medians of each round.
+        agreement: fraction of the images with the same best label as PyTorch eager's.
+        largest_difference: of a probability from PyTorch eager's.
+        accuracy: None without labels.
+        loss: how much less often it is right than PyTorch eager, with the paired interval; None without labels.
+    """
+
+    arm: str
+    title: str
+    precision: str
+    batch_size: int
+    num_bytes: int | None
+    failure: str | None = None
+    seconds: tuple[tuple[float, ...], ...] = ()
+    memory: int | None = None
+    speedup: Ratio | None = None
+    agreement: Estimate | None = None
+    largest_difference: float | None = None
+    accuracy: Estimate | None = None
+    loss: Estimate | None = None
+
+    def quantile(self, fraction: float) -> float:
+        """Seconds that so large a fraction of the runs does not exceed."""
+        return float(np.quantile(list(chain.from_iterable(self.seconds)), fraction))
+
+    @property
+    def images_per_second(self) -> float:
+        """By the median run."""
+        return self.batch_size / self.quantile(0.5)
+
+    @property
+    def words(self) -> str:
+        """For people, what it is."""
+        return f"{self.title} {self.precision}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an object of JSON."""
+        found = asdict(self)
+        if not self.failure:
+            found |= {"p50": self.quantile(0.5), "p95": self.quantile(0.95)}
+            found["images_per_second"] = self.images_per_second
+        return found
+
+
+@dataclass(frozen=True)
+class InferenceReport:
+    """What a benchmark has found; printed as a table.
+
+    Attributes:
+        model: as it was named.
+        rows: by arm, and in it by batch size.
+        images: that were answered, in words.
+        num_images, num_calibration_images: of which the latter were for static quantisation alone.
+        threads: of each arm.
+        device: "cpu" or "cuda".
+        rounds: that were counted.
+        has_random_weights: whether the model has learnt nothing.
+        environment: see `describe_environment`.
+    """
+
+    model: str
+    rows: tuple[InferenceRow, ...]
+    images: str
+    num_images: int
+    num_calibration_images: int
+    threads: int
+    device: str
+    rounds: int
+    has_random_weights: bool
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an object of JSON; times are in seconds."""
+        return {**asdict(self), "rows": [row.to_dict() for row in self.rows]}
+
+    def __str__(self) -> str:
+        return "\n\n".join([self._introduction(), *self._tables(), *self._notes()])
+
+    @property
+    def _has_labels(self) -> bool:
+        return any(row.accuracy for row in self.rows)
+
+    def _introduction(self) -> str:
+        on = counted(self.threads, "thread") + " of the CPU" if self.device == "cpu" else self.environment["device"]
+        random = ", with random weights" if self.has_random_weights else ""
+        compared = "Top-1 accuracy is" if self._has_labels else "Agreement with PyTorch eager's label is"
+        return (
+            f"{self.model}{random}, on {on}: medians of {counted(self.rounds, 'round')} in which all had their turn, "
+            "from pixels to logits. "
+            f"{compared} on {counted(self.num_images, 'image')} ({self.images}); "
+            f"{self.num_calibration_images:,} more were for calibration."
+        )
+
+    def _tables(self) -> Iterator[str]:
+        """One of each batch size, at most 100 columns wide."""
+        last = ("top-1", "lost") if self._has_labels else ("agree",)
+        head = ("runtime", "MB", "p50 ms", "p95 ms", "img/s", "mem MB", "speed", *last)
+        for size in dict.fromkeys(row.batch_size for row in self.rows):
+            rows = [row for row in self.rows if row.batch_size == size]
+            cells = [[row.words, *self._cells(row)] for row in rows if not row.failure]
+            cells += [[row.words, *["-"] * (len(head) - 1)] for row in rows if row.failure]
+            widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+            rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+            lines = [
+                " | ".join(
+                    cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(row)
+                )
+                for row in (list(zip(cells_of, widths, strict=True)) for cells_of in (head, rule, *cells))
+            ]
+            yield f"Batch {size}:\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+    def _cells(self, row: InferenceRow) -> Iterator[str]:
+        yield _megabytes(row.num_bytes)
+        yield _milliseconds(row.quantile(0.5))
+        yield _milliseconds(row.quantile(0.95))
+        yield rate(row.images_per_second)
+        yield _megabytes(row.memory)
+        yield "-" if row.speedup is None else f"{row.speedup.median:.2f}"
+        if self._has_labels:
+            yield f"{row.accuracy.value * 100:.2f}"
+            yield f"{row.loss.value * 100:+.2f}"
+        else:
+            yield f"{row.agreement.value * 100:.2f}"
+
+    def _notes(self) -> Iterator[str]:
+        yield (
+            "Speed: PyTorch eager's time by the row's, round by round. Memory: of the whole process, its libraries too"
+            f"{'' if self.device == 'cpu' else '; of the GPU, what torch reserved'}. In per cent: "
+            f"{'top-1, and the points of it lost by not using eager' if self._has_labels else 'agreement'}."
+        )
+        for name, is_meant in (("float", _is_float), ("int8", lambda row: not _is_float(row))):
+            if lines := list(self._fastest(name, is_meant)):
+                yield "\n".join(lines)
+        first = self.rows[0].batch_size
+        if lost := [row for row in self.rows if row.loss and not _is_float(row) and row.batch_size == first]:
+            costs = "; ".join(f"{row.words} {_points(row.loss)}" for row in lost)
+            yield f"Points lost at batch {first}, with their 95 % intervals: {costs}."
+        failed: dict[str, str] = {}
+        for row in self.rows:
+            if row.failure:
+                failed.setdefault(f"{row.title} ({row.arm}) at batch {row.batch_size}", row.failure)
+        if failed:
+            yield "Not measured:\n\n" + "\n".join(f"- {name}: {brief(why, str, 300)}" for name, why in failed.items())
+
+    def _fastest(self, name: str, is_meant: Any) -> Iterator[str]:
+        for size in dict.fromkeys(row.batch_size for row in self.rows):
+            rows = [row for row in self.rows if row.batch_size == size and row.speedup and is_meant(row)]
+            exact = [row for row in rows if row.loss is None or row.loss.value <= _MAX_LOSS]
+            if not exact:
+                continue
+            best = max(exact, key=lambda row: row.speedup.median)
+            cost = f", {_points(best.loss)} points lost" if best.loss and name == "int8" else ""
+            yield (
+                f"- Fastest {name} at batch {size}: {best.words}, "
+                f"{_two_digits(best.speedup)} times as fast as PyTorch eager{cost}"
+            )
+
+
+def _is_float(row: InferenceRow) -> bool:
+    return "int8" not in row.precision
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.3g}" if seconds < 1 else f"{seconds * 1000:.0f}"
+
+
+def _megabytes(num_bytes: int | None) -> str:
+    return "-" if num_bytes is None else f"{num_bytes / 1e6:.3g}" if num_bytes < 1e9 else f"{num_bytes / 1e6:.0f}"
+
+
+def _two_digits(ratio: Ratio) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _points(loss: Estimate) -> str:
+    return f"{loss.value * 100:+.2f} [{loss.low * 100:+.2f}, {loss.high * 100:+.2f}]"
