@@ -2,8 +2,13 @@
 
 import sys
 
-from hf_deit.commands.benchmark import main
 from hf_deit.commands.command_line import exit_command
+from hf_deit.commands.main import main as hf_deit
+
+
+def main(arguments: list[str]) -> int:
+    return hf_deit(["benchmark", *arguments])
+
 
 if __name__ == "__main__":
     exit_command(main(sys.argv[1:]))

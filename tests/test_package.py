@@ -19,7 +19,8 @@ ORDER = [
     {"data", "hub"},
     {"labels"},
     {"training"},
-    {"evaluation", "export"},
+    {"evaluation"},
+    {"export"},
     {"recipes"},
     {"commands"},
 ]
@@ -119,18 +120,26 @@ def test_the_command_says_what_it_can_do_at_once():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("command", "options", "words"),
     [
-        (["--help"], "the one to evaluate"),
-        (["--model", "m", "--image_dir", "x"], "--image_dir x; did you mean '--images_dir'?"),
-        (["--model", "m", "--sections", "acuracy"], "did you mean 'accuracy'?"),
+        ("evaluate", ["--help"], "the one to evaluate"),
+        ("evaluate", ["--model", "m", "--image_dir", "x"], "--image_dir x; did you mean '--images_dir'?"),
+        ("evaluate", ["--model", "m", "--sections", "acuracy"], "did you mean 'accuracy'?"),
+        ("predict", ["--help"], "--min_probability P"),
+        ("predict", ["--model", "m", "--images", "x", "--output", "x.cvs"], "did you mean '.csv'?"),
+        ("export", ["--help"], "onnx, openvino, executorch, torch"),
+        ("export", ["--model", "m", "--to", "onxx"], "did you mean 'onnx'?"),
+        ("demo", ["--help"], "--to_space NAME"),
+        ("demo", ["--model", "m", "--port", "80"], "--port is for --serve"),
+        ("benchmark", ["inference", "--help"], "--batch_sizes"),
+        ("benchmark", ["inference", "--rounds", "0"], "rounds must lie in"),
     ],
 )
-def test_options_of_evaluate_are_read_before_libraries_are_loaded(options, words):
-    script = f"import sys; from hf_deit.commands.main import main; print(main(['evaluate', *{options}]))"
+def test_options_are_read_before_libraries_are_loaded(command, options, words):
+    script = f"import sys; from hf_deit.commands.main import main; print(main(['{command}', *{options}]))"
     script += "; print([name for name in ('torch', 'transformers', 'datasets', 'sklearn') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    status = "0" if options == ["--help"] else "2"
+    status = "0" if "--help" in options else "2"
     assert done.stdout.splitlines()[-2:] == [status, "[]"] and words in done.stdout + done.stderr
 
 

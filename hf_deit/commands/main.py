@@ -16,6 +16,7 @@ from .command_line import (
     report_error,
     use_streams,
 )
+from .quiet import quiet_loading
 
 # What each command does; its module has its name. Nothing is loaded before one is chosen.
 COMMANDS = {
@@ -24,9 +25,17 @@ COMMANDS = {
     "preview": "show what training sees, as a picture",
     "convert": "convert a checkpoint between facebookresearch, timm, transformers and hf_deit",
     "evaluate": "measure models on images, compare and explain them, in a report",
+    "predict": "let a model answer to images: a table, and folders sorted by label",
+    "export": "put a model into ONNX, OpenVINO, ExecuTorch or torch.export, and prove that it answers the same",
+    "demo": "make a page on which anybody can try a model, in the browser",
     "publish": "check a trained model, or kept labels, and push it to the Hub",
-    "benchmark": "measure what training costs, arms in turn",
+    "benchmark": "measure what training and inference cost, arms in turn",
     "launch": "run one of these on several devices",
+}
+# They load for seconds what their options do not need: the modules of these, whose `read_options` comes first.
+_WITH_LIGHT_OPTIONS = {
+    **{name: f"{name}_options" for name in ("evaluate", "predict", "export")},
+    **{name: name for name in ("demo", "benchmark")},
 }
 # Other words for them.
 _MEANT = {
@@ -34,6 +43,9 @@ _MEANT = {
     **dict.fromkeys(("labels", "annotate", "pseudo-label", "teach"), "label"),
     **dict.fromkeys(("show", "visualize", "visualise", "plot"), "preview"),
     **dict.fromkeys(("eval", "test", "validate", "report", "compare", "score"), "evaluate"),
+    **dict.fromkeys(("infer", "inference", "classify", "answer", "sort", "auto-label"), "predict"),
+    **dict.fromkeys(("onnx", "openvino", "executorch", "quantize", "quantise", "deploy"), "export"),
+    **dict.fromkeys(("page", "app", "space", "web", "gradio", "try"), "demo"),
     **dict.fromkeys(("push", "upload", "push-to-hub", "push_to_hub"), "publish"),
     **dict.fromkeys(("bench", "time", "speed"), "benchmark"),
 }
@@ -74,11 +86,12 @@ def main(arguments: Sequence[str]) -> int:
         near = f"; did you mean {meant!r}?" if meant else did_you_mean(name, COMMANDS)
         report_error(InputError(f"there is no command {name!r}: expected one of {', '.join(COMMANDS)}{near}"))
         return STATUS_OF_INPUT
+    quiet_loading()
     try:
         check_surroundings()
-        if name == "evaluate":  # loads for seconds, also what its options do not need
+        if name in _WITH_LIGHT_OPTIONS:
             check_encoding(rest)
-            importlib.import_module(f"{__package__}.evaluate_options").read_options(rest)
+            importlib.import_module(f"{__package__}.{_WITH_LIGHT_OPTIONS[name]}").read_options(rest)
         command = importlib.import_module(f"{__package__}.{name}")
     except InputError as error:
         report_error(error)

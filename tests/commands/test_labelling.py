@@ -1,5 +1,6 @@
 """From a command to a store of labels, to the Hub, and to a training without teacher."""
 
+import importlib
 import re
 import shutil
 import sys
@@ -311,9 +312,9 @@ def test_an_interruption_says_how_to_go_on(tmp_path, images, monkeypatch, capsys
         raise KeyboardInterrupt
 
     for script, words in (("train", "--resume_from_checkpoint true goes on"), ("label", "the same command goes on")):
-        main = main_of(script)
-        monkeypatch.setitem(main.__globals__, "resolve_arguments", interrupt)
-        assert main(images) == 130
+        command = importlib.import_module(f"hf_deit.commands.{script}")
+        monkeypatch.setattr(command, "resolve_arguments", interrupt)
+        assert command.main(images) == 130
         assert words in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import hf_deit
+from hf_deit.commands import command_line
 from hf_deit.commands.command_line import run_command
 from hf_deit.commands.main import COMMANDS, main
 from hf_deit.errors import command
@@ -48,7 +50,7 @@ def test_a_command_that_does_not_exist_is_refused_with_those_that_do(capsys):
     assert status == 2 and "'trian'" in printed and ", ".join(COMMANDS) in printed
 
 
-@pytest.mark.parametrize("name", ["train", "label", "preview", "convert", "evaluate", "publish"])
+@pytest.mark.parametrize("name", ["train", "label", "preview", "convert", "evaluate", "predict", "publish"])
 @pytest.mark.parametrize("options", [("--output_dir", "run/caf\udce9"), ("--recipe=caf\udce9.yaml",), ("caf\udce9",)])
 def test_paths_that_are_not_utf_8_are_refused_as_they_can_be_written(capsys, name, options):
     """Python has the bytes of such paths as lone surrogates, which nothing can write."""
@@ -65,10 +67,26 @@ def test_paths_that_are_not_utf_8_are_refused_as_they_can_be_written(capsys, nam
         ("--upload", "publish"),
         ("conv", "convert"),
         ("eval", "evaluate"),
+        ("classify", "predict"),
     ],
 )
 def test_a_command_that_does_not_exist_leads_to_the_one_that_was_meant(capsys, typed, meant):
     assert f"did you mean {meant!r}?" in printed_by(capsys, typed)[1]
+
+
+def test_a_package_that_is_not_installed_is_refused_before_anything_is_done(capsys, monkeypatch):
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(command_line, "version", absent)
+    status, printed = printed_by(capsys, "train")
+    assert status == 2 and "pip install -e ." in printed
+
+
+def test_what_libraries_say_as_they_are_loaded_is_not_for_users():
+    script = "from hf_deit.commands.main import main; main(['train', '--help'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and "usage" in done.stdout
 
 
 def test_options_may_be_written_with_dashes(capsys):

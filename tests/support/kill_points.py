@@ -37,6 +37,10 @@ _PATHS = {
     "os.chown": ((0, 3),),
     "os.utime": ((0, 3),),
 }
+# Autograd starts its threads, of which forks know nothing, at the first backward pass after torch.export has made
+# torch believe in a GPU. A pass before that settles that there are none.
+torch.ones(1, requires_grad=True).sum().backward()
+
 _NEEDS_SPACE = ("open", "os.mkdir", "os.link", "os.symlink")
 
 
