@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from ..programs.reference.preprocessing import load
 
 _MOST_PIXELS = 1 << 22  # of a batch, unless it is of one image
 
@@ -51,12 +53,7 @@ def _can_be_imported(name: str) -> bool:
 
 def decode(path: str) -> np.ndarray:
     """An image as an exported classifier takes it: upright, white where it is transparent, uint8 (H, W, 3), RGB."""
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(load(path))
 
 
 def main(request: str) -> None:
