@@ -21,7 +21,7 @@ from ..export.programs.source import ExportSource, load_source
 from ..hub.exports_in_card import lines_for_a_folder
 from ..hub.files import no_empty_folders
 from ..hub.run_folder import RECIPE_FILE, step_of
-from ..models.teacher import size_in_words
+from ..models.single_teacher import size_in_words
 from .command_line import run_command
 from .evaluated_images import images_to_evaluate
 from .export_options import read_options

@@ -348,6 +348,13 @@ def _stored_images(dataset: datasets.Dataset, column: str) -> Iterator[_StoredIm
                 row += 1
 
 
+def stored_files(dataset: datasets.Dataset, column: str) -> Iterator[io.BytesIO | str]:
+    """The file of each row's image: its content, or its path; rows without one are passed over."""
+    for _, content, path in _stored_images(dataset, column):
+        if content is not None or path is not None:
+            yield io.BytesIO(content) if content is not None else path
+
+
 def check_some_images(dataset: datasets.Dataset, at_most: int = 64) -> None:
     """Decodes a few images, evenly spaced, so that a wholly unusable data set is refused before training.
 

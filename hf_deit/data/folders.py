@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -113,6 +113,31 @@ def load_images(
     features = datasets.Features({"image": datasets.Image()})
     dataset = kept_images(once_per_machine(read), features)
     return _in_memory(_table(_image_files(folder), folder), features) if dataset is None else dataset
+
+
+def list_class_folders(folder: str | os.PathLike[str]) -> tuple[list[str], Iterator[list[str]]]:
+    """The names of the classes in a folder as `load_class_folders` takes it, and the paths of their files, in runs.
+
+    Nothing is opened.
+
+    Raises:
+        InputError: see `load_class_folders`; also when the runs are gone through.
+    """
+    folder = os.fspath(folder)
+    found = _class_names(folder, None, "train_dir")
+    return found, (paths for paths, _ in _class_files(folder, found, found))
+
+
+def list_images(folder: str | os.PathLike[str]) -> Iterator[list[str]]:
+    """The paths of the files in a folder as `load_images` takes it, in runs. Nothing is opened.
+
+    Raises:
+        InputError: there is no such folder, or nothing in it.
+    """
+    folder = os.fspath(folder)
+    if not os.path.isdir(folder):
+        raise InputError(f"no folder {folder!r}: expected one with images")
+    return (paths for paths, _ in _image_files(folder))
 
 
 def _class_names(folder: str, names: list[str] | None, option: str) -> list[str]:
@@ -238,17 +263,32 @@ def _folders_in(folder: str) -> list[str]:
     return [entry.name for entry in _entries_of(folder) if _is_folder(entry)]
 
 
-def _refuse_splits(folder: str, found: list[str], option: str) -> None:
-    """Refuses a folder above those of splits: their names would be the classes, or test images be trained on.
+class Splits(NamedTuple):
+    """Folders in a folder that hold splits rather than classes, by their names.
 
-    A class may be called "train": it is among others then, which are none of a split.
-
-    Args:
-        folder: the path.
-        found: the folders in it.
-        option: that named the folder.
+    Attributes:
+        training, validation, testing: names of those folders.
+        inside: names of the folders in them, as those of classes are.
     """
 
+    training: list[str]
+    validation: list[str]
+    testing: list[str]
+    inside: set[str]
+
+
+def splits_in(folder: str | os.PathLike[str]) -> Splits | None:
+    """The folders of splits in a folder ("train" and "val", "seg_train" and "seg_test", …), or None.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    folder = os.fspath(folder)
+    return _find_splits(folder, _folders_in(folder))
+
+
+def _find_splits(folder: str, found: list[str]) -> Splits | None:
+    """See `splits_in`. A class may be called "train": it is among others then, which are none of a split."""
     prefixes = {re.match(r"(?:.*[-_. ])?", name, re.DOTALL)[0] for name in found}
     shared = len(min(prefixes)) if len(prefixes) == 1 else 0  # of "seg_train" and "seg_test"
 
@@ -265,11 +305,24 @@ def _refuse_splits(folder: str, found: list[str], option: str) -> None:
     is_clear = bool(training and (validation or testing)) and (
         len(splits) == len(found) > 2 or len(inside) < sum(map(len, within.values()))
     )
-    if not is_clear and not (are_most and inside):
+    return Splits(training, validation, testing, inside) if is_clear or (are_most and inside) else None
+
+
+def _refuse_splits(folder: str, found: list[str], option: str) -> None:
+    """Refuses a folder above those of splits: their names would be the classes, or test images be trained on.
+
+    Args:
+        folder: the path.
+        found: the folders in it.
+        option: that named the folder.
+    """
+    if (splits := _find_splits(folder, found)) is None:
         return
+    (training, validation, testing), inside = splits[:3], splits.inside
+    named = shortlist(sorted([*training, *validation, *testing]))
     if not inside and option in ("unlabeled_dir", "images_dir"):
         return
-    names = f"--{option} {folder!r} holds {shortlist(sorted(splits))}, by their names splits rather than classes"
+    names = f"--{option} {folder!r} holds {named}, by their names splits rather than classes"
     if not inside:
         raise InputError(
             f"{names}, and no folders in them: make a folder of images per class in each, or give "

@@ -23,6 +23,7 @@ def load_data(
     on_bad_image: Literal["stop", "skip"] = "stop",
     check_images: Literal["all", "headers", "none"] = "headers",
     once_per_machine: OncePerMachine = call,
+    holds_out: bool = True,
 ) -> ImageData:
     """Loads and checks the images to train on, to validate and to test with.
 
@@ -34,6 +35,7 @@ def load_data(
         check_images: "headers" reads those of all images and, of data sets, decodes 64; "all" decodes each image;
             "none" leaves all to the training. Of folders, it is kept which files were good.
         once_per_machine: calls a function in one process of each machine, and gives its result to all there.
+        holds_out: whether to hold training images out to validate with, if there are no others.
 
     Raises:
         InputError: the data cannot be used; the message says what was found and what to do.
@@ -53,7 +55,7 @@ def load_data(
             check_label_range(stored_column(dataset, "label"), len(data.label_names), part)
     if data.validation is not None and data_args.train_dir is None:
         _check_nothing_is_held_out(data_args, data)
-    if data.validation is None:
+    if data.validation is None and holds_out:
         data = _hold_out(data, data_args.validation_fraction, data_args.validation_seed)
     _check_classes(data)
     return replace(data, unlabeled=unlabeled)
@@ -71,7 +73,7 @@ def _check_choice(data_args: DataArguments) -> None:
     if bool(dataset_name) == bool(train_dir) and (dataset_name or not has_unlabeled):
         raise InputError(
             f"give either --dataset_name or --train_dir, got {dataset_name!r} and {train_dir!r}"
-            + ("" if dataset_name else f'; "{DIGITS}" is a small data set that needs no download')
+            + ("" if dataset_name else f'; images without labels are --unlabeled_dir, "{DIGITS}" needs no download')
         )
     _check_uses(data_args)
     if data_args.streaming and has_unlabeled:
@@ -101,7 +103,10 @@ def _unlabeled_alone(
     data_args: DataArguments, unlabeled: datasets.Dataset, label_names: list[str] | None, **checks: Any
 ) -> ImageData:
     if label_names is None:
-        raise InputError("images without labels alone need a teacher whose labels they get")
+        raise InputError(
+            "images without labels alone need a teacher whose labels they get: give --teacher_model_name_or_path, a "
+            "classifier or, with --class_names, a zero-shot model (openai/clip-vit-base-patch32)"
+        )
     label_names = list(unique_names(dict(enumerate(label_names))).values())
     others = _load_others(data_args, label_names, **checks)
     return ImageData(None, label_names=label_names, unlabeled=unlabeled, **others)

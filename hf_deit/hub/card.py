@@ -18,6 +18,7 @@ from .facts import (
     SKLEARN_DIGITS,
     TEACHERS_LABELS,
     UNNAMED_IMAGES,
+    Member,
     RunFacts,
     Source,
     wilson_bounds,
@@ -42,6 +43,7 @@ EXPORTS_BEGIN = (
 EXPORTS_END = "<!-- End of the exports. -->"
 _PARTS = ((REPORT_BEGIN, REPORT_END), (EXPORTS_BEGIN, EXPORTS_END))
 _METADATA = re.compile(r"\A\ufeff?\s*---\r?\n(.*?)\r?\n---\s*(?:\r?\n|\Z)", re.DOTALL)
+_MOST_TEXTS_LISTED, _MOST_LABELS_COUNTED = 3, 12  # in the section on the teacher
 _MOST_LABELS_LISTED = 20
 _WORST_LABELS_LISTED = 10
 # What machines call data sets that are not on the Hub.
@@ -285,14 +287,15 @@ def _metadata(
     if report is not None:
         measured = eval_results(report, _dataset_type(report.source))
         results = without_repeats(results, report, measured) + measured
-    models = [source.name for source in (facts.student, facts.teacher) if source is not None and source.on_hub]
+    teachers = [member.source for member in facts.teacher_members] or [facts.teacher]
+    models = [source.name for source in (facts.student, *teachers) if source is not None and source.on_hub]
     family = "deit" if facts.architecture.startswith("PlainDeiT") else facts.model_type
     named = (facts.dataset, facts.unlabeled, facts.teacher_labels)
     sets = [source.name for source in named if source is not None and source.on_hub]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
-        base_model=models or None,
+        base_model=list(dict.fromkeys(models)) or None,
         datasets=sets or None,
         metrics=["accuracy"] if results else None,
         tags=[*_TAGS, family, *([_DISTILLED] if facts.is_distilled else []), *export_tags(exports)],
@@ -381,7 +384,8 @@ def _results(facts: RunFacts) -> str:
     if rows:
         table = [(name, k, f"{value:.4f}") for name, k, value in rows]
         if facts.teacher_top1 is not None and facts.teacher_images == facts.num_validation:
-            table.append(("the teacher", "top-1", f"{facts.teacher_top1:.4f}"))
+            who = "the teachers together" if facts.teacher_members else "the teacher"
+            table.append((who, "top-1", f"{facts.teacher_top1:.4f}"))
         images = _images_in_words(facts, facts.num_validation, facts.validation_split, "for validation")
         parts += [f"Accuracy on {images}, measured with {which[facts.weights]}.", _table_of_accuracies(table)]
     if tested:
@@ -477,9 +481,77 @@ def _teacher(facts: RunFacts) -> str:
         lines[0] += f" What it says of {counted(facts.num_replayed, 'training view')} had been kept before{where}."
     if facts.teacher_size is not None:
         resized = "" if facts.teacher_size == [facts.image_size] * 2 else ", resized from the student's"
-        lines[0] += f" It is shown the training views at {' x '.join(map(str, facts.teacher_size))} pixels{resized}."
-    external = facts.external_data()
-    return "\n\n".join(lines + ([external] if external else []))
+        shown = "They are shown" if facts.teacher_members else "It is shown"
+        lines[0] += f" {shown} the training views at {' x '.join(map(str, facts.teacher_size))} pixels{resized}."
+    if facts.teacher_members:
+        lines.append(_members(facts))
+    if facts.teacher_texts:
+        texts = ", ".join(map(code_span, facts.teacher_texts[:_MOST_TEXTS_LISTED]))
+        rest = len(facts.teacher_texts) - _MOST_TEXTS_LISTED
+        texts += f" and {rest} more" if rest > 0 else ""
+        who, told = "It is a zero-shot model, which knows", "it was"
+        if facts.teacher_members:
+            who, told = "Those of them that are zero-shot models know", "the first of these was"
+        lines.append(f'{who} labels by their names: of "{escape_markdown(facts.labels[0])}" {told} told {texts}.')
+    if facts.predicted_classes is not None:
+        lines.append(_predicted(facts))
+    external, terms = facts.external_data(), _license_of_teacher(facts)
+    return "\n\n".join(filter(None, [*lines, external, terms]))
+
+
+def _predicted(facts: RunFacts) -> str:
+    """How often the teacher says each label of the training images, and what was done about it."""
+    counts, uncorrected, priors = (facts.predicted_classes.get(name) for name in ("counts", "uncorrected", "priors"))
+    number = max(sum(counts), 1)
+
+    def shares(values: Sequence[int]) -> str:
+        order = sorted(range(len(values)), key=lambda index: -values[index])
+        named = [f"{escape_markdown(facts.labels[index])} {values[index] / number:.1%}" for index in order]
+        return shortlist(named, _MOST_LABELS_COUNTED)
+
+    who = "they said" if facts.teacher_members else "it said"
+    said = f"Before the training, {who} of {counted(sum(counts), 'training image')}: {shares(counts)}."
+    never = counts.count(0)
+    said += f" {counted(never, 'label')} of {len(counts):,} never." if never else ""
+    if priors:
+        whose = "the prior of each zero-shot one" if facts.teacher_members else "its prior"
+        said += (
+            f" That is with {whose} corrected: the log of its mean probabilities on training images, of which no "
+            "label was looked at, is taken off its logits."
+        )
+    return said if uncorrected is None else f"{said} Without that it says {shares(uncorrected)}."
+
+
+def _license_of_teacher(facts: RunFacts) -> str:
+    """A sentence on the teacher's licence; of one from a folder only if that states one."""
+    if facts.teacher_license:
+        return (
+            f"**Licence of the teacher**, by its own card: {code_span(facts.teacher_license)}. Whether it also binds "
+            "those who use this model, which has learnt from its answers, is for them to read there."
+        )
+    if facts.teacher_license is not None and facts.teacher.on_hub:
+        return "**Licence of the teacher**: its card states none."
+    return ""
+
+
+def _members(facts: RunFacts) -> str:
+    """A table of several teachers: where each comes from, its weight in the mean, and what it gets right by itself."""
+    columns = {
+        "teacher": [str(member.source) for member in facts.teacher_members],
+        "weight": [f"{member.weight:.3g}" for member in facts.teacher_members],
+        "pixels": [" x ".join(map(str, member.size or ())) for member in facts.teacher_members],
+        "top-1 by itself": ["" if one.top1 is None else f"{one.top1:.4f}" for one in facts.teacher_members],
+        "licence, by its card": [_stated_license(one) for one in facts.teacher_members],
+    }
+    known = {name: column for name, column in columns.items() if any(column)}
+    lines = [f"| {' | '.join(row)} |" for row in (known, *zip(*known.values(), strict=True))]
+    return "\n".join([lines[0], "|---" * len(known) + "|", *lines[1:]])
+
+
+def _stated_license(member: Member) -> str:
+    if not member.source.on_hub or member.license is None:
+        return ""
+    return code_span(member.license) if member.license else "none stated"
 
 
 def _epochs(number: float) -> str:

@@ -49,10 +49,17 @@ class Source:
 
     @classmethod
     def of_teacher(cls, teacher: Any) -> "Source":
-        """Of a teacher from `load_teacher`, which has a revision if it comes from the Hub."""
+        """Of a teacher from `load_teacher`, which has a revision if it comes from the Hub; or of several in words."""
+        if (members := getattr(teacher, "members", None)) is not None:
+            return several(len(members))
         if teacher.revision is None:
             return LOCAL_TEACHER
         return cls(teacher.name_or_path, teacher.revision, on_hub=True)
+
+
+def several(count: int) -> Source:
+    """So many teachers together, whose `Member`s say where each comes from."""
+    return Source(f"the mean of {count} teachers")
 
 
 LOCAL_CHECKPOINT = Source("a checkpoint from a local folder")
@@ -65,6 +72,42 @@ CONFIDENCE = 0.95  # of intervals
 TEACHERS_LABELS = Source("labels of the teacher alone")  # in place of a data set with labels
 
 
+@dataclass(frozen=True)
+class Member:
+    """One of several teachers of a run.
+
+    Attributes:
+        source: where it comes from.
+        weight: of its probabilities in the mean; all weights have a sum of 1.
+        datasets, license, size, top1: what `RunFacts` has as teacher_datasets, teacher_license, teacher_size and
+            teacher_top1 of a single one.
+    """
+
+    source: Source
+    weight: float
+    datasets: list[str] | None = None
+    license: str | None = None
+    size: list[int] | None = None
+    top1: float | None = None
+
+    @classmethod
+    def all_of(cls, teacher: Any) -> "list[Member]":
+        """Those of a teacher from `load_teacher` or `describe_teacher`; none if it is one."""
+        members = getattr(teacher, "members", None)
+        if members is None:
+            return []
+        return [cls(Source.of_teacher(one), weight) for one, weight in zip(members, teacher.weights, strict=True)]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Member":
+        """Reads what `RunFacts.to_dict` gave of it.
+
+        Raises:
+            TypeError: fields are missing or unknown.
+        """
+        return cls(**{**values, "source": Source(**values["source"])})
+
+
 @dataclass
 class RunSources:
     """What a run is made from, as its card names it.
@@ -72,7 +115,10 @@ class RunSources:
     Attributes:
         student: the checkpoint that training starts from, or the name of the architecture.
         teacher: the teacher, or None.
+        teacher_members: of several teachers each.
         teacher_datasets: the data sets on which the teacher was trained, by its own card; None if that does not say.
+        teacher_license: its licence, by its own card; "" if that states none; None if it was not looked at.
+        teacher_texts: the texts by which a zero-shot teacher knows the first class; None for a classifier.
         teacher_size: [height, width] at which the teacher is shown the views; None if it is not known.
         dataset, dataset_config, train_split, validation_split, test_split: the images.
         unlabeled: the images without labels beside them, or None.
@@ -85,7 +131,10 @@ class RunSources:
     student: Source
     teacher: Source | None
     teacher_datasets: list[str] | None = None
+    teacher_license: str | None = None
+    teacher_texts: list[str] | None = None
     teacher_size: list[int] | None = None
+    teacher_members: list[Member] = field(default_factory=list)
     dataset: Source = UNNAMED_IMAGES
     dataset_config: str | None = None
     train_split: str = "train"
@@ -101,7 +150,26 @@ class RunSources:
     def of(cls, model: PreTrainedModel, teacher: Any | None) -> "RunSources":
         """What a model and a teacher from `load_teacher` tell of themselves."""
         source = None if teacher is None else Source.of_teacher(teacher)
-        return cls(student=Source(model.config.model_type), teacher=source)
+        members = Member.all_of(teacher)
+        texts = texts_of(teacher)
+        student = Source(model.config.model_type)
+        return cls(student=student, teacher=source, teacher_members=members, teacher_texts=texts)
+
+    def shown_by(self, teacher: Any) -> "RunSources":
+        """With the sizes at which a teacher that is loaded, or each of several, is shown the views."""
+        shown = [list(one.shown_size) for one in getattr(teacher, "members", ())]
+        members = [
+            replace(member, size=size)
+            for member, size in zip(self.teacher_members or Member.all_of(teacher), shown, strict=True)
+        ]
+        size = None if teacher.shown_size is None else list(teacher.shown_size)
+        return replace(self, teacher_size=size, teacher_members=members)
+
+
+def texts_of(teacher: Any | None) -> list[str] | None:
+    """The texts by which a zero-shot teacher, loaded or described, knows the first class; None for any other."""
+    prompts = getattr(getattr(teacher, "description", teacher), "prompts", None)
+    return None if prompts is None else list(prompts.texts[0])
 
 
 @dataclass
@@ -119,8 +187,14 @@ class RunFacts:
         labels: names of the labels by index.
         student: the checkpoint that training started from, or the name of the architecture.
         teacher: the teacher, or None.
+        teacher_members: of several teachers each; empty in the records of earlier versions.
+        predicted_classes: how often the teacher has said each class of some training images, as `counts`, by label; if
+            its prior is corrected, `uncorrected` counts, too, and `priors`, what is taken off the logits of the
+            teacher, or of each of several. None where it was not asked.
         teacher_top1, teacher_images: its accuracy in [0, 1] and the number of validation images it was measured on.
         teacher_datasets: the data sets on which the teacher was trained, by its own card; None if that does not say.
+        teacher_license: its licence, by its own card; "" if that states none; None if it is not known.
+        teacher_texts: the texts by which a zero-shot teacher knows the first label; None for a classifier.
         teacher_size: [height, width] at which the teacher was shown the views; None if it is not known.
         dataset, dataset_config, train_split, validation_split, test_split, unlabeled: the images.
         num_train, num_labeled: images to train on, and those of them with labels; None for a stream.
@@ -171,8 +245,12 @@ class RunFacts:
     num_replayed: int | None = None
     teacher_top1: float | None = None
     teacher_images: int | None = None
+    predicted_classes: dict[str, Any] | None = None
     teacher_datasets: list[str] | None = None
+    teacher_license: str | None = None
+    teacher_texts: list[str] | None = None
     teacher_size: list[int] | None = None
+    teacher_members: list[Member] = field(default_factory=list)
     dataset_config: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
@@ -208,6 +286,7 @@ class RunFacts:
         num_validation: int | None,
         teacher_report: Mapping[str, float],
         images_per_second: float,
+        predicted_classes: dict[str, Any] | None = None,
         num_replayed: int | None = None,
         num_skipped: int = 0,
         classes: list[list[int]] | None = None,
@@ -219,14 +298,18 @@ class RunFacts:
             model: the student, unwrapped.
             args: `DistillationTrainingArguments`.
             state: of the Trainer.
-            teacher_report: may have `teacher_top1` and `teacher_images`.
+            teacher_report: may have `teacher_top1`, of several teachers `teacher_top1_of_1` too, and `teacher_images`.
             images_per_second: so far; 0 if this process has trained nothing.
             sources, image_size, metrics, is_finished, best_step, num_train, num_labeled, num_validation,
-                num_replayed, num_skipped, classes, test_metrics: see the attributes.
+                predicted_classes, num_replayed, num_skipped, classes, test_metrics: see the attributes.
         """
         config = model.config
         named = {item.name: getattr(sources, item.name) for item in fields(sources)}
         del named["start"]
+        named["teacher_members"] = [
+            replace(member, top1=teacher_report.get(f"teacher_top1_of_{number}"))
+            for number, member in enumerate(sources.teacher_members, 1)
+        ]
         return cls(
             **named,
             architecture=type(model).__name__,
@@ -245,6 +328,7 @@ class RunFacts:
             environment=describe_environment(num_processes=args.world_size),
             teacher_top1=teacher_report.get("teacher_top1"),
             teacher_images=teacher_report.get("teacher_images"),
+            predicted_classes=predicted_classes,
             num_train=num_train,
             num_labeled=num_labeled,
             num_validation=num_validation,
@@ -266,7 +350,8 @@ class RunFacts:
         """These facts, with what an earlier process measured, if that ended the run and this one trained nothing."""
         if earlier is None or self.images_per_second or not earlier.is_finished or earlier.step != self.step:
             return self
-        measured = ("teacher_top1", "teacher_images", "num_replayed", "num_unanswered")
+        measured = ("teacher_top1", "teacher_images", "teacher_members", "predicted_classes")
+        measured += ("num_replayed", "num_unanswered")
         of_the_run = ("images_per_second", "minutes", "environment")
         if not self.test_metrics and (earlier.weights, earlier.best_step) == (self.weights, self.best_step):
             measured += ("test_split", "num_test", "test_metrics")
@@ -286,7 +371,8 @@ class RunFacts:
         """
         names = ("student", "teacher", "dataset", "unlabeled", "teacher_labels")
         sources = {name: Source(**values[name]) for name in names if values.get(name)}
-        return cls(**{**values, **sources})
+        members = [Member.from_dict(member) for member in values.get("teacher_members", ())]
+        return cls(**{**values, **sources, "teacher_members": members})
 
     def results(self) -> list[tuple[str, str, float]]:
         """Accuracies of the published weights: head, "top-1" or "top-5", and the value in [0, 1]."""
@@ -319,23 +405,32 @@ class RunFacts:
 
     def external_data(self) -> str | None:
         """A sentence on what the teacher has seen beyond the student's images; None if there is nothing to say."""
-        if self.teacher is None or not self.teacher.on_hub:
+        if not self.teacher_members:
+            return self._external_data(self.teacher, self.teacher_datasets, "The teacher")
+        told = [
+            self._external_data(one.source, one.datasets, escape_markdown(one.source.name))
+            for one in self.teacher_members
+        ]
+        return "\n\n".join(dict.fromkeys(filter(None, told))) or None
+
+    def _external_data(self, teacher: Source | None, datasets: list[str] | None, name: str) -> str | None:
+        if teacher is None or not teacher.on_hub:
             return None
-        others = [name for name in self.teacher_datasets or () if name != self.dataset.name]
+        others = [one for one in datasets or () if one != self.dataset.name]
         if others:
             named = ", ".join(map(escape_markdown, others))
             return (
-                f"**External data.** The teacher's card says that it was trained on {named}: through the "
+                f"**External data.** {name}'s card says that it was trained on {named}: through the "
                 "teacher's labels this model has learnt from these images, too."
             )
-        if _MORE_DATA.search(self.teacher.name):
+        if _MORE_DATA.search(teacher.name):
             return (
-                "**External data.** The teacher's name says that it was trained on more images than these: through "
+                f"**External data.** {name}'s name says that it was trained on more images than these: through "
                 "its labels this model has learnt from them, too."
             )
-        if self.teacher_datasets is None:
+        if datasets is None:
             return (
-                "**External data.** The teacher's card does not say on which images it was trained: through its "
+                f"**External data.** {name}'s card does not say on which images it was trained: through its "
                 "labels this model may have learnt from others than those named here."
             )
         return None

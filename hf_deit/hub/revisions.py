@@ -1,6 +1,7 @@
 """Which commit a name on the Hub stands for, and what its card says of it."""
 
 import os
+from typing import Any
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
@@ -43,11 +44,31 @@ def resolve_dataset_revision(name: str, revision: str | None = None) -> str | No
 
 def declared_datasets(repo_id: str, revision: str | None = None) -> list[str] | None:
     """The data sets that a model was trained on, by its card on the Hub; None if it has no card that says so."""
+    return _texts(_metadata_of(repo_id, revision).get("datasets")) or None
+
+
+def declared_license(name_or_path: str, revision: str | None = None) -> str | None:
+    """The licence of a model, by its card on the Hub or in its folder; None if it has no card that says so.
+
+    Of one that has no short name on the Hub ("other") the name and the address that the card gives.
+    """
+    metadata = _metadata_of(name_or_path, revision)
+    names = ", ".join(_texts(metadata.get("license")))
+    if names != "other":
+        return names or None
+    named, link = (", ".join(_texts(metadata.get(key))) for key in ("license_name", "license_link"))
+    return f"{named or 'other'} ({link})" if link else named or names
+
+
+def _metadata_of(name_or_path: str, revision: str | None) -> dict[str, Any]:
+    """What a model's card states for machines; empty if there is no card, or none that can be read."""
     try:
-        path = cached_file(repo_id, "README.md", revision=revision)
+        path = cached_file(name_or_path, "README.md", revision=revision)
         with open(path, encoding="utf-8") as file:
-            names = split_card(file.read())[0].get("datasets")
+            return split_card(file.read())[0]
     except (OSError, ValueError):
-        return None
-    names = names if isinstance(names, list) else [names]
-    return [name for name in names if isinstance(name, str)] or None
+        return {}
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]

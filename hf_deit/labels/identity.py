@@ -31,6 +31,8 @@ _RANGES = {
 
 # What to do about a field that differs, beyond the obvious.
 _HINTS = {
+    "teacher.weights": "--teacher_weights says how much each of the teachers counts, which are in the order of their "
+    "revisions there",
     "teacher.preprocessing.input_size": "--teacher_input_size says it: where none is named it is the student's",
     "teacher": "--teacher_model_name_or_path names the teacher, and with --teacher_labels_readonly none is needed",
     "data": "rows, their labels and their order must be the same; --validation_seed and --labels_kept choose some",
@@ -65,6 +67,7 @@ class StoreIdentity:
     Attributes:
         teacher: `name`, `revision` (a commit, or `weights_digest` of a folder), `labels` (their names in the student's
             order), `dtype`, `preprocessing` (with the `input_size` that it was shown, if that is not the student's).
+            Of several `names`, `members` (revision, dtype, preprocessing of each) and `weights`, in one order.
         data: `name`, `config`, `revision`, `rows`, `fingerprint` (from `data_fingerprint`).
         augmentation: all settings that views depend on, with defaults filled in.
         versions: of the libraries that make pixels. They may differ, as long as the pixels are the same.
@@ -92,7 +95,7 @@ class StoreIdentity:
     repeats_placement: str = "adjacent"
 
     # For people: they may differ, as the revision of the teacher and the fingerprint of the data say more.
-    INFORMATIONAL = ("teacher.name", "teacher.labels", "data.name", "data.config", "data.revision")
+    INFORMATIONAL = ("teacher.name", "teacher.names", "teacher.labels", "data.name", "data.config", "data.revision")
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -140,6 +143,8 @@ class StoreIdentity:
         ):
             if value is not None and not is_right(value):
                 raise InputError(f"{name} is of another kind than in a store, got {brief(value)}")
+        if "members" in self.teacher and not _are_members(self.teacher):
+            raise InputError(f"teacher.members are of another kind than in a store, got {brief(self.teacher)}")
 
     @property
     def described(self) -> dict[str, Any]:
@@ -157,8 +162,16 @@ class StoreIdentity:
 
     @property
     def teacher_size(self) -> list[int] | None:
-        """[height, width] at which the teacher was shown the views, or None if an earlier version has not said it."""
-        preprocessing, size = self.teacher.get("preprocessing") or {}, self.augmentation.get("image_size")
+        """[height, width] at which the teacher was shown the views, or None if an earlier version has not said it.
+
+        Of several teachers it is None where they were shown several sizes.
+        """
+        sizes = [self.shown_size(teacher) for teacher in self.teacher.get("members", [self.teacher])]
+        return sizes[0] if all(size == sizes[0] for size in sizes) else None
+
+    def shown_size(self, teacher: Mapping[str, Any]) -> list[int] | None:
+        """See `teacher_size`, of the teacher, or of one of several from its `members`."""
+        preprocessing, size = teacher.get("preprocessing") or {}, self.augmentation.get("image_size")
         return preprocessing.get("input_size", size if preprocessing.get("own_size") == size else None)
 
     @property
@@ -168,9 +181,15 @@ class StoreIdentity:
 
     def differences(self, other: "StoreIdentity") -> dict[str, str]:
         """Sentences on the decisive values that differ, by dotted name. "There" is this identity, "here" the other."""
+        found = dict(_differences(asdict(self), asdict(other)))
+        if "teacher.members" in found:  # one against several, or more of them: their names say it all
+            found = {name: values for name, values in found.items() if not name.startswith("teacher.")}
+            found["teacher.members"] = (self.teacher.get("name"), other.teacher.get("name"))
+        elif any(name.startswith("teacher.members.") for name in found):
+            found.pop("teacher.revision", None)  # which is a digest of theirs
         return {
             name: f"{brief(name, str if name.isprintable() else repr)} is {brief(there)} there, {brief(here)} here"
-            for name, (there, here) in sorted(_differences(asdict(self), asdict(other)))
+            for name, (there, here) in sorted(found.items())
         }
 
     def check_same(self, other: "StoreIdentity", source: str, *, fewer_views: bool) -> None:
@@ -250,6 +269,19 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
 
 
+def _are_members(teacher: Mapping[str, Any]) -> bool:
+    """Whether names, members and weights are as many, and each is what it is of several teachers."""
+    parts = [teacher.get(name) for name in ("names", "members", "weights")]
+    if not all(isinstance(part, list) for part in parts) or len({len(part) for part in parts}) > 1:
+        return False
+    names, members, weights = parts
+    return (
+        _are_texts(names)
+        and all(isinstance(member, dict) and _is_text(member.get("revision")) for member in members)
+        and all(type(weight) in (int, float) and weight > 0 for weight in weights)
+    )
+
+
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names of decisive fields that differ, with both values; of what only one has, the whole."""
     for name in sorted({*one, *other}):
@@ -258,8 +290,15 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str =
             continue
         if isinstance(here, dict) and isinstance(theirs, dict):
             yield from _differences(here, theirs, f"{prefix}{name}.")
+        elif prefix + name == "teacher.members" and _are_as_many(here, theirs):
+            for place, pair in enumerate(zip(here, theirs, strict=True), 1):
+                yield from _differences(*pair, f"{prefix}{name}.{place}.")
         else:
             yield prefix + name, (here, theirs)
+
+
+def _are_as_many(one: Any, other: Any) -> bool:
+    return isinstance(one, list) and isinstance(other, list) and len(one) == len(other)
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

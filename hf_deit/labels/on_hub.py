@@ -224,11 +224,15 @@ def _check_same_labels(repository: HubRepository, commit: str, identity: StoreId
         )
 
 
+def _teachers(identity: StoreIdentity) -> list[str]:
+    return identity.teacher.get("names") or [str(identity.teacher.get("name") or "a teacher")]
+
+
 def _card(repo_id: str, identity: StoreIdentity) -> str:
     templates = resources.files(__package__).joinpath("templates")
     card, logits = (Template(templates.joinpath(name).read_text("utf-8")) for name in ("card.md", "card_logits.md"))
     return card.substitute(
-        teacher=escape_markdown(os.path.basename(str(identity.teacher.get("name") or "a teacher"))),
+        teacher=escape_markdown(" + ".join(map(os.path.basename, _teachers(identity)))),
         data=escape_markdown(os.path.basename(str(identity.data.get("name") or "a data set"))),
         views=f"{identity.views_per_epoch:,}",
         num_labels=f"{identity.num_labels:,}",

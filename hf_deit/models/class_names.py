@@ -5,10 +5,12 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from ..errors import InputError, shortlist
+from ..errors import InputError, nearest_names, shortlist
 
 # The Hub's imagenet-1k tells its two cranes apart, as ClassLabel wants unique names; ImageNet's own list does not.
 _ALIASES = {"crane2": "crane"}
+# Labels in a message that shall name all, those of them with the nearest ones, and spellings to compare for these.
+_MOST_NAMED, _MOST_EXPLAINED, _MOST_COMPARED = 100, 20, 60_000
 
 
 def composed(name: object) -> str:
@@ -95,6 +97,80 @@ def match_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: 
         + (f"; which of its labels is meant is not clear of {shortlist(doubtful)}" if doubtful else "")
         + ". If only the names differ, set id2label in its config.json, in the order of its logits"
     )
+
+
+def choose_labels(teacher: Mapping[int, str], student: Mapping[int, str], owner: str = "the teacher") -> list[int]:
+    """Finds the student's labels among those of a teacher that may have more.
+
+    Names that are equal belong together; then those that are equal without regard to case, underscores and blanks,
+    where no third label is equal to them so; then a name and the one label with which it shares a synonym ("tench" and
+    "tench, Tinca tinca"). A name that the teacher repeats is meant as `unique_names` makes it.
+
+    Args:
+        teacher: labels by index, 0 to N - 1; names may repeat.
+        student: labels by index, 0 to K - 1.
+        owner: the subject of the error message, whose labels are `teacher`.
+
+    Returns:
+        K different indices: the teacher's `logits[:, indices]` are in the student's order.
+
+    Raises:
+        InputError: some are not among them, all of which are named with the nearest; or which one is meant is not
+            clear; or indices are missing.
+    """
+    if sorted(teacher) != list(range(len(teacher))):
+        raise InputError(f"{owner} has {len(teacher)} labels, but not with the indices 0 to {len(teacher) - 1}")
+    meant = _meant(teacher, student)
+    names, unique = [composed(name) for name in in_order(student)], unique_names(teacher)
+    taken = Counter(place for places in meant if len(places) == 1 for place in places)
+    missing = [name for name, places in zip(names, meant, strict=True) if not places]
+    doubtful = [
+        f"{name!r} ({' or '.join(repr(unique[place]) for place in sorted(places))})"
+        for name, places in zip(names, meant, strict=True)
+        if len(places) > 1 or any(taken[place] > 1 for place in places)
+    ]
+    if missing or doubtful:
+        known = list(dict.fromkeys(part.strip() for label in in_order(teacher) for part in str(label).split(",")))
+        explained = max(1, min(_MOST_EXPLAINED, _MOST_COMPARED // max(len(known), 1)))
+        lacked = [_with_nearest(name, known) for name in missing[:explained]] + [*map(repr, missing[explained:])]
+        unclear = shortlist(doubtful, _MOST_NAMED)
+        raise InputError(
+            f"{owner} has {len(teacher)} labels ({_some(teacher)}), but not all that are expected ({_some(student)})"
+            + (f"; it lacks {shortlist(lacked, _MOST_NAMED)}" if missing else "")
+            + (f"; which of its labels is meant is not clear of {unclear}" if doubtful else "")
+            + ". Call the classes as it does, or take another one"
+        )
+    return [place for places in meant for place in places]
+
+
+def are_among(teacher: Mapping[int, str], student: Mapping[int, str]) -> bool:
+    """Whether `choose_labels` finds all of the student's labels."""
+    meant = _meant(teacher, student)
+    return all(len(places) == 1 for places in meant) and len(set().union(*meant)) == len(meant)
+
+
+def _meant(teacher: Mapping[int, str], student: Mapping[int, str]) -> list[set[int]]:
+    """For each of the student's labels the teacher's that it may mean; see `choose_labels`."""
+    wanted, unique = {_normalized(label) for label in student.values()}, unique_names(teacher)
+    theirs = [composed(unique[i] if _normalized(unique[i]) in wanted else teacher[i]) for i in sorted(teacher)]
+    ours = [composed(name) for name in in_order(student)]
+    found = {**dict(_pairs(theirs, ours, spelling=_normalized)), **dict(_pairs(theirs, ours, spelling=str))}
+    owners = defaultdict(set)
+    for place, label in enumerate(theirs):
+        for synonym in _synonyms(label):
+            owners[synonym].add(place)
+    return [
+        {found[index]} if index in found else set().union(*(owners.get(part, ()) for part in _synonyms(name)))
+        for index, name in enumerate(ours)
+    ]
+
+
+def _with_nearest(name: str, known: Sequence[str]) -> str:
+    """A name with up to three that could be meant: those that have all its words, or else the one that looks alike."""
+    wanted = set(_plain(name).split())
+    near = sorted((one for one in known if wanted <= set(_plain(one).split())), key=len)[:3]
+    near = near or nearest_names(name, known)
+    return repr(name) + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else "")
 
 
 def label_changes(before: Sequence[str], now: Sequence[str]) -> str:

@@ -8,7 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING,
+    PreTrainedConfig,
+)
 
 from ..errors import InputError, counted
 
@@ -23,7 +27,9 @@ _STATISTICS = ("image_mean", "image_std", "mean", "std")
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def check_extent(name_or_path: str | os.PathLike[str], config: PreTrainedConfig) -> None:
+def check_extent(
+    name_or_path: str | os.PathLike[str], config: PreTrainedConfig, *, is_zero_shot: bool = False
+) -> None:
     """Refuses a checkpoint whose configuration asks for far more than its weights can be.
 
     No weight is allocated. What else may be wrong, loading says.
@@ -31,13 +37,19 @@ def check_extent(name_or_path: str | os.PathLike[str], config: PreTrainedConfig)
     Args:
         name_or_path: a Hub id or a folder.
         config: of it, from `load_config`: making a model follows what leads to code.
+        is_zero_shot: whether it is loaded with its text tower, and not as a classifier.
 
     Raises:
         InputError: in a folder, many times more weights than its files hold, elsewhere more than this machine's
             memory.
     """
     try:
-        found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+        known = (
+            MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
+            if is_zero_shot
+            else MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+        )
+        found = known[type(config)]
         with torch.device("meta"):
             model = (found[0] if isinstance(found, tuple) else found)(copy.deepcopy(config))
         wanted = sum(parameter.numel() for parameter in model.parameters())
@@ -124,6 +136,12 @@ def check_preprocessing(stated: Any, where: str) -> None:
         is_well = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
         if value is not None and not (is_well and len(numbers) in (1, 3)):
             raise InputError(f"{where} states {name} {value!r}: expected three numbers, one for each channel")
+    patches = [stated.get(name) for name in ("max_num_patches", "patch_size")]
+    if all(isinstance(number, int) for number in patches) and patches[0] * patches[1] ** 2 > LARGEST_IMAGE**2:
+        raise InputError(
+            f"{where} states {patches[0]:,} patches of {patches[1]:,} pixels: expected images of at most "
+            f"{counted(LARGEST_IMAGE, 'pixel')} an edge"
+        )
     edges = [number for name, number in _numbers(stated, "", 0) if name in _OF_IMAGES]
     for name in _RATIOS:
         ratio = stated.get(name)

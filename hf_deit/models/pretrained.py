@@ -1,9 +1,11 @@
 """What student and teacher need of a pretrained checkpoint: commit, processor, digest, absent weights, errors."""
 
+import copy
 import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -11,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..errors import InputError, command, first_line, one_line, shortlist
-from .configuration_deit import DeiTConfigBase, warn_of_foreign_code, without_foreign_code
+from .configuration_deit import DeiTConfigBase, label2id_of, warn_of_foreign_code, without_foreign_code
 from .extent import check_numbers, check_preprocessing
 from .modeling_common import quantized_types
 
@@ -42,6 +44,10 @@ LOADING_ERRORS = (
     *(StrictDataclassError, HfHubHTTPError, ArithmeticError, AssertionError, EOFError, pickle.UnpicklingError),
 )
 _NAMES_OF_CLASS = ("image_processor_type", "feature_extractor_type")
+_TRAINED = (
+    "take a checkpoint that was trained to classify, or fine-tune this one first (--distillation_type none "
+    "--student …)"
+)
 _REMEDY = "save its image processor beside the weights (processor.save_pretrained), with the statistics of training"
 
 
@@ -191,6 +197,19 @@ def absent_weights(info: Mapping[str, Any]) -> list[str]:
     return sorted(map(str, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
 
 
+def head_names(model: PreTrainedModel) -> set[str]:
+    """Names of the heads' parameters: what changes its shape with the number of labels."""
+
+    def shapes(num_labels: int) -> dict[str, torch.Size]:
+        config = copy.deepcopy(model.config)
+        config.num_labels = num_labels
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
+
+    one, other = shapes(model.config.num_labels + 1), shapes(model.config.num_labels + 2)
+    return {name for name in one if one[name] != other[name]}
+
+
 def load_config(
     name_or_path: str | os.PathLike[str],
     revision: str | None = None,
@@ -216,6 +235,8 @@ def load_config(
     name_or_path = os.fspath(name_or_path)
     stated, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
     model_type = stated.get("model_type")
+    if not stated:  # as if it were a file without statements
+        _refuse_open_clip(name_or_path, revision)
     if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, "config.json")):
         inside = sorted(
             entry.path for entry in os.scandir(name_or_path) if os.path.isfile(f"{entry.path}/config.json")
@@ -255,6 +276,34 @@ def load_config(
     return config_class.from_dict(kept, name_or_path=name_or_path, **fields)
 
 
+def _refuse_open_clip(name_or_path: str, revision: str | None) -> None:
+    """Refuses what holds open_clip's files, where there is no config.json of transformers.
+
+    Raises:
+        InputError: it does.
+    """
+    if path_of(name_or_path, "open_clip_config.json", revision):
+        raise InputError(
+            f"{name_or_path!r} has the files of open_clip and no config.json of transformers: take the same model in "
+            "transformers' format, such as openai/clip-vit-base-patch32 or google/siglip2-base-patch16-224"
+        )
+
+
+def path_of(name_or_path: str, file: str, revision: str | None) -> str | None:
+    """The path of a checkpoint's file; None if there is none, or if it cannot be known."""
+    try:
+        return cached_file(
+            name_or_path,
+            file,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:
+        return None
+
+
 def not_loadable(name_or_path: str, revision: str | None, error: Exception | str, *, role: str) -> InputError:
     """The message about a checkpoint that is no image classifier, or none that can be loaded.
 
@@ -281,6 +330,8 @@ def load_classifier(
     dtype: torch.dtype,
     role: str,
     model_class: Any = AutoModelForImageClassification,
+    remedy: str = _TRAINED,
+    id2label: Mapping[int, str] | None = None,
 ) -> PreTrainedModel:
     """Loads an image classifier with all its weights, without others' code.
 
@@ -290,39 +341,78 @@ def load_classifier(
         dtype: of its weights.
         role: of the model, for the messages: "teacher" or "model".
         model_class: one of this package, or that which transformers takes.
+        remedy: what to do about weights that are not there.
+        id2label: of the new heads that a backbone shall get, whose weights are random; None keeps its own. With
+            transformers' class only.
 
     Raises:
-        InputError: it cannot be loaded, lacks weights, or has quantised ones that only others' code can read.
+        InputError: it cannot be loaded, lacks weights (but for new heads), or has quantised ones that only others'
+            code can read, or that no new head goes with.
     """
     try:
         check_pickled_weights(name_or_path, revision)
         quantization = None
         if types := quantized_types(name_or_path, revision=revision):
-            quantization = stated_quantization(name_or_path, revision)
+            quantization = stated_quantization(name_or_path, revision) if id2label is None else None
             if quantization is None:
+                if id2label is not None:
+                    raise InputError(
+                        f"the {role} {name_or_path!r} has quantised weights ({', '.join(types)}), with which no new "
+                        "head goes: take the checkpoint that they were made from"
+                    )
                 raise InputError(
                     f"the {role} {name_or_path!r} has quantised weights ({', '.join(types)}), which only code from "
                     "elsewhere can read: take the checkpoint that they were made from, or one of bitsandbytes"
                 )
         settings = {}
-        if model_class is AutoModelForImageClassification:  # which would follow what the file's own leads to
-            config = load_config(name_or_path, revision, quantization=quantization)
-            settings = {"config": config, "trust_remote_code": False}
-        model, info = model_class.from_pretrained(
-            name_or_path, revision=revision, dtype=dtype, output_loading_info=True, **settings
-        )
+        if hasattr(model_class, "_model_mapping"):  # one of transformers' own choice, which would follow the file's
+            config = load_config(name_or_path, revision, quantization=quantization, **_fields_of_labels(id2label))
+            settings = {"config": config, "trust_remote_code": False, "ignore_mismatched_sizes": id2label is not None}
+        with _without_loading_report() if id2label is not None else nullcontext():
+            model, info = model_class.from_pretrained(
+                name_or_path, revision=revision, dtype=dtype, output_loading_info=True, **settings
+            )
     except InputError:
         raise
     except LOADING_ERRORS as error:
         raise not_loadable(name_or_path, revision, error, role=role) from error
     random_weights = absent_weights(info)
+    if random_weights and id2label is not None:
+        heads = head_names(model)
+        if random_weights := [name for name in random_weights if name not in heads]:
+            raise InputError(
+                f"the {role} {name_or_path!r} has no weights for {shortlist(random_weights, 4)}, which would be "
+                "random below the new head: take a whole checkpoint"
+            )
     if random_weights:
         raise InputError(
             f"the {role} {name_or_path!r} has no weights for {shortlist(random_weights, 4)}, which would be random: "
-            "take a checkpoint that was trained to classify, or fine-tune this one first (--distillation_type none "
-            "--student …)"
+            + remedy
         )
     return model
+
+
+@contextmanager
+def _without_loading_report() -> Iterator[None]:
+    """Leaves out transformers' table of weights that are new, or not used: those of heads are meant to be."""
+    source = logging.getLogger("transformers.modeling_utils")
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    source.addFilter(is_another)
+    try:
+        yield
+    finally:
+        source.removeFilter(is_another)
+
+
+def _fields_of_labels(id2label: Mapping[int, str] | None) -> dict[str, Any]:
+    """The fields of a configuration with these labels; none of one that keeps its own."""
+    if id2label is None:
+        return {}
+    # timm's wrapper goes by their number, and by names of its own where its file has some.
+    return {"num_labels": len(id2label), "id2label": dict(id2label), "label2id": label2id_of(id2label)}
 
 
 def fields_of(config: Any) -> set[str]:
@@ -364,13 +454,12 @@ def load_image_processor(
         InputError: there is none to load, or it states no mean and standard deviation.
     """
     name_or_path = os.fspath(name_or_path)
-    stated = _stated_preprocessing(name_or_path, revision, config)
+    stated, where = _stated_preprocessing(name_or_path, revision, config)
     file, content = "preprocessor_config.json", stated
-    wanted, where = ("image_mean", "image_std"), file
+    wanted = ("image_mean", "image_std")
     try:
         if config.model_type == "timm_wrapper":
-            wanted, where = ("mean", "std"), "pretrained_cfg of config.json"
-            file = "config.json"
+            wanted, file = ("mean", "std"), "config.json"
             content, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
         elif any(map(stated.get, _NAMES_OF_CLASS)):
             config = None  # whose usual one transformers would take where it does not know the one that is stated
@@ -423,23 +512,31 @@ def _without_backend_warning() -> Iterator[None]:
         source.removeFilter(is_true)
 
 
-def _stated_preprocessing(name_or_path: str, revision: str | None, config: Any) -> Mapping[str, Any]:
-    """What a checkpoint's files say of its preprocessing, without the defaults of any class."""
+def _stated_preprocessing(name_or_path: str, revision: str | None, config: Any) -> tuple[Mapping[str, Any], str]:
+    """What a checkpoint's files say of its preprocessing, without the defaults of any class, and where they do.
+
+    Beside a model of images and texts transformers 5 writes no preprocessor_config.json, but the same in another file.
+    """
     if config.model_type == "timm_wrapper":
         stated = getattr(config, "pretrained_cfg", None) or {}
         check_preprocessing(stated, f"pretrained_cfg in config.json of {name_or_path!r}")
-        return stated
+        return stated, "pretrained_cfg of config.json"
     try:
-        path = cached_file(name_or_path, "preprocessor_config.json", revision=revision)
-        with open(path, encoding="utf-8") as file:
+        where, nested = "preprocessor_config.json", None
+        path = path_of(name_or_path, where, revision)
+        if path is None:
+            nested = path_of(name_or_path, "processor_config.json", revision)
+        with open(nested or path or cached_file(name_or_path, where, revision=revision), encoding="utf-8") as file:
             stated = json.load(file)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        if nested is not None:
+            stated, where = stated["image_processor"], "image_processor of processor_config.json"
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise InputError(
             f"{name_or_path!r} has no readable preprocessor_config.json, so what its pixels must look like is "
             f"unknown: {_REMEDY}"
         ) from error
-    check_preprocessing(stated, f"preprocessor_config.json of {name_or_path!r}")
-    return stated
+    check_preprocessing(stated, f"{where} of {name_or_path!r}")
+    return stated, where
 
 
 def stated_input_size(
@@ -458,10 +555,10 @@ def stated_input_size(
         processor: from `load_image_processor`.
 
     Raises:
-        InputError: its preprocessor_config.json cannot be read.
+        InputError: its file cannot be read.
     """
-    stated = _stated_preprocessing(os.fspath(name_or_path), revision, config)
-    if any(stated.get(name) for name in ("size", "crop_size", "input_size")):
+    stated, _ = _stated_preprocessing(os.fspath(name_or_path), revision, config)
+    if any(stated.get(name) for name in ("size", "crop_size", "input_size", "max_num_patches")):
         # One that does not resize gives back the size that it gets.
         _, _, size = measure_processor(str(name_or_path), processor)
         _, _, again = measure_processor(str(name_or_path), processor, edge=96)
@@ -515,7 +612,10 @@ def measure_processor(
     colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
     images = [Image.new("RGB", (width or edge, edge), colour) for colour in colours]
     try:
-        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+        made = processor(images=images, return_tensors="pt")
+        pixels = made["pixel_values"]
+        if "spatial_shapes" in made:
+            pixels = _as_images(pixels, made["spatial_shapes"][0].tolist())
     except Exception as error:  # of any kind: libraries meet odd settings only as they come to use them
         raise InputError(
             f"the image processor of {name} fails on an image ({first_line(error)}): mend its preprocessor_config.json"
@@ -532,6 +632,14 @@ def measure_processor(
     return (centre[1:] - centre[0]).T, centre[0], (height, width)
 
 
+def _as_images(patches: torch.Tensor, grid: list[int]) -> torch.Tensor:
+    """Rows of patches (B, N, P · P · 3), padded, as SigLIP 2 takes images of any shape, as images (B, 3, H, W)."""
+    rows, columns = grid
+    edge = math.isqrt(patches.shape[-1] // 3)
+    parts = patches[:, : rows * columns].reshape(-1, rows, columns, edge, edge, 3)
+    return parts.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, rows * edge, columns * edge)
+
+
 def resolve_revision(name_or_path: str | os.PathLike[str], revision: str | None = None) -> str | None:
     """The commit that a branch or tag of a model on the Hub stands for; None for a folder, or if it is not there."""
     name_or_path = os.fspath(name_or_path)
@@ -541,6 +649,14 @@ def resolve_revision(name_or_path: str | os.PathLike[str], revision: str | None 
         return extract_commit_hash(cached_file(name_or_path, "config.json", revision=revision), None)
     except OSError:  # whoever loads the model says what is wrong
         return None
+
+
+def name_and_revision(model: str) -> tuple[str, str | None]:
+    """What "NAME@REVISION" says: a model's name, or its folder, and the revision, if it is one of the Hub."""
+    name, at, revision = model.rpartition("@")
+    if not at or os.path.exists(model) or not revision or name[:1] in ("", "/", ".", "~"):
+        return os.path.expanduser(model), None
+    return name, revision
 
 
 _WEIGHT_FILES = re.compile(r"config\.json|.+\.py|.+\.safetensors(\.index\.json)?")

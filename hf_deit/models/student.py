@@ -25,6 +25,7 @@ from .pretrained import (
     check_pickled_weights,
     configured_size,
     fields_of,
+    head_names,
     is_weight_file,
     load_config,
     load_image_processor,
@@ -318,22 +319,9 @@ def _by_conversion(name_or_path: str) -> str:
     return f"convert it with {way}; then give --student {converted}"
 
 
-def _head_names(model: PreTrainedModel) -> set[str]:
-    """Names of the heads' parameters: what changes its shape with the number of labels."""
-
-    def shapes(num_labels: int) -> dict[str, torch.Size]:
-        config = copy.deepcopy(model.config)
-        config.num_labels = num_labels
-        with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
-
-    one, other = shapes(model.config.num_labels + 1), shapes(model.config.num_labels + 2)
-    return {name for name in one if one[name] != other[name]}
-
-
 def _with_new_head(model: PreTrainedModel, id2label: Mapping[int, str]) -> tuple[PreTrainedModel, set[str]]:
     """The same model with freshly initialised heads for these labels, and the names of the heads' parameters."""
-    head = _head_names(model)
+    head = head_names(model)
     config = copy.deepcopy(model.config)
     config.id2label = dict(id2label)
     config.label2id = label2id_of(id2label)
@@ -377,7 +365,7 @@ def _at_image_size(model: PreTrainedModel, name_or_path: str, image_size: int) -
 def _frozen(model: PreTrainedModel, freeze: str) -> PreTrainedModel:
     if freeze == "none":
         return model
-    trained = heads = _head_names(model)
+    trained = heads = head_names(model)
     if freeze == "all_but_attention":
         names = [name for name, _ in model.named_parameters()]
         attention = {name for name in names if _ATTENTION.search(name)}

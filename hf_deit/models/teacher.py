@@ -1,187 +1,51 @@
 """Any image classifier of the Hub as a teacher: statistics, size and labels are read and checked, not guessed."""
 
-import copy
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    PreTrainedConfig,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from ..errors import InputError, did_you_mean
-from .answers import has_answer
-from .class_names import in_order, match_labels, unique_names
+from ..errors import InputError, did_you_mean, shortlist
+from .class_names import are_among, choose_labels, in_order, match_labels, unique_names
+from .ensemble import EnsembleDescription, TeacherEnsemble, normalized_weights
 from .extent import LARGEST_IMAGE, check_extent
 from .pretrained import (
     LOADING_ERRORS,
     configured_size,
-    load_classifier,
     load_config,
     load_image_processor,
     measure_processor,
+    name_and_revision,
     not_loadable,
     refuse_file,
     resolve_revision,
     stated_input_size,
-    weights_digest,
     why_not_loaded,
 )
+from .single_teacher import Size, Teacher, TeacherDescription
+from .zero_shot.architecture import check_zero_shot, is_zero_shot, why_no_teacher
+from .zero_shot.prior import correction_of
+from .zero_shot.prompts import CHINESE_TEMPLATES, DEFAULT_TEMPLATES, Prompts
+from .zero_shot.tokens import TextReader
 
 logger = logging.get_logger(__name__)
 
-Size = tuple[int, int]
 InputSize = Literal["own", "student"] | int
 
 
-class Teacher(nn.Module):
-    """A frozen classifier that takes the student's pixels and gives logits in its label order. Made by `load_teacher`.
-
-    It stays in evaluation mode even if `train()` is called, and has no trainable parameter.
-
-    Attributes:
-        description: what was known of it before its weights were loaded.
-        name_or_path: a Hub id or a folder.
-        revision: the commit it was resolved to, or None for a folder.
-        input_size: (height, width) that its input is resized to, or None if it is shown the student's size as it is.
-        id2label: its labels, in the student's order.
-        dtype: that it computes in.
-    """
-
-    def __init__(self, model: PreTrainedModel, description: "TeacherDescription", input_size: Size | None) -> None:
-        super().__init__()
-        self.model = model.requires_grad_(False)
-        self.description = description
-        self.name_or_path = description.name_or_path
-        self.revision = description.revision
-        self.id2label = dict(description.id2label)
-        self.input_size = input_size
-        self.dtype = model.dtype
-        for name in ("label_order", "channel_order"):
-            order = getattr(description, name)
-            self.register_buffer(name, None if order == sorted(order) else torch.tensor(order))
-        self.register_buffer("scale", torch.tensor(description.scale).view(-1, 1, 1))
-        self.register_buffer("shift", torch.tensor(description.shift).view(-1, 1, 1))
-        self.eval()
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stays in evaluation mode: with BatchNorm or dropout in training mode it would teach noise."""
-        return super().train(False)
-
-    @property
-    def shown_size(self) -> Size:
-        """The (height, width) of the pixels that it sees."""
-        return self.input_size or self.description.student_size
-
-    @property
-    def other_sizes(self) -> dict[str, Size]:
-        """The sizes that it could as well be shown, and takes, of "own" and "student"."""
-        sizes = {"own": self.description.own_size, "student": self.description.student_size}
-        others = {name: size for name, size in sizes.items() if size not in (None, self.shown_size)}
-        return {name: size for name, size in others.items() if _failure(self.model, size) is None}
-
-    @torch.no_grad()
-    def forward(self, pixel_values: torch.Tensor, *, input_size: Size | None = None) -> torch.Tensor:
-        """Teaches a batch.
-
-        Args:
-            pixel_values: (B, 3, H, W), normalised with the student's statistics: exactly what the student sees.
-            input_size: (height, width) to resize it to, instead of its own attribute.
-
-        Returns:
-            (B, num_labels) float32 logits, in the student's label order.
-        """
-        pixel_values = pixel_values.float()
-        if self.channel_order is not None:
-            pixel_values = pixel_values[:, self.channel_order]
-        pixel_values = pixel_values * self.scale + self.shift
-        size = input_size or self.input_size
-        if size is not None and tuple(pixel_values.shape[-2:]) != size:
-            pixel_values = F.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
-        logits = self.model(pixel_values=pixel_values.to(self.dtype)).logits.float()
-        return logits if self.label_order is None else logits[:, self.label_order]
-
-
-@dataclass(frozen=True)
-class TeacherDescription:
-    """What is known of a teacher from its small files, without its weights. Made by `describe_teacher`.
-
-    Attributes:
-        name_or_path: a Hub id or a folder.
-        revision: the commit it was resolved to, or None for a folder.
-        wanted_revision: that commit or, where it is not known, what was asked for.
-        dtype: to compute in.
-        id2label: its labels, in the student's order.
-        label_order: its index of each of the student's labels.
-        channel_order, scale, shift: to its pixels from the student's normalised x: scale · x[channel_order] + shift.
-        processor_size: (height, width) that its image processor makes, perhaps by a default of the processor's class.
-        own_size: (height, width) of the input that it was trained for, as far as its files state one, or None.
-        student_size: (height, width) of the student's pixels.
-        sizes: (height, width) to show it: the first one that its architecture takes.
-    """
-
-    name_or_path: str
-    revision: str | None
-    wanted_revision: str | None
-    dtype: torch.dtype
-    id2label: Mapping[int, str]
-    label_order: list[int]
-    channel_order: list[int]
-    scale: list[float]
-    shift: list[float]
-    processor_size: Size
-    own_size: Size | None
-    student_size: Size
-    sizes: tuple[Size, ...]
-
-    def load(self, device: torch.device | str | None = None) -> Teacher:
-        """Loads the weights.
-
-        Args:
-            device: to put them on; the CPU by default.
-
-        Raises:
-            InputError: see `load_teacher`.
-        """
-        model = load_classifier(self.name_or_path, self.wanted_revision, dtype=self.dtype, role="teacher")
-        size = _accepted_size(model, self.name_or_path, self.sizes)
-        if size != self.sizes[0] == self.student_size:
-            logger.warning(
-                "the teacher %s takes no images of the student's %s pixels: it is shown them at %s",
-                self.name_or_path,
-                *map(size_in_words, (self.student_size, size)),
-            )
-        return Teacher(model, self, None if size == self.student_size else size).to(device or "cpu")
-
-    def identity(self) -> dict[str, Any]:
-        """What its answers depend on, as an object of JSON. Of a folder's path it holds the last name alone.
-
-        Raises:
-            InputError: it is neither on the Hub nor a folder with weights.
-        """
-        return {
-            "name": self.name_or_path if self.revision else os.path.basename(os.path.abspath(self.name_or_path)),
-            "revision": self.revision or weights_digest(self.name_or_path),
-            "labels": in_order(self.id2label),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "preprocessing": {
-                "scale": self.scale,
-                "shift": self.shift,
-                "channel_order": self.channel_order,
-                "label_order": None if self.label_order == sorted(self.label_order) else self.label_order,
-                "own_size": self.processor_size,
-                # Not named where it is the student's, as it was by default before there was a choice.
-                **({} if self.sizes[0] == self.student_size else {"input_size": self.sizes[0]}),
-            },
-        }
+AnyTeacher = Teacher | TeacherEnsemble
+AnyDescription = TeacherDescription | EnsembleDescription
 
 
 def load_teacher(
-    name_or_path: str | os.PathLike[str],
+    name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     student_processor: BaseImageProcessor,
     id2label: Mapping[int, str] | None = None,
@@ -189,29 +53,47 @@ def load_teacher(
     dtype: torch.dtype | str | None = None,
     input_size: InputSize = "own",
     device: torch.device | str | None = None,
-) -> Teacher:
+    prompts: Mapping[str, Sequence[str]] | None = None,
+    templates: Sequence[str] | None = None,
+    weights: Sequence[float] | None = None,
+    label_subset: bool = False,
+    prior_correction: bool = False,
+) -> AnyTeacher:
     """Loads an image classifier, checks that it can teach, and adapts it to the student's pixels and labels.
 
     Args:
         name_or_path: a Hub id or a folder, of a transformers architecture or of a timm checkpoint (for example
-            "timm/regnety_160.deit_in1k", the paper's teacher).
+            "timm/regnety_160.deit_in1k", the paper's teacher). Or several of them: the weighted mean of their
+            probabilities teaches.
         student_processor: the student's image processor, with `image_mean`, `image_std` and `crop_size`.
-        id2label: the student's labels by index. Without it the teacher's own labels and order are kept; those that
-            share a name are told apart by `unique_names`.
-        revision: branch, tag or commit; pin it for a run to be repeatable.
+        id2label: the student's labels by index. Without it the teacher's own labels and order are kept, of several
+            those of the first classifier; those that share a name are told apart by `unique_names`.
+        revision: branch, tag or commit; pin it for a run to be repeatable. "NAME@REVISION" says it, too, as it must
+            for several.
         dtype: to compute in; float32 by default.
         input_size: that the student's pixels are resized to (bicubic, antialiased) for it. "own" is the size that it
             was trained for, as its image processor states it, or else its configuration; one that states none gets
             the student's. "student" leaves them as they are, as far as its architecture takes them so. Or a number of
             pixels.
         device: to put it on; the CPU by default.
+        prompts: of a zero-shot model (CLIP, SigLIP, …): the text, or texts, that describe a class, by its name.
+        templates: of a zero-shot model: sentences in which "{}" stands for the name of a class that has no prompts;
+            by default seven of CLIP's authors (`zero_shot.prompts.DEFAULT_TEMPLATES`).
+        weights: of several, of each a positive number; by default all count alike.
+        label_subset: whether a classifier may have more labels than the student: it teaches those of the same name,
+            its probabilities of these divided by their sum.
+        prior_correction: of a zero-shot model: whether a `DistillationTrainer` shall take off, before its first step,
+            what it favours on the training images; see `Teacher.correct_prior`.
 
     Returns:
-        A `Teacher`: a function of the student's normalised pixels giving logits in the student's label order.
+        A `Teacher`, or of several a `TeacherEnsemble`: a function of the student's normalised pixels giving logits in
+        the student's label order.
 
     Raises:
         InputError: no such model; no image classifier; weights missing from the checkpoint (a head that would be
-            random); no statistics; labels that are not the student's; an input size that it does not take.
+            random); no statistics; labels that are not the student's; an input size that it does not take; of several
+            one twice, or `weights` that are none. Of a zero-shot model: no `id2label`; names that say nothing to it;
+            texts that it cannot tell apart or that are too long; no tokenizer. Prompts or templates for a classifier.
     """
     description = describe_teacher(
         name_or_path,
@@ -220,38 +102,124 @@ def load_teacher(
         revision=revision,
         dtype=dtype,
         input_size=input_size,
+        prompts=prompts,
+        templates=templates,
+        weights=weights,
+        label_subset=label_subset,
+        prior_correction=prior_correction,
     )
     return description.load(device)
 
 
 def describe_teacher(
-    name_or_path: str | os.PathLike[str],
+    name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     student_processor: BaseImageProcessor,
     id2label: Mapping[int, str] | None = None,
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     input_size: InputSize = "own",
-) -> TeacherDescription:
+    prompts: Mapping[str, Sequence[str]] | None = None,
+    templates: Sequence[str] | None = None,
+    weights: Sequence[float] | None = None,
+    label_subset: bool = False,
+    prior_correction: bool = False,
+) -> AnyDescription:
     """Reads and checks what is known of a teacher without its weights, which its `load` loads.
 
     Arguments and errors are those of `load_teacher`.
     """
-    name_or_path, dtype, input_size = os.fspath(name_or_path), _as_dtype(dtype), parse_input_size(input_size)
-    refuse_file(name_or_path, role="teacher")
-    commit = resolve_revision(name_or_path, revision)
-    try:
-        config = load_config(name_or_path, commit or revision)
-    except LOADING_ERRORS as error:
-        raise not_loadable(name_or_path, commit or revision, error, role="teacher") from error
-    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        raise not_loadable(name_or_path, commit or revision, f"{config.model_type} is none", role="teacher")
-    check_extent(name_or_path, config)
+    names = list(name_or_path) if _are_several(name_or_path) else [os.fspath(name_or_path)]
+    settings = {"student_processor": student_processor, "dtype": dtype, "input_size": input_size}
+    told = {"prompts": prompts, "templates": templates, "prior_correction": prior_correction}
+    if not names:
+        raise InputError("there is no teacher: name a Hub id or a folder, or several")
+    if len(names) > 1:
+        if revision is not None:
+            raise InputError(
+                f"revision {revision!r} is of one teacher, got {len(names)}: write NAME@REVISION for each of them"
+            )
+        weights = normalized_weights(weights, len(names))
+        return EnsembleDescription(_describe_each(names, id2label, told, label_subset, settings), weights)
+    if weights is not None:
+        raise InputError(f"weights are of several teachers, got one, {os.fspath(names[0])!r}: leave them out")
+    own = {"revision": revision, "label_subset": label_subset}
+    return _describe(names[0], id2label=id2label, **own, **told, **settings)
+
+
+def _are_several(name_or_path: Any) -> bool:
+    """Whether a list of teachers is given, perhaps of one."""
+    return isinstance(name_or_path, Sequence) and not isinstance(name_or_path, str)
+
+
+def _describe_each(
+    names: Sequence[str | os.PathLike[str]],
+    id2label: Mapping[int, str] | None,
+    told: Mapping[str, Any],
+    label_subset: bool,
+    settings: Mapping[str, Any],
+) -> tuple[TeacherDescription, ...]:
+    """What is known of several teachers, of which only zero-shot models are told things, and others have a subset."""
+    are_zero_shot = [knows_names(name) for name in names]
+    if any(told.values()) and not any(are_zero_shot):
+        raise InputError(
+            "prompts, templates and prior_correction are of zero-shot models, and none of the teachers is one: leave "
+            "them out"
+        )
+    if label_subset and all(are_zero_shot):
+        raise InputError(_NO_SUBSET.format("each of the teachers"))
+    found: dict[int, TeacherDescription] = {}
+    for place in sorted(range(len(names)), key=are_zero_shot.__getitem__):  # classifiers first, whose labels may hold
+        own = told if are_zero_shot[place] else {"label_subset": label_subset}
+        found[place] = _describe(names[place], id2label=id2label, **own, **settings)
+        id2label = found[place].id2label
+    members = tuple(found[place] for place in range(len(names)))
+    places = [member.revision or os.path.realpath(member.name_or_path) for member in members]
+    if twice := [member for member, place in zip(members, places, strict=True) if places.count(place) > 1]:
+        raise InputError(
+            f"the teacher {twice[-1].name_or_path!r} is given twice: give it once, and let it count for more with "
+            "--teacher_weights (weights of load_teacher)"
+        )
+    return members
+
+
+def _describe(
+    name_or_path: str | os.PathLike[str],
+    *,
+    student_processor: BaseImageProcessor,
+    id2label: Mapping[int, str] | None,
+    dtype: torch.dtype | str | None,
+    input_size: InputSize,
+    revision: str | None = None,
+    prompts: Mapping[str, Sequence[str]] | None = None,
+    templates: Sequence[str] | None = None,
+    label_subset: bool = False,
+    prior_correction: bool = False,
+) -> TeacherDescription:
+    dtype, input_size = _as_dtype(dtype), parse_input_size(input_size)
+    name_or_path, revision, commit, config = _read_config(name_or_path, revision)
+    asked = None
+    if _knows_names(name_or_path, commit or revision, config):
+        if label_subset:
+            raise InputError(_NO_SUBSET.format(repr(name_or_path)))
+        asked = _asked_of(name_or_path, commit or revision, config, id2label, prompts, templates)
+    elif prompts or templates:
+        raise InputError(
+            f"the teacher {name_or_path!r} is a classifier, which knows its classes: leave --templates and "
+            "--class_prompts (templates and prompts of load_teacher) out, or take a zero-shot model"
+        )
+    check_extent(name_or_path, config, is_zero_shot=asked is not None)
     processor = load_image_processor(name_or_path, commit or revision, config)
-    teacher_labels = {int(index): label for index, label in config.id2label.items()}
+    if prior_correction and asked is None:
+        raise InputError(
+            f"prior_correction is for zero-shot models, and the teacher {name_or_path!r} is a classifier, which has "
+            "learnt how frequent its classes are: leave it out"
+        )
+    known = config.id2label if asked is None else id2label
+    teacher_labels = {int(index): label for index, label in known.items()}
     wanted_labels = unique_names(teacher_labels) if id2label is None else id2label
     id2label = {int(index): label for index, label in wanted_labels.items()}
-    label_order = match_labels(teacher_labels, id2label, owner=f"the teacher {name_or_path!r}")
+    label_order = _label_order(name_or_path, teacher_labels, id2label, label_subset)
     channel_order, scale, shift, made_size = _relative_normalization(name_or_path, processor, student_processor)
     own_size = stated_input_size(name_or_path, commit or revision, config, processor)
     student_size = (student_processor.crop_size.height, student_processor.crop_size.width)
@@ -269,16 +237,97 @@ def describe_teacher(
         own_size=own_size,
         student_size=student_size,
         sizes=_sizes_to_show(input_size, own_size, student_size, (configured_size(config), made_size)),
+        prompts=asked,
+        is_subset=len(teacher_labels) > len(id2label),
+        prior_correction=correction_of(student_processor) if prior_correction else None,
     )
 
 
-def remedy_for(dtype: torch.dtype) -> str:
-    """What to give for a teacher whose answers in a dtype are not finite, to follow "give"."""
-    if dtype == torch.float16:
-        return "--teacher_dtype float32 or bfloat16 (dtype of load_teacher), as float16 overflows beyond 65,504"
-    if dtype == torch.bfloat16:
-        return "--teacher_dtype float32 (dtype of load_teacher)"
-    return "another teacher, whose weights and image processor are sound"
+_NO_SUBSET = (
+    "label_subset (--teacher_label_subset) chooses among a classifier's labels, but {} is a zero-shot model, which "
+    "has none of its own and is told the student's: leave it out"
+)
+
+
+def _label_order(
+    name_or_path: str, teacher: Mapping[int, str], student: Mapping[int, str], label_subset: bool
+) -> list[int]:
+    """A teacher's index of each of the student's labels."""
+    owner = f"the teacher {name_or_path!r}"
+    if label_subset and len(teacher) != len(student):
+        return choose_labels(teacher, student, owner)
+    if len(teacher) > len(student) and are_among(teacher, student):
+        raise InputError(
+            f"{owner} has {len(teacher)} labels ({shortlist(in_order(teacher), 3)}), expected {len(student)} "
+            f"({shortlist(in_order(student), 3)}), which are all among them: let it teach these alone with "
+            "--teacher_label_subset true (label_subset of load_teacher), or take another one"
+        )
+    return match_labels(teacher, student, owner)
+
+
+def _read_config(
+    name_or_path: str | os.PathLike[str], revision: str | None = None
+) -> tuple[str, str | None, str | None, PreTrainedConfig]:
+    """A teacher's name, the revision that is asked for, its commit, if it is on the Hub, and its configuration.
+
+    Raises:
+        InputError: no such model; or two revisions.
+    """
+    given = os.fspath(name_or_path)
+    name_or_path, stated = name_and_revision(given)
+    if None not in (stated, revision) and stated != revision:
+        raise InputError(f"the teacher {given!r} names a revision, and another one is given, {revision!r}: drop one")
+    revision = revision or stated
+    refuse_file(name_or_path, role="teacher")
+    commit = resolve_revision(name_or_path, revision)
+    try:
+        return name_or_path, revision, commit, load_config(name_or_path, commit or revision)
+    except LOADING_ERRORS as error:
+        raise not_loadable(name_or_path, commit or revision, error, role="teacher") from error
+
+
+def knows_names(name_or_path: str | os.PathLike[str], revision: str | None = None) -> bool:
+    """Whether a teacher is a model that knows classes by their names, as CLIP does, and has none of its own.
+
+    Raises:
+        InputError: no such model, or one that cannot teach.
+    """
+    name_or_path, revision, commit, config = _read_config(name_or_path, revision)
+    return _knows_names(name_or_path, commit or revision, config)
+
+
+def _knows_names(name_or_path: str, revision: str | None, config: PreTrainedConfig) -> bool:
+    if is_zero_shot(config):
+        check_zero_shot(name_or_path, config)
+        return True
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise not_loadable(name_or_path, revision, why_no_teacher(config), role="teacher")
+    return False
+
+
+def _asked_of(
+    name_or_path: str,
+    revision: str | None,
+    config: Any,
+    names: Mapping[int, str] | None,
+    prompts: Mapping[str, Sequence[str]] | None,
+    templates: Sequence[str] | None,
+) -> Prompts:
+    """The texts of a zero-shot model, as its tokenizer reads them."""
+    if names is None:
+        raise InputError(_knows_no_classes(name_or_path))
+    usual = CHINESE_TEMPLATES if config.model_type == "chinese_clip" else DEFAULT_TEMPLATES
+    labels = in_order({int(index): name for index, name in names.items()})
+    asked = Prompts.of(labels, prompts, templates, usual_templates=usual)
+    return TextReader.of(name_or_path, revision, config).read(asked)
+
+
+def _knows_no_classes(name_or_path: str) -> str:
+    return (
+        f"{name_or_path!r} is a zero-shot model, which has no classes of its own and must be told them: name them "
+        'with --class_names cat "red fox" … (id2label of load_teacher) or, with texts about them, in --class_prompts '
+        "FILE.yaml, or give images with labels, whose names they are"
+    )
 
 
 def parse_input_size(value: str | int) -> InputSize:
@@ -298,12 +347,6 @@ def parse_input_size(value: str | int) -> InputSize:
     )
 
 
-def size_in_words(size: Size) -> str:
-    """A (height, width) as people say it: "224", or "224 x 160" if it is no square."""
-    height, width = size
-    return str(height) if height == width else f"{height} x {width}"
-
-
 def _sizes_to_show(
     wanted: InputSize, own: Size | None, student: Size, defaults: tuple[Size | None, Size]
 ) -> tuple[Size, ...]:
@@ -314,19 +357,28 @@ def _sizes_to_show(
     return tuple(dict.fromkeys(size for size in order if size is not None))
 
 
-def load_labels(name_or_path: str | os.PathLike[str], revision: str | None = None) -> list[str]:
-    """The labels of a classifier, by index, from its configuration alone. Names may repeat.
+def load_labels(
+    name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], revision: str | None = None
+) -> list[str]:
+    """The labels of a classifier, by index, from its configuration alone; of several teachers, the first one's.
+
+    Names may repeat.
 
     Raises:
-        InputError: no such model.
+        InputError: no such model; or a zero-shot one, or several that all are, which have none.
     """
-    name_or_path = os.fspath(name_or_path)
+    if _are_several(name_or_path):
+        first = next((name for name in name_or_path if not knows_names(name)), name_or_path[0])
+        return load_labels(first)
+    name_or_path, wanted = name_and_revision(os.fspath(name_or_path))
     refuse_file(name_or_path, role="teacher")
     try:
-        id2label = load_config(name_or_path, revision).id2label
+        config = load_config(name_or_path, revision or wanted)
     except LOADING_ERRORS as error:
         raise InputError(f"cannot load the teacher {name_or_path!r}: {why_not_loaded(error)}") from error
-    return in_order(id2label)
+    if is_zero_shot(config):
+        raise InputError(_knows_no_classes(name_or_path))
+    return in_order(config.id2label)
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
@@ -367,41 +419,3 @@ def _relative_normalization(
     ):
         scale, shift = torch.ones_like(scale), torch.zeros_like(shift)
     return channel_order, scale.float(), shift.float(), size
-
-
-def _accepted_size(model: PreTrainedModel, name_or_path: str, sizes: tuple[Size, ...]) -> Size:
-    """The first of some sizes that a model takes."""
-    errors = {}
-    for size in sizes:
-        errors[size] = _failure(model, size)
-        # Where it has only overflowed, its size is none of the reasons: the views will show on which it does.
-        overflows = isinstance(errors[size], _NotFiniteError) and model.dtype != torch.float32
-        if errors[size] is None or (overflows and _failure(copy.deepcopy(model).float(), size) is None):
-            return size
-    tried, error = " nor ".join(map(size_in_words, errors)), list(errors.values())[-1]
-    if not all(weight.isfinite().all() for weight in model.parameters()):
-        name = str(model.dtype).removeprefix("torch.")
-        raise InputError(
-            f"the teacher {name_or_path!r} has weights that are not finite in {name}: give {remedy_for(model.dtype)}"
-        )
-    raise InputError(
-        f"the teacher {name_or_path!r} takes no images of {tried} pixels ({error}): name a size that it takes with "
-        "--teacher_input_size, or leave that out for its own"
-    ) from error
-
-
-@torch.no_grad()
-def _failure(model: PreTrainedModel, size: Size) -> Exception | None:
-    """What a model says to images of a size that it does not take; None if it takes them."""
-    try:
-        pixel_values = torch.zeros(1, 3, *size, dtype=model.dtype, device=model.device)
-        logits = model.eval()(pixel_values=pixel_values).logits
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of any kind: architectures refuse sizes as they come to it
-        return error
-    return None if has_answer(logits).all() else _NotFiniteError("logits that are not finite")
-
-
-class _NotFiniteError(ValueError):
-    """A model takes images of a size, or seems to, and makes nothing of them."""

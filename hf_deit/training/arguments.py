@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
@@ -13,9 +14,14 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..data.arguments import COUNTS, SEEDS, check_ranges
 from ..data.batch_augment import Mixing, RandomErasing
-from ..errors import InputError, not_one_of, one_line
+from ..errors import InputError, not_one_of, one_line, shortlist
+from ..models.class_names import composed
+from ..models.ensemble import normalized_weights
 from ..models.extent import LARGEST_IMAGE
+from ..models.pretrained import name_and_revision
 from ..models.teacher import parse_input_size
+from ..models.zero_shot.prompt_file import read_prompts
+from ..models.zero_shot.prompts import checked_templates
 from .checkpoints import resume_wish
 from .hardware import (
     bf16_of,
@@ -73,7 +79,7 @@ _RANGES = {
         *("mixup_probability", "mixup_switch_probability"),
     ),
     "[0, 1)": ("label_smoothing_factor", "ema_decay", "adam_beta1", "adam_beta2"),
-    "(0, 1]": ("crop_scale_min",),
+    "(0, 1]": ("crop_scale_min", "layer_decay"),
     "(0, ∞)": ("distillation_temperature", "adam_epsilon"),
     "[0, ∞)": (
         *("mixup", "cutmix", "warmup_learning_rate", "min_learning_rate", "learning_rate", "weight_decay"),
@@ -82,12 +88,12 @@ _RANGES = {
     "(0, 1000000000)": ("num_train_epochs", "hub_push_timeout", "save_steps", "ddp_timeout", "ddp_bucket_cap_mb"),
     "[0, 1000000000)": (
         *("teacher_labels_top_k", "warmup_epochs", "warmup_steps", "logging_steps", "eval_epochs", "eval_steps"),
-        *("eval_delay", "save_total_limit"),
+        *("eval_delay", "save_total_limit", "min_train_steps"),
     ),
     COUNTS: (
         *("repeated_augmentation", "per_device_train_batch_size", "per_device_eval_batch_size"),
         *("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"),
-        *("dataloader_prefetch_factor", "mixup_group_size", "total_batch_size"),
+        *("dataloader_prefetch_factor", "mixup_group_size", "total_batch_size", "early_stopping_patience"),
     ),
     SEEDS: ("seed", "data_seed"),
 }
@@ -138,7 +144,7 @@ class DistillationTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Keep so many logits of a view, too, fewer than there are classes; soft distillation learns from "
-            "them."
+            "them, by default from ten."
         },
     )
     verify_teacher_labels: float = field(
@@ -252,6 +258,21 @@ class DistillationTrainingArguments(TrainingArguments):
         default="raw", metadata={"help": "What save_model saves: the weights, or their moving average."}
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Not applied to biases, norms, tokens, positions."})
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "For fine-tuning: the learning rate of a layer as a part of the next one's, in (0, 1]."},
+    )
+    min_train_steps: int = field(
+        default=0,
+        metadata={"help": "Optimizer steps that a run has at least, where num_train_epochs would make fewer."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End a run when so many evaluations in a row are no better by metric_for_best_model; the best is "
+            "kept with load_best_model_at_end."
+        },
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "ε of the class head's labels, in [0, 1)."})
     log_format: Literal["table", "raw"] = field(
@@ -390,10 +411,10 @@ class DistillationTrainingArguments(TrainingArguments):
             return
         if self.distillation_type == "none":
             raise InputError('teacher_labels are given but distillation_type is "none": drop one of them')
-        if self.distillation_type == "soft" and not self.teacher_labels_top_k:
+        if self.distillation_type == "soft" and self.teacher_labels_top_k == 0:
             raise InputError(
-                "soft distillation learns from logits: say how many of a view's are kept, fewer than there are "
-                "classes, --teacher_labels_top_k 10"
+                "soft distillation learns from logits, got teacher_labels_top_k 0: say how many of a view's are kept, "
+                "fewer than there are classes, or leave it out"
             )
         if self.verify_teacher_labels and self.teacher_labels_readonly:
             raise InputError(
@@ -490,7 +511,51 @@ class ModelArguments:
             "CaiT, and for inputs of at most 32 pixels, which are evaluated as they are)."
         },
     )
-    teacher_model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the teacher."})
+    # One is held as a text, several as a list.
+    teacher_model_name_or_path: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id or folder of the teacher: a classifier, or a zero-shot model (CLIP, SigLIP, …), which "
+            "knows classes by their names. Of several, the mean of their probabilities teaches."
+        },
+    )
+    teacher_weights: list[float] | None = field(
+        default=None, metadata={"help": "Of several teachers: the weight of each, positive; by default all alike."}
+    )
+    teacher_label_subset: bool = field(
+        default=False,
+        metadata={"help": "Let a teacher with more classes than the student teach those of the same name."},
+    )
+    teacher_probe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of a teacher: Hub id or folder of a backbone, as of DINOv2 or timm, on whose features a "
+            "linear classifier of the labelled training images is fitted first."
+        },
+    )
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the classes, where images have no labels and a zero-shot model teaches."},
+    )
+    # Of a file that is named, what it says: that is what a recipe holds, and what two runs are compared by.
+    class_prompts: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "YAML file for a zero-shot teacher: for each class the text, or texts, that describe it. Where "
+            "images have no labels, and no class_names are given, it names the classes."
+        },
+    )
+    templates: list[str] | None = field(
+        default=None,
+        metadata={"help": 'Sentences for a zero-shot teacher in which {} is a class\'s name: "a photo of a {}."'},
+    )
+    teacher_prior_correction: bool = field(
+        default=False,
+        metadata={
+            "help": "Take off a zero-shot teacher, or each of several, what it favours on all training images: the "
+            "log of its mean probabilities."
+        },
+    )
     teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
     teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
     teacher_input_size: str = field(
@@ -507,11 +572,16 @@ class ModelArguments:
     def __post_init__(self) -> None:
         _check_choices(self)
         check_ranges(self, _RANGES_OF_MODELS)
-        for name in ("student", "teacher_model_name_or_path", "teacher_recipe"):
+        for name in ("student", "teacher_model_name_or_path", "teacher_recipe", "class_prompts"):
             if isinstance(getattr(self, name), os.PathLike):
                 setattr(self, name, os.fspath(getattr(self, name)))
-        self.teacher_model_name_or_path = self.teacher_model_name_or_path or None
+        self.teacher_model_name_or_path = one_or_several(self.teacher_model_name_or_path)
+        self._check_teachers()
         self.teacher_input_size = str(parse_input_size(self.teacher_input_size or "own"))
+        if self.class_names is not None:
+            self.class_names = checked_class_names(self.class_names)
+        checked_templates(self.templates or None)
+        self.class_prompts = read_prompts(self.class_prompts) if self.class_prompts else None
         if isinstance(self.student_overrides, str):
             try:
                 self.student_overrides = json.loads(self.student_overrides)
@@ -519,6 +589,56 @@ class ModelArguments:
                 raise InputError(f"student_overrides must be a JSON object, got {self.student_overrides!r}") from error
         if not isinstance(self.student_overrides, dict | None):
             raise InputError(f"student_overrides must be a JSON object, got {self.student_overrides!r}")
+
+    def _check_teachers(self) -> None:
+        """Takes a revision from behind the name of one teacher, and refuses what cannot be of several.
+
+        Raises:
+            InputError: there are two revisions of one, or one of several; or weights that are none of theirs.
+        """
+        names = self.teacher_model_name_or_path
+        if isinstance(names, str):
+            name, revision = name_and_revision(names)
+            if revision is None:
+                return
+            if self.teacher_revision not in (None, revision):
+                raise InputError(
+                    f"the teacher {names!r} names a revision, got --teacher_revision {self.teacher_revision}: leave "
+                    "one of them out"
+                )
+            self.teacher_model_name_or_path, self.teacher_revision = name, revision
+        elif names is not None:
+            if self.teacher_revision is not None:
+                raise InputError(
+                    f"--teacher_revision {self.teacher_revision} is of one teacher, got {len(names)}: write each as "
+                    "NAME@REVISION"
+                )
+            normalized_weights(self.teacher_weights, len(names))
+
+
+def one_or_several(names: Any) -> Any:
+    """What a field of one or several names holds: None, the one as a text, or a list of several."""
+    if isinstance(names, list | tuple):
+        names = [os.fspath(name) if isinstance(name, os.PathLike) else name for name in names]
+        return names[0] if len(names) == 1 else names or None
+    return names or None
+
+
+def checked_class_names(names: Any) -> list[str]:
+    """Names of classes as they were given, without blanks around them.
+
+    Raises:
+        InputError: there are fewer than two, or one stands twice or is empty.
+    """
+    names = [str(name).strip() for name in names]
+    if len(names) < 2 or not all(names):
+        raise InputError(
+            f"class_names must be the names of at least two classes, got {shortlist(map(repr, names)) or 'none'}: "
+            'give them one behind the other, in quotes where they have blanks: --class_names "red fox" wolf'
+        )
+    if twice := [name for name, count in Counter(map(composed, names)).items() if count > 1]:
+        raise InputError(f"class_names has {shortlist(map(repr, twice))} more than once: name each class once")
+    return names
 
 
 def check_fit(args: DistillationTrainingArguments) -> None:
@@ -551,6 +671,13 @@ def _check_best(args: DistillationTrainingArguments) -> None:
         raise InputError(
             f"load_best_model_at_end keeps the best of what is both evaluated and saved, got eval_strategy "
             f"{evaluated!r} and save_strategy {saved!r}: make them alike, or give --load_best_model_at_end false"
+        )
+    if args.early_stopping_patience is not None and (args.eval_strategy == "no" or not args.load_best_model_at_end):
+        raise InputError(
+            f"early_stopping_patience ends a run that gets no better, and goes back to its best, got "
+            f"{args.early_stopping_patience} with eval_strategy {SaveStrategy(args.eval_strategy).value!r} and "
+            f"load_best_model_at_end {str(bool(args.load_best_model_at_end)).lower()}: give --eval_strategy and "
+            "--save_strategy epoch, --load_best_model_at_end true and --metric_for_best_model top1, or leave it out"
         )
 
 

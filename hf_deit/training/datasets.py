@@ -25,7 +25,7 @@ from ..models.class_names import in_order, match_labels, unique_names
 from ..models.configuration_deit import label2id_of
 from ..models.heads import FUSED, HEADS
 from ..models.image_processing_deit import DistilledDeiTImageProcessor, DistilledDeiTImageProcessorPil
-from ..models.teacher import Teacher, TeacherDescription
+from ..models.teacher import AnyDescription, AnyTeacher
 from .arguments import DistillationTrainingArguments, check_fit
 from .optimization import check_optimization
 
@@ -85,7 +85,7 @@ def check_arguments(
 def check_teaching(
     args: DistillationTrainingArguments,
     model: PreTrainedModel,
-    teacher: Teacher | TeacherDescription | None,
+    teacher: AnyTeacher | AnyDescription | None,
     *,
     has_unlabeled: bool,
 ) -> None:
@@ -126,7 +126,7 @@ def train_transform(args: DistillationTrainingArguments, processor: DistilledDei
 
 
 def check_data(
-    dataset: datasets.Dataset | datasets.IterableDataset, model: PreTrainedModel, teacher: Teacher | None
+    dataset: datasets.Dataset | datasets.IterableDataset, model: PreTrainedModel, teacher: AnyTeacher | None
 ) -> tuple[str, str]:
     """Checks that student and teacher have the data's labels in its order. A student without names gets the data's.
 
@@ -152,7 +152,7 @@ def check_data(
     return image_column, label_column
 
 
-def check_teacher_labels(model: PreTrainedModel, teacher: Teacher) -> None:
+def check_teacher_labels(model: PreTrainedModel, teacher: AnyTeacher) -> None:
     """Checks that student and teacher have the same labels in the same order, where no labelled data tell.
 
     A student without names gets the teacher's.
@@ -189,7 +189,7 @@ def as_views(
     args: DistillationTrainingArguments,
     model: PreTrainedModel,
     processor: DistilledDeiTImageProcessor,
-    teacher: Teacher | None,
+    teacher: AnyTeacher | None,
     images_are_checked: bool = False,
 ) -> Any:
     """The training views of a data set or a stream, with those of unlabelled images; anything else as it is.
@@ -239,7 +239,7 @@ def as_evaluation(
     args: DistillationTrainingArguments,
     model: PreTrainedModel,
     processor: DistilledDeiTImageProcessor,
-    teacher: Teacher | None,
+    teacher: AnyTeacher | None,
     may_lack_labels: bool = False,
     images_are_checked: bool = False,
     where: str = "the validation images",

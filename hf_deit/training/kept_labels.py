@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader
 
 from ..data.view_dataset import collate
 from ..errors import InputError
-from ..hub.facts import LOCAL_TEACHER, RunSources, Source
-from ..hub.revisions import declared_datasets
+from ..hub.facts import LOCAL_TEACHER, Member, RunSources, Source, several
+from ..hub.revisions import declared_datasets, declared_license
 from ..labels.epoch import EpochLabels
 from ..labels.files import ABSENT, TRUE_LABEL, wants_crc
+from ..labels.identity import StoreIdentity
 from ..labels.top_k import rebuilt_logits, top_logits
 from ..models.answers import NO_ANSWER, decisions_of, has_answer
-from ..models.teacher import Teacher, TeacherDescription
+from ..models.teacher import AnyDescription, AnyTeacher
 from .label_source import RunLabels
 from .processes import on_every_process, on_main_process
 from .teacher_answers import TeacherAnswers
@@ -44,6 +45,26 @@ def _is_on_hub(name: str, commit: str) -> bool:
         validate_repo_id(name)
         return constants.REGEX_COMMIT_OID.match(commit) is not None and not os.path.exists(name)
     return False
+
+
+def _sources_of(identity: StoreIdentity) -> dict[str, Any]:
+    """The fields of `RunSources` that say who the teacher, or teachers, of kept labels are."""
+
+    def source(name: str, commit: str) -> tuple[Source, list[str] | None, str | None]:
+        if not _is_on_hub(name, commit):
+            return LOCAL_TEACHER, None, None
+        return Source(name, commit, on_hub=True), declared_datasets(name, commit), declared_license(name, commit) or ""
+
+    teacher = identity.teacher
+    if "members" not in teacher:
+        named, stated, terms = source(teacher.get("name") or "", teacher["revision"])
+        return {"teacher": named, "teacher_datasets": stated, "teacher_license": terms}
+    members = []
+    for name, one, weight in zip(teacher["names"], teacher["members"], teacher["weights"], strict=True):
+        named, stated, terms = source(name, one["revision"])
+        shown = identity.shown_size(one)
+        members.append(Member(named, weight, datasets=stated, license=terms, size=shown))
+    return {"teacher": several(len(members)), "teacher_members": members}
 
 
 @dataclass
@@ -92,7 +113,7 @@ class KeptLabels:
     def __init__(
         self,
         labels: RunLabels,
-        teacher: TeacherDescription | None,
+        teacher: AnyDescription | None,
         *,
         needed: Mapping[int, int] | None = None,
     ) -> None:
@@ -137,11 +158,7 @@ class KeptLabels:
     def named_in(self, sources: RunSources) -> RunSources:
         """What a run is made from, with what the store knows of its teacher and, on the Hub, the store."""
         if sources.teacher is None:
-            teacher = self.store.identity.teacher
-            is_local = not _is_on_hub(teacher.get("name") or "", teacher["revision"])
-            named = LOCAL_TEACHER if is_local else Source(teacher["name"], teacher["revision"], on_hub=True)
-            stated = None if is_local else on_main_process(lambda: declared_datasets(named.name, named.commit))
-            sources = replace(sources, teacher=named, teacher_datasets=stated)
+            sources = replace(sources, **on_main_process(lambda: _sources_of(self.store.identity)))
         sources = replace(sources, teacher_size=self.store.identity.teacher_size)
         if (on_hub := self.store.source) is not None:
             sources = replace(sources, teacher_labels=Source(*on_hub, on_hub=True, is_dataset=True))
@@ -210,7 +227,7 @@ class KeptLabels:
         """The slots of the epoch, ascending, of which nothing is known."""
         return np.arange(self.store.identity.views_per_epoch) if self._known is None else self._known.absent()
 
-    def answer(self, batch: Batch, teacher: Teacher | None) -> torch.Tensor:
+    def answer(self, batch: Batch, teacher: AnyTeacher | None) -> torch.Tensor:
         """What the teacher says about a batch of views, or has said about them.
 
         Args:
@@ -247,7 +264,7 @@ class KeptLabels:
         """(B,) int64. Views of another epoch come out of range, where nothing is found and nothing recorded."""
         return batch["slots"] - (self._epoch << 32)
 
-    def _ask(self, batch: Batch, teacher: Teacher | None, only: torch.Tensor | None = None) -> torch.Tensor:
+    def _ask(self, batch: Batch, teacher: AnyTeacher | None, only: torch.Tensor | None = None) -> torch.Tensor:
         """Lets the teacher label a batch, and records what it says, of all views or of some."""
         if teacher is None:
             raise InputError(
@@ -309,7 +326,7 @@ class KeptLabels:
         if not self.store.readonly:
             self.store.flush(self._args.process_index)
 
-    def finish_epoch(self, teacher: Teacher | None, prepare: Callable[[Batch], Batch]) -> None:
+    def finish_epoch(self, teacher: AnyTeacher | None, prepare: Callable[[Batch], Batch]) -> None:
         """Ends an epoch: writes it as a whole, if all its views were seen, and compares CRCs of pixels.
 
         The few views that the run does not visit, since they fill no whole step, are labelled now: so the epoch serves
@@ -327,7 +344,7 @@ class KeptLabels:
         on_every_process(self._compare_crcs)
         self._finish(self._epoch, teacher, prepare)
 
-    def finish(self, teacher: Teacher | None, prepare: Callable[[Batch], Batch]) -> None:
+    def finish(self, teacher: AnyTeacher | None, prepare: Callable[[Batch], Batch]) -> None:
         """Ends the training: finishes the epochs, too, that were trained on before the run was stopped and resumed.
 
         Args, Raises:
@@ -335,7 +352,7 @@ class KeptLabels:
         """
         self._finish(max(self._needed, default=-1), teacher, prepare)
 
-    def _finish(self, last: int, teacher: Teacher | None, prepare: Callable[[Batch], Batch]) -> None:
+    def _finish(self, last: int, teacher: AnyTeacher | None, prepare: Callable[[Batch], Batch]) -> None:
         """Writes epochs up to the last one as a whole, of which the run has seen all views of its steps."""
         if self.store.readonly:
             return
@@ -364,7 +381,7 @@ class KeptLabels:
         self,
         epoch: int,
         slots: np.ndarray,
-        teacher: Teacher | None,
+        teacher: AnyTeacher | None,
         prepare: Callable[[Batch], Batch],
         *,
         num_workers: int = 0,

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
@@ -20,9 +20,11 @@ from ..labels.on_hub import hub_id
 from ..labels.store import TeacherLabelStore
 from ..models.class_names import label_changes, match_labels
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
-from ..models.teacher import TeacherDescription, size_in_words
+from ..models.single_teacher import size_in_words
+from ..models.teacher import AnyDescription
 from .arguments import DistillationTrainingArguments
 from .datasets import data_seed, make_sampler
+from .pace import num_steps
 from .processes import on_every_process, on_main_process
 
 logger = logging.get_logger(__name__)
@@ -31,6 +33,7 @@ NOT_OF_STREAMS = (
     "the labels of a stream cannot be kept: which image a slot has depends on the number of processes and on all that "
     "was read before. Give the data set without --streaming, or leave --teacher_labels out"
 )
+_USUAL_TOP_K = 10  # logits of a view, for soft distillation
 # Of how a view follows from (seed, epoch, slot): to be raised with every change that makes other views.
 _VIEWS_VERSION = 1
 # Libraries that make pixels.
@@ -40,7 +43,7 @@ _LIBRARIES = ("hf_deit", "numpy", "pillow", "timm", "torch", "torchvision")
 def views_needed(args: DistillationTrainingArguments, sampler: ViewSampler) -> dict[int, int]:
     """How many of an epoch's first views a run trains on, by epoch."""
     steps_per_epoch = len(sampler) // args.total_train_batch_size
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    steps = num_steps(args, steps_per_epoch)
     return {
         epoch: min(len(sampler), (steps - epoch * steps_per_epoch) * args.total_train_batch_size)
         for epoch in range(math.ceil(steps / steps_per_epoch))
@@ -203,9 +206,6 @@ class RunLabels:
                 "another store"
             )
         args, views, mixing = self.args, self.views, self.views.mixing
-        top_k = args.teacher_labels_top_k
-        if top_k is None:
-            top_k = 0 if there is None else there.top_k
         return StoreIdentity(
             teacher=there.teacher if teacher is None else teacher,
             data=self._data,
@@ -228,8 +228,22 @@ class RunLabels:
             repeats_placement=args.repeats_placement,
             views_per_epoch=self.views_per_epoch,
             num_labels=self._num_labels,
-            top_k=top_k,
+            top_k=self._top_k(),
         )
+
+    def _top_k(self) -> int:
+        """How many logits of a view are kept, or, where nobody says it, are there, or are usual."""
+        wanted, is_soft = self.args.teacher_labels_top_k, self.args.distillation_type == "soft"
+        if wanted is not None:
+            return wanted
+        if self._there is None:
+            return min(_USUAL_TOP_K, self._num_labels - 1) if is_soft else 0
+        if is_soft and not self._there.top_k:
+            raise InputError(
+                f"the labels in {self.source.name!r} were kept without logits, from which soft distillation learns: "
+                "give another --teacher_labels, or --distillation_type hard"
+            )
+        return self._there.top_k
 
     @functools.cached_property
     def _data(self) -> dict[str, Any]:
@@ -262,7 +276,8 @@ class RunLabels:
         if there is not None:
             self.source.reader.check_identity(identity)
             missing = self.source.reader.missing(self.needed)
-            if not missing and not args.verify_teacher_labels:
+            may_suffice = not missing or (self._may_stop_before(missing) and not has_trained_teacher)
+            if may_suffice and not args.verify_teacher_labels:
                 return True
             if not has_trained_teacher and not args.teacher_labels_readonly:
                 why = f"lacks views of {len(missing)} epochs that the run needs" if missing else "is to be verified"
@@ -276,7 +291,7 @@ class RunLabels:
         return False
 
     def open(
-        self, teacher: TeacherDescription | None, needed: Mapping[int, int] | None = None
+        self, teacher: AnyDescription | None, needed: Mapping[int, int] | None = None
     ) -> tuple[TeacherLabelStore, StoreIdentity]:
         """Opens the store to be read if it has all that is needed or cannot be written, else to be written.
 
@@ -296,14 +311,14 @@ class RunLabels:
         identity = on_main_process(lambda: self.identity(None if teacher is None else self._identity_of(teacher)))
         return self.open_again(identity, needed, has_teacher=teacher is not None), identity
 
-    def _identity_of(self, teacher: TeacherDescription) -> Mapping[str, Any]:
+    def _identity_of(self, teacher: AnyDescription) -> Mapping[str, Any]:
         """What its answers depend on, as the store has it where that says the same in an earlier version's words.
 
         Before there was a choice, no store named the teacher's input size: it was the student's or, of a teacher that
         does not take this, the one that its image processor makes. For the latter the weights must be asked.
         """
         identity, there = teacher.identity(), self._there
-        if there is None or "input_size" not in identity["preprocessing"]:
+        if there is None or "input_size" not in identity.get("preprocessing", {}):  # several teachers are younger
             return identity
         unnamed = {name: value for name, value in identity["preprocessing"].items() if name != "input_size"}
         unnamed = {**identity, "preprocessing": unnamed}
@@ -373,17 +388,29 @@ class RunLabels:
         begun = [epoch for epoch in store.partial_epochs if needed.get(epoch, 0) >= len(self.sampler)]
         return {**needed, **dict.fromkeys(begun, store.identity.views_per_epoch)}
 
+    def _may_stop_before(self, missing: Sequence[int]) -> bool:
+        """Whether a run may stop early before it needs these epochs, as the one that filled the store has."""
+        reader = self.source.reader
+        there = {*reader.complete_epochs, *reader.partial_epochs}
+        return self.args.early_stopping_patience is not None and bool(there) and min(there) <= missing[0]
+
     def _is_to_be_read(self, identity: StoreIdentity, needed: Mapping[int, int], has_teacher: bool) -> bool:
         """Whether the store that is there is only read."""
         source, reader = self.source, self.source.reader
         reader.check_identity(identity)
         missing = reader.missing(needed)
         if missing and (self.args.teacher_labels_readonly or not has_teacher):
-            way = ", without --teacher_labels_readonly" if self.args.teacher_labels_readonly else ""
-            raise InputError(
+            lacks = (
                 f"the run needs the epochs {min(needed)} to {max(needed)}, but the label store {source.name!r} lacks "
-                f"views of {len(missing)} of them, the first one {missing[0]}: train for fewer epochs, or let a "
-                f"teacher label the others, in a folder{way}"
+                f"views of {len(missing)} of them, the first one {missing[0]}"
+            )
+            if self._may_stop_before(missing):
+                logger.warning("%s: it suffices if the run stops early before it; else the run ends there", lacks)
+                return True
+            way = ", without --teacher_labels_readonly" if self.args.teacher_labels_readonly else ""
+            least = " (with --min_train_steps 0)" if self.args.min_train_steps else ""
+            raise InputError(
+                f"{lacks}: train for fewer epochs{least}, or let a teacher label the others, in a folder{way}"
             )
         if missing and not source.is_folder:
             logger.warning(

@@ -1,5 +1,6 @@
 """What is measured of a model's answers: hits are counted in one place, for students and teachers alike."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..models.answers import NO_ANSWER, decisions_of, has_answer
+from ..models.ensemble import TeacherEnsemble
 from ..models.heads import MEASURED
-from ..models.teacher import Teacher, size_in_words
+from ..models.single_teacher import size_in_words
+from ..models.teacher import AnyTeacher, Teacher
 
 logger = logging.get_logger(__name__)
 
@@ -132,7 +135,7 @@ def mean_loss(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float | N
 
 @torch.no_grad()
 def measure_teacher(
-    teacher: Teacher,
+    teacher: AnyTeacher,
     *,
     views: Iterable[Mapping[str, torch.Tensor]],
     validation: Iterable[Mapping[str, torch.Tensor]],
@@ -141,7 +144,8 @@ def measure_teacher(
 ) -> dict[str, float]:
     """Measures how good a teacher is on a run's own pixels, at its own input size and the student's.
 
-    Warns if it is no better than guessing, or better at another of these sizes than at the one that it is shown.
+    Warns if it is no better than guessing, or better at another of these sizes than at the one that it is shown. Of
+    several teachers each is measured by itself, too, as it is shown the pixels.
 
     Args:
         views: batches of training views, with `pixel_values` (B, 3, H, W) normalised for the student and `labels`
@@ -154,46 +158,73 @@ def measure_teacher(
         on the validation images, and `teacher_images`, how many those are; and `majority_class`, the largest part of
         a label among the validation images, or, if they have none, among the views. What has no labels is not
         measured, and what it gives no answer to is not right. If it takes several sizes, the first two also for each
-        of them, as `teacher_top1_at_224`, say.
+        of them, as `teacher_top1_at_224`, say; of several teachers for each, as `teacher_top1_of_1`.
     """
-    names = {teacher.shown_size: "", **{size: name for name, size in teacher.other_sizes.items()}}
+    is_one = isinstance(teacher, Teacher)
+    sizes = {teacher.shown_size: "", **{size: name for name, size in teacher.other_sizes.items()}} if is_one else {}
     report: dict[str, float] = {}
     right, majority = {}, 0.0
     kinds = ("teacher_agreement_with_labels", views, note_view), ("teacher_top1", validation, note_validation)
     for name, batches, note in kinds:
-        labels, found = _answers_at(teacher, list(names), batches, note)
+        labels, found = _right_answers(teacher, list(sizes), batches, note)
         if not len(labels):
             continue
         right, majority = found, labels.bincount().max().item() / len(labels)
-        report[name] = _share(right[teacher.shown_size])
-        if len(names) > 1:
-            report |= {f"{name}_at_{size_in_words(size).replace(' ', '')}": _share(right[size]) for size in names}
+        report |= {f"{name}{which}": _share(right[which]) for which in right}
         report["majority_class"] = majority
         if name == "teacher_top1":
             report["teacher_images"] = len(labels)
     if right and PartialState().is_main_process:  # all have measured the same
-        _warn_of_chance(teacher, right[teacher.shown_size], majority)
-        _warn_of_size(teacher, right, names)
+        if is_one:
+            _warn_of_chance(teacher, right[""], majority)
+            _warn_of_size(teacher, {size: right[_at(size) if len(sizes) > 1 else ""] for size in sizes}, sizes)
+        else:
+            for number, member in enumerate(teacher.members, 1):
+                _warn_of_chance(member, right[f"_of_{number}"], majority)
     return report
 
 
-def _answers_at(
-    teacher: Teacher,
+def answers_of_teacher(
+    teacher: AnyTeacher, pixel_values: torch.Tensor, sizes: Sequence[tuple[int, int]] = ()
+) -> dict[str, torch.Tensor]:
+    """What a teacher answers to a batch, logits (B, num_labels), by the end of a measure's name.
+
+    Args:
+        sizes: which to show it, if it is one. If they are several, its answer at 224 pixels, say, is "_at_224".
+
+    Returns:
+        Its answer "" and, of several teachers, that of each: "_of_1" and so on.
+    """
+    if isinstance(teacher, TeacherEnsemble):
+        each = teacher.each(pixel_values)
+        return {"": teacher.together(each), **{f"_of_{number}": logits for number, logits in enumerate(each, 1)}}
+    if len(sizes) < 2:
+        return {"": teacher(pixel_values)}
+    at = {size: teacher(pixel_values, input_size=size) for size in sizes}
+    return {"": at[teacher.shown_size], **{_at(size): logits for size, logits in at.items()}}
+
+
+def _at(size: tuple[int, int]) -> str:
+    return f"_at_{size_in_words(size).replace(' ', '')}"
+
+
+def _right_answers(
+    teacher: AnyTeacher,
     sizes: Sequence[tuple[int, int]],
     batches: Iterable[Mapping[str, torch.Tensor]],
     note: Note | None,
-) -> tuple[torch.Tensor, dict[tuple[int, int], torch.Tensor]]:
-    """The labels of the labelled images, (N,) int64, and for each input size which the teacher says, (N,) bool."""
-    seen, right = [torch.zeros(0, dtype=torch.int64)], {size: [torch.zeros(0, dtype=torch.bool)] for size in sizes}
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The labels of the labelled images, (N,) int64, and for each of `answers_of_teacher` who is right, (N,)."""
+    seen, right = [torch.zeros(0, dtype=torch.int64)], defaultdict(list)
     for batch in batches:
         labels = batch["labels"]
         seen.append(labels[labels >= 0].cpu())
-        for size in sizes:
-            logits = teacher(batch["pixel_values"], input_size=size)
-            if note is not None and size == teacher.shown_size:
-                note(has_answer(logits), batch)
-            right[size].append((decisions_of(logits) == labels)[labels >= 0].cpu())
-    return torch.cat(seen), {size: torch.cat(parts) for size, parts in right.items()}
+        said = answers_of_teacher(teacher, batch["pixel_values"], sizes)
+        if note is not None:
+            note(has_answer(said[""]), batch)
+        for which, logits in said.items():
+            right[which].append((decisions_of(logits) == labels)[labels >= 0].cpu())
+    return torch.cat(seen), {which: torch.cat(parts) for which, parts in right.items()}
 
 
 def _share(right: torch.Tensor) -> float:

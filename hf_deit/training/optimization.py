@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, SchedulerType, Trainer, get_scheduler
 
 from ..errors import InputError, one_line
 from .arguments import DistillationTrainingArguments
+from .layer_decay import check_layer_decay
 
 # Parameters that are no weights of a matrix product although they have two or more dimensions, in the names of
 # transformers and timm. (The authors' code decays the distillation token: timm's list lacked it then.)
@@ -188,9 +189,10 @@ def check_optimization(args: DistillationTrainingArguments, model: PreTrainedMod
         model: the student.
 
     Raises:
-        InputError: a library is missing, an optimizer of torch's takes no such `optim_args`, or a schedule needs other
-            `lr_scheduler_kwargs`.
+        InputError: a library is missing, an optimizer of torch's takes no such `optim_args`, a schedule needs other
+            `lr_scheduler_kwargs`, or layers cannot have learning rates of their own.
     """
+    check_layer_decay(args, model)
     without = copy.copy(args)
     without.optim_args = None
     if "layerwise" in args.optim.value:  # they are bound to the weights when they are made

@@ -20,7 +20,7 @@ from ..labels.identity import data_fingerprint
 from ..models.configuration_cait import CaiTConfig
 from ..models.modeling_common import ImageClassifierBase
 from ..models.pretrained import LOADING_ERRORS, weights_digest
-from ..models.teacher import Teacher, TeacherDescription
+from ..models.teacher import AnyDescription, AnyTeacher
 
 if TYPE_CHECKING:
     from .kept_labels import KeptLabels
@@ -70,7 +70,7 @@ class RunOrigin(TrainerCallback, ExportableState):
 
 
 def describe_origin(
-    trainer: "DistillationTrainer", teacher: Teacher | TeacherDescription | None, checkpoint: str | None = None
+    trainer: "DistillationTrainer", teacher: AnyTeacher | AnyDescription | None, checkpoint: str | None = None
 ) -> dict[str, Any]:
     """What a run's weights depend on and its arguments do not tell, as an object of JSON; for one process to ask.
 
@@ -80,12 +80,14 @@ def describe_origin(
         checkpoint: that it goes on from, if it does.
 
     Returns:
-        teacher: revision (a commit, or a digest of a folder), dtype, preprocessing. Without one, of the kept labels'.
+        teacher: revision (a commit, or a digest of a folder), dtype, preprocessing, and, of several, members and
+            weights. Without one, of the kept labels'.
         student: a digest of the local folder that it comes from.
         train, validation: rows and fingerprint.
         views_per_step, views_at_once: over all devices and accumulation steps, and what the student sees at once, if
             it has layers that look at the whole batch.
         dropout: where it stands in a model of this package that has any; earlier versions had it elsewhere.
+        predicted_classes: what a teacher has said of the training images, and its prior; of a run that goes on.
         changes: which of its arguments were otherwise until a step before, in words.
         What is not known is left out.
     """
@@ -99,16 +101,17 @@ def describe_origin(
         "views_per_step": args.total_train_batch_size if isinstance(views, KeyedViews) else None,
         "views_at_once": args.train_batch_size if _looks_at_batches(trainer.model) else None,
         "dropout": _DROPOUT if _has_own_dropout(trainer.model) else None,
+        "predicted_classes": _origin_in(checkpoint).get("predicted_classes") if checkpoint else None,
         "changes": list(dict.fromkeys(changes)),
     }
     return json.loads(json.dumps({name: value for name, value in origin.items() if value is not None}))
 
 
 def teacher_of(
-    teacher: Teacher | TeacherDescription | None, kept_labels: "KeptLabels | None" = None
+    teacher: AnyTeacher | AnyDescription | None, kept_labels: "KeptLabels | None" = None
 ) -> dict[str, Any] | None:
     """What a teacher, or else that of kept labels, is known by; None if there is none, or none to be found."""
-    if isinstance(teacher, Teacher):
+    if isinstance(teacher, AnyTeacher):
         teacher = teacher.description
     try:
         if teacher is not None:
@@ -119,7 +122,8 @@ def teacher_of(
             return None
     except InputError:  # its folder is there no more
         return None
-    return {name: identity.get(name) for name in ("revision", "dtype", "preprocessing")}
+    decisive = {"revision", "dtype", "preprocessing", *identity} - {"name", "names", "labels"}
+    return {name: identity.get(name) for name in decisive}
 
 
 def _digest(name_or_path: str) -> str | None:
@@ -264,8 +268,16 @@ def differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, 
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted(before.keys() & now.keys()):
             yield from differences(before[name], now[name], f"{prefix}.{name}".lstrip("."))
+    elif _are_of_objects(before, now):
+        yield from differences(dict(enumerate(before)), dict(enumerate(now)), prefix)
     elif not _is_same(before, now):
         yield prefix, before, now
+
+
+def _are_of_objects(before: Any, now: Any) -> bool:
+    """Whether both are lists of as many objects, as of several teachers."""
+    are_lists = isinstance(before, list) and isinstance(now, list) and len(before) == len(now)
+    return are_lists and all(isinstance(item, dict) for item in [*before, *now]) and bool(before)
 
 
 def _is_same(before: Any, now: Any) -> bool:

@@ -13,7 +13,9 @@ from ..data.streams import StreamViewDataset
 from ..data.view_dataset import EvaluationDataset, ViewDataset
 from ..errors import counted
 from ..hub.facts import LOCAL_CHECKPOINT
-from ..models.teacher import size_in_words
+from ..models.class_names import in_order
+from ..models.ensemble import TeacherEnsemble
+from ..models.single_teacher import size_in_words
 from .sharding import sharding_in_words
 
 if TYPE_CHECKING:
@@ -41,9 +43,13 @@ class RunOverview:
         num_steps, steps_done: optimizer steps of the whole run, and those before it was resumed.
         steps_per_epoch: likewise; None if it is not known.
         device_batch_size, num_devices, accumulation: a step has their product of views.
+        stated_epochs: `num_train_epochs` where `least_steps` has made more of it.
+        least_steps: `min_train_steps`.
+        patience: of an early stop, in evaluations; None if the run goes to its end.
         device: in words, with the precision, and what is sharded.
         pace: when is logged and evaluated, in words.
         seconds: about how long it will take, or None if that is not known.
+        predicted: a histogram of the classes that the teacher says, or "".
     """
 
     learner: str
@@ -66,7 +72,11 @@ class RunOverview:
     steps_per_epoch: int | None = None
     num_devices: int = 1
     accumulation: int = 1
+    stated_epochs: float | None = None
+    least_steps: int = 0
+    patience: int | None = None
     seconds: float | None = None
+    predicted: str = ""
 
     def text(self, width: int = 80) -> str:
         """The block, in lines of at most `width` characters."""
@@ -80,9 +90,9 @@ class RunOverview:
             ("steps", self._steps()),
             ("device", self.device),
             ("logs", self.pace),
-            ("time", "told with the first steps" if self.seconds is None else about(self.seconds)),
+            ("time", self._time()),
         ]
-        return titled_lines(rows, width)
+        return "\n\n".join(filter(None, [titled_lines(rows, width), self.predicted]))
 
     @staticmethod
     def _split(name: str, count: int, labelled: int) -> str:
@@ -113,11 +123,20 @@ class RunOverview:
         repeats = "" if self.repeats == 1 else f", {self.repeats} of each image that is drawn"
         return f"{self.views_per_epoch:,} an epoch{repeats}"
 
+    def _time(self) -> str:
+        if self.seconds is None:
+            return "told with the first steps"
+        words = about(self.seconds)
+        return words if self.patience is None or words.startswith("less") else f"at most {words}"
+
     def _steps(self) -> str:
-        words = f"{self.num_steps:,}"
+        words = f"{'' if self.patience is None else 'at most '}{self.num_steps:,}"
         if self.steps_per_epoch:
             epochs = round(self.num_steps / self.steps_per_epoch, 2)
-            words += f" ({epochs:g} {'epoch' if epochs == 1 else 'epochs'} of {self.steps_per_epoch:,})"
+            raised = ""
+            if self.stated_epochs is not None:
+                raised = f" instead of {self.stated_epochs:g}, for the {self.least_steps:,} steps of min_train_steps"
+            words += f" ({epochs:g} {'epoch' if epochs == 1 else 'epochs'} of {self.steps_per_epoch:,}{raised})"
         if self.steps_done:
             words += f", {self.steps_done:,} of them done"
         batch = self.device_batch_size * self.num_devices * self.accumulation
@@ -174,6 +193,7 @@ def describe_run(
     counts = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     size, source = trainer.processing_class.crop_size, trainer.sources.student
+    predicted = trainer.record.predicted_classes
     return RunOverview(
         learner=learner or ("model" if args.distillation_type == "none" else "student"),
         name=(model.name_or_path if source == LOCAL_CHECKPOINT else "") or source.name,
@@ -193,9 +213,13 @@ def describe_run(
         device_batch_size=args.train_batch_size,
         num_devices=args.world_size,
         accumulation=args.gradient_accumulation_steps,
+        stated_epochs=None if args.num_train_epochs == trainer.stated_epochs else trainer.stated_epochs,
+        least_steps=args.min_train_steps,
+        patience=args.early_stopping_patience,
         device=_device(args, sharding_in_words(trainer.accelerator)),
         pace=_pace(trainer),
         seconds=seconds,
+        predicted="" if predicted is None else predicted.text(in_order(model.config.id2label), margin=_MARGIN),
     )
 
 
@@ -232,6 +256,9 @@ def _teacher(trainer: "DistillationTrainer") -> str:
     if key not in report:
         return f"{words}, not measured: no image has a label"
     of = f"{report['teacher_images']:,.0f} validation images" if is_validated else "the first training views"
+    if isinstance(trainer.teacher, TeacherEnsemble):
+        alone = [f"{report[f'{key}_of_{number}']:.4f}" for number in range(1, len(trainer.teacher.members) + 1)]
+        return f"{words}, right together on {report[key]:.4f} of {of}, and by themselves on {', '.join(alone)}"
     shown = size_in_words(trainer.teacher.shown_size).replace(" ", "")
     sizes = {name.removeprefix(f"{key}_at_"): value for name, value in report.items() if name.startswith(f"{key}_at_")}
     others = [f"on {value:.4f} at {size}" for size, value in sizes.items() if size != shown]
@@ -266,4 +293,6 @@ def _pace(trainer: "DistillationTrainer") -> str:
         words.append(every(args.logging_strategy, state.logging_steps))
     if args.eval_strategy != IntervalStrategy.NO:
         words.append(f"evaluation {every(args.eval_strategy, state.eval_steps, args.eval_epochs)}")
+    if args.early_stopping_patience is not None:
+        words.append(f"the run ends when {counted(args.early_stopping_patience, 'evaluation')} brought nothing")
     return "; ".join(words)

@@ -12,6 +12,31 @@ _LOGS, _EVALUATIONS = 10, 20  # of a run, at least
 _STEPS_BETWEEN_EVALUATIONS = 50
 
 
+def num_steps(args: DistillationTrainingArguments, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run: as many as `max_steps` says, or else as its epochs make.
+
+    Args:
+        steps_per_epoch: optimizer steps of an epoch.
+    """
+    return args.max_steps if args.max_steps > 0 else math.ceil(num_epochs(args, steps_per_epoch) * steps_per_epoch)
+
+
+def num_epochs(args: DistillationTrainingArguments, steps_per_epoch: int) -> float:
+    """Epochs of a run without `max_steps`: those that it states, or as many whole ones as `min_train_steps` needs."""
+    if math.ceil(args.num_train_epochs * steps_per_epoch) >= args.min_train_steps:
+        return args.num_train_epochs
+    return math.ceil(args.min_train_steps / steps_per_epoch)
+
+
+def with_all_epochs(args: DistillationTrainingArguments, steps_per_epoch: int) -> DistillationTrainingArguments:
+    """Arguments with the epochs that `num_epochs` gives: for the loop, as a recipe keeps those that were stated."""
+    if args.max_steps > 0 or (epochs := num_epochs(args, steps_per_epoch)) == args.num_train_epochs:
+        return args
+    raised = copy.copy(args)
+    raised.num_train_epochs = epochs
+    return raised
+
+
 def with_pace(args: DistillationTrainingArguments, steps_per_epoch: int | None) -> DistillationTrainingArguments:
     """Arguments with numbers where they leave open how often is logged, evaluated and saved; what is given stays.
 
@@ -21,11 +46,9 @@ def with_pace(args: DistillationTrainingArguments, steps_per_epoch: int | None) 
     """
     if args.logging_steps and args.eval_epochs:
         return args
-    paced, steps = copy.copy(args), None
-    if args.max_steps > 0:
-        steps = args.max_steps
-    elif steps_per_epoch:
-        steps = math.ceil(args.num_train_epochs * steps_per_epoch)
+    paced, steps = copy.copy(args), args.max_steps if args.max_steps > 0 else None
+    if steps_per_epoch:
+        steps = num_steps(args, steps_per_epoch)
     if not args.logging_steps:
         paced.logging_steps = _steps_between(DEFAULT_LOGGING_STEPS, _LOGS, steps)
         paced.logging_first_step = True

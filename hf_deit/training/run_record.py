@@ -13,6 +13,7 @@ from ..hub.facts import RunFacts, RunSources
 from ..models.heads import FUSED, HEADS
 from .arguments import DistillationTrainingArguments
 from .metrics import class_hits
+from .predicted_classes import PredictedClasses
 
 
 class RunRecord:
@@ -23,6 +24,7 @@ class RunRecord:
 
     Attributes:
         teacher_report: what was measured of the teacher; see `hf_deit.training.metrics.measure_teacher`.
+        predicted_classes: which classes the teacher has said of the training images; None where it was not asked.
         has_ended: whether the training has come to its end.
         num_replayed: views whose teacher's label had been kept before; None without a store of them.
         test_metrics: of the published weights on the test images; empty if they were not measured there.
@@ -31,6 +33,7 @@ class RunRecord:
     def __init__(self, sources: RunSources) -> None:
         self.sources = sources
         self.teacher_report: dict[str, float] = {}
+        self.predicted_classes: PredictedClasses | None = None
         self.num_replayed: int | None = None
         self.restart()
 
@@ -49,9 +52,13 @@ class RunRecord:
         """The best weights take the place of the last ones now."""
         self._best_since = len(state.log_history)
 
-    def note_teacher_accuracy(self, top1: float, num_images: int) -> None:
-        """The teacher's accuracy on so many validation images, instead of what was measured before."""
-        self.teacher_report = {**self.teacher_report, "teacher_top1": top1, "teacher_images": num_images}
+    def note_teacher_accuracy(self, top1: Mapping[str, float], num_images: int) -> None:
+        """The teacher's accuracy on so many validation images, instead of what was measured before.
+
+        Args:
+            top1: `teacher_top1` and, of several teachers, `teacher_top1_of_1` and so on.
+        """
+        self.teacher_report = {**self.teacher_report, **top1, "teacher_images": num_images}
 
     def note_classes(self, output: EvalLoopOutput, state: TrainerState, *, num_labels: int) -> None:
         """What an evaluation of the weights that are published has found of each label, before it is logged.
@@ -129,6 +136,7 @@ class RunRecord:
             num_skipped=num_skipped,
             classes=self.published_classes(state),
             teacher_report=self.teacher_report,
+            predicted_classes=None if self.predicted_classes is None else self.predicted_classes.to_dict(),
             images_per_second=images_per_second,
             num_replayed=self.num_replayed,
             test_metrics=self.test_metrics,

@@ -9,7 +9,9 @@ from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from ..errors import InputError, counted, shortlist
-from ..models.teacher import Teacher, remedy_for
+from ..models.ensemble import TeacherEnsemble
+from ..models.single_teacher import remedy_for
+from ..models.teacher import AnyTeacher
 from .arguments import DistillationTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -19,11 +21,19 @@ _SETTLE_AFTER = 256  # batches, whose answers until then stay on their device, s
 
 
 class _Found(NamedTuple):
-    """What one process has found: views that it has looked at, those without an answer, and names of some images."""
+    """What one process has found.
+
+    Attributes:
+        views: that it has looked at.
+        unanswered: those of them without an answer.
+        names: of some of their images.
+        silent: of several teachers the names of those that have not answered.
+    """
 
     views: int
     unanswered: int
     names: list[str]
+    silent: tuple[str, ...] = ()
 
 
 class TeacherAnswers:
@@ -101,7 +111,7 @@ class TeacherAnswers:
 
     def check(
         self,
-        teacher: Teacher | None,
+        teacher: AnyTeacher | None,
         *,
         of: str = "view",
         way_back: Callable[[], str] | None = None,
@@ -123,14 +133,17 @@ class TeacherAnswers:
         """
         self._settle()
         mine, self._found = self._found, _Found(0, 0, [])
+        if mine.unanswered and isinstance(teacher, TeacherEnsemble):
+            mine = mine._replace(silent=tuple(teacher.without_answer()))
         found = gather_object([mine]) if PartialState().num_processes > 1 else [mine]
         views, unanswered = (sum(part[field] for part in found) for field in (0, 1))
         if not unanswered or teacher is None:
             return unanswered
         names = dict.fromkeys(name for part in found for name in part.names)
         where = f": {shortlist(names, _NAMED)}" if names else ""
+        silent = dict.fromkeys(name for part in found for name in part.silent) or [teacher.name_or_path]
         told = (
-            f"the teacher {teacher.name_or_path!r} gives answers that are not finite to {unanswered:,} of "
+            f"the teacher {' and '.join(map(repr, silent))} gives answers that are not finite to {unanswered:,} of "
             f"{counted(views, of)}{where}"
         )
         if self._args.on_bad_teacher_answer == "stop" or (needs_some and unanswered == views):
@@ -141,7 +154,7 @@ class TeacherAnswers:
         self._is_told = True
         return unanswered
 
-    def _remedy(self, teacher: Teacher, way_back: Callable[[], str] | None, *, can_skip: bool) -> str:
+    def _remedy(self, teacher: AnyTeacher, way_back: Callable[[], str] | None, *, can_skip: bool) -> str:
         kept = self._args.teacher_labels
         again = "" if kept is None else f", with other --teacher_labels, as those in {kept!r} are of this one"
         skip = ", or pass --on_bad_teacher_answer skip, which leaves such views out of its term" if can_skip else ""

@@ -30,10 +30,11 @@ from ..hub.record import read_facts, write_record
 from ..hub.repository import HubRepository
 from ..hub.run_lock import check_held, hold
 from ..models.answers import NO_ANSWER, decisions_of, has_answer
+from ..models.class_names import in_order
 from ..models.heads import CLASS, DISTILLATION, HEADS, PLAIN
 from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.modeling_common import ImageClassifierBase, fuse_logits
-from ..models.teacher import Teacher, TeacherDescription
+from ..models.teacher import AnyDescription, AnyTeacher, Teacher, TeacherDescription
 from .alike import check_alike
 from .arguments import DistillationTrainingArguments
 from .averaging import AVERAGE_FOLDER, WeightAverage, average_doubts, check_averaged
@@ -50,14 +51,26 @@ from .checkpoints import (
     unknown_fields_left_out,
 )
 from .datasets import as_evaluation, as_views, check_arguments, check_teaching, make_sampler, steps_per_epoch
+from .early_stopping import EarlyStopping, has_stopped_early
 from .kept_labels import KeptLabels, LabelReport
 from .label_source import LabelSource, RunLabels
+from .layer_decay import by_layer
 from .log_table import LogTableCallback
-from .metrics import Hits, answers, answers_and_ranks, count_hits, head_accuracies, mean_loss, rank_labels
+from .metrics import (
+    Hits,
+    answers,
+    answers_and_ranks,
+    answers_of_teacher,
+    count_hits,
+    head_accuracies,
+    mean_loss,
+    rank_labels,
+)
 from .objective import DistillationObjective, evaluation_loss, image_losses
 from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
 from .origin import RunOrigin, check_origin, check_student, describe_origin, teacher_of
-from .pace import EvaluationPaceCallback, with_pace
+from .pace import EvaluationPaceCallback, with_all_epochs, with_pace
+from .predicted_classes import PredictedClasses, are_wanted, correct_priors, predict_classes, tell_doubts
 from .processes import holding, on_every_process, on_main_process, share_buffers
 from .pushes import RunPushes, check_future_card, repository_name, repository_of
 from .run_record import RunRecord
@@ -119,6 +132,7 @@ class DistillationTrainer(Trainer):
         label_report: what became of the labels of the last call of `train`, if there is a store.
         pushes: to the Hub, or None.
         log_table: what shows the logs, or None if transformers' own callbacks do.
+        stated_epochs: `num_train_epochs` as the arguments have it, where `min_train_steps` may have raised it.
         changes: what of the arguments was otherwise until the checkpoint that the run goes on from, in words.
 
     Raises:
@@ -134,7 +148,7 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel,
         args: DistillationTrainingArguments,
         *,
-        teacher: Teacher | TeacherDescription | None = None,
+        teacher: AnyTeacher | AnyDescription | None = None,
         processing_class: DistilledDeiTImageProcessor,
         train_dataset: datasets.Dataset | ImageStream | KeyedViews | None = None,
         unlabeled_dataset: datasets.Dataset | None = None,
@@ -161,7 +175,11 @@ class DistillationTrainer(Trainer):
         kwargs.setdefault("data_collator", collate)
         self._fitted = {"args": args, "model": model, "processor": processing_class, "teacher": teacher}
         views = as_views(train_dataset, unlabeled_dataset, **self._fitted)
-        args = with_pace(args, steps_per_epoch(views, args) if isinstance(views, KeyedViews) else None)
+        steps_of_epoch = steps_per_epoch(views, args) if isinstance(views, KeyedViews) else None
+        args = with_pace(args, steps_of_epoch)
+        self.stated_epochs = args.num_train_epochs
+        if steps_of_epoch:
+            args = with_all_epochs(args, steps_of_epoch)
         self.record = RunRecord(sources or RunSources.of(model, teacher))
         self.run_folder = RunFolder(args.output_dir)
         self.repository, self.pushes = repository, None
@@ -192,6 +210,8 @@ class DistillationTrainer(Trainer):
         self.label_report: LabelReport | None = None
         self._take_teacher(teacher, labels)
         self.add_callback(EvaluationPaceCallback())
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping())
         self._run_origin, self.changes = RunOrigin(), []
         self.add_callback(self._run_origin)
         self.log_table = self._make_log_table()
@@ -215,9 +235,9 @@ class DistillationTrainer(Trainer):
         self.add_callback(StepEndCallback(average.update))
         return average
 
-    def _take_teacher(self, teacher: Teacher | TeacherDescription | None, labels: RunLabels | None) -> None:
+    def _take_teacher(self, teacher: AnyTeacher | AnyDescription | None, labels: RunLabels | None) -> None:
         """Opens kept labels, and loads the teacher if there is anything for it to say."""
-        self.teacher = teacher if isinstance(teacher, Teacher) else None
+        self.teacher = teacher if isinstance(teacher, AnyTeacher) else None
         if self.args.teacher_labels is not None and self.train_dataset is not None:
             labels = labels or LabelSource(self.args).of_run(
                 self.train_dataset,
@@ -225,9 +245,9 @@ class DistillationTrainer(Trainer):
                 num_labels=self.model.config.num_labels,
                 sources=self.record.sources,
             )
-            self.kept_labels = KeptLabels(labels, teacher.description if isinstance(teacher, Teacher) else teacher)
+            self.kept_labels = KeptLabels(labels, teacher.description if isinstance(teacher, AnyTeacher) else teacher)
             self.record.sources = self.kept_labels.named_in(self.record.sources)
-        if isinstance(teacher, TeacherDescription) and (self.kept_labels is None or self.kept_labels.needs_teacher):
+        if isinstance(teacher, AnyDescription) and (self.kept_labels is None or self.kept_labels.needs_teacher):
             try:
                 self.teacher = teacher.load()
             except InputError:
@@ -236,7 +256,7 @@ class DistillationTrainer(Trainer):
                 raise
         if self.teacher is not None:
             self.teacher.to(self.args.device)
-            self.record.sources = replace(self.record.sources, teacher_size=list(self.teacher.shown_size))
+            self.record.sources = self.record.sources.shown_by(self.teacher)
         if self.args.distillation_type != "none":
             self.add_callback(TeacherCheckCallback(self))
 
@@ -276,7 +296,10 @@ class DistillationTrainer(Trainer):
         return steps_per_epoch(self.train_dataset, self.args)
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # resumed after its end: one more step would be made
+        step, num_steps = self.state.global_step, self.state.max_steps
+        if step >= num_steps or has_stopped_early(
+            self.args, self.state.log_history, step=step, num_steps=num_steps
+        ):  # resumed after its end: more steps would be made
             self.control.should_training_stop = True
             return
         # When a run resumes in mid-epoch, accelerate's wrapper that skips batches hides the sampler of a sharded
@@ -465,7 +488,8 @@ class DistillationTrainer(Trainer):
             InputError: it is of another student, teacher or images, or of another batch.
         """
         origin, args, teacher = self._note_origin(checkpoint), self.args, self._fitted["teacher"]
-        is_own = teacher is not None and os.path.dirname(teacher.name_or_path) == os.path.normpath(args.output_dir)
+        is_one = isinstance(teacher, Teacher | TeacherDescription)
+        is_own = is_one and os.path.dirname(teacher.name_or_path) == os.path.normpath(args.output_dir)
 
         def check() -> None:
             check_same_labels(checkpoint, self.model.config.id2label, "the run of")
@@ -650,29 +674,58 @@ class DistillationTrainer(Trainer):
         Raises:
             InputError: its answers are not finite, and are not to be passed over.
         """
+        self._ask_for_classes()
         self.record.teacher_report = teacher_report(self)
         self.log(dict(self.record.teacher_report))
         self.step_record.restart_timer()
         return self.record.teacher_report
 
+    def _ask_for_classes(self) -> None:
+        """Which classes the teacher says, where images have no labels, and its prior; all processes must call it.
+
+        A run that goes on has both from its checkpoint, so that the teacher is the very same.
+        """
+        teacher, origin = self.teacher, self._run_origin.origin
+        if (known := origin.get("predicted_classes")) is not None:
+            predicted = PredictedClasses(**known)
+            if teacher is not None:
+                correct_priors(teacher, predicted)
+        elif teacher is not None and are_wanted(teacher, self.train_dataset):
+            predicted = predict_classes(
+                teacher, self.train_dataset, self.processing_class, self.args, self.prepare_batch
+            )
+            self._run_origin.origin = {**origin, "predicted_classes": predicted.to_dict()}
+        else:
+            return
+        self.record.predicted_classes = predicted
+        if self.is_world_process_zero():
+            if self.log_table is None:
+                logger.warning("\n%s", predicted.text(in_order(self.model.config.id2label)))
+            if teacher is not None:
+                tell_doubts(predicted, teacher, self.args, self.processing_class)
+
     @torch.no_grad()
     def evaluate_teacher(self) -> float:
         """The teacher's top-1 accuracy in [0, 1] on the whole validation set, every process measuring its part.
 
-        An image that it gives no answer to counts as wrong, and is warned of.
+        An image that it gives no answer to counts as wrong, and is warned of. Of several teachers it is that of their
+        common answer; `record.teacher_report` has that of each, too, as `teacher_top1_of_1`, say.
 
         Raises:
             InputError: there is no teacher, as its labels were all kept.
         """
         if self.teacher is None:
             raise InputError("there is no teacher to evaluate: give the Trainer one from load_teacher")
-        top1 = counted = unanswered = 0
+        right, counted, unanswered = {"": 0}, 0, 0
         for batch in self.get_eval_dataloader():
             batch = self.prepare_batch(batch)
-            decisions = decisions_of(self.teacher(batch["pixel_values"])).unsqueeze(1)
+            said = answers_of_teacher(self.teacher, batch["pixel_values"])
+            decisions = torch.stack([decisions_of(logits) for logits in said.values()], dim=1)
             decisions, labels = self.accelerator.gather_for_metrics((decisions, batch["labels"]))
-            found = count_hits(decisions, labels)
-            top1, counted = top1 + found.top1, counted + found.counted
+            for which, column in zip(said, decisions.unbind(dim=1), strict=True):
+                found = count_hits(column.unsqueeze(1), labels)
+                right[which] = right.get(which, 0) + found.top1
+            counted = counted + found.counted
             unanswered = unanswered + ((decisions[:, 0] == NO_ANSWER) & (labels >= 0)).sum()
         self._tell_skipped()
         if int(unanswered) and self.is_world_process_zero():
@@ -680,9 +733,11 @@ class DistillationTrainer(Trainer):
                 "the teacher %s gives answers that are not finite to %d of %d validation images, which count as wrong",
                 *(self.teacher.name_or_path, int(unanswered), int(counted)),
             )
-        accuracy = Hits(top1, None, counted).accuracies()["top1"]
-        self.record.note_teacher_accuracy(accuracy, num_images=int(counted))
-        return accuracy
+        top1 = {
+            f"teacher_top1{which}": Hits(hits, None, counted).accuracies()["top1"] for which, hits in right.items()
+        }
+        self.record.note_teacher_accuracy(top1, num_images=int(counted))
+        return top1["teacher_top1"]
 
     # Checkpoints
 
@@ -880,12 +935,16 @@ class DistillationTrainer(Trainer):
         return without_tokens_and_positions(model, super().get_decay_parameter_names(model))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """transformers' optimizer, at the peak learning rate."""
+        """transformers' optimizer, at the peak learning rate, or, with `layer_decay`, at each layer's part of it."""
         is_given = self.optimizer is not None
         optimizer = super().create_optimizer(*args, **kwargs)
         if not is_given:
             for group in optimizer.param_groups:
                 group["lr"] = self.args.peak_learning_rate
+            if self.args.layer_decay != 1:
+                model = kwargs.get("model", args[0] if args else None)
+                groups = by_layer(optimizer.param_groups, model or self.model, self.args.layer_decay)
+                optimizer.param_groups[:] = groups
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,14 +14,17 @@ from support.facts import METRICS, facts
 from hf_deit.hub.card import BEGIN, END, card_faults, hand_written, make_card, merge_cards, update_card
 from hf_deit.hub.facts import (
     LOCAL_DATA_SET,
+    LOCAL_TEACHER,
     OWN_IMAGES,
     SKLEARN_DIGITS,
     TEACHERS_LABELS,
     UNNAMED_IMAGES,
+    Member,
     RunFacts,
     Source,
+    several,
 )
-from hf_deit.hub.revisions import declared_datasets
+from hf_deit.hub.revisions import declared_datasets, declared_license
 
 
 def results(text: str) -> dict[str, float]:
@@ -140,6 +144,43 @@ def test_external_data_of_the_teacher_is_flagged(case):
     text = make_card(facts(**changes), "ada/pets")
     assert ("External data" in text) == (words is not None)
     assert words is None or words in text
+
+
+def members(**changes) -> list[Member]:
+    """A teacher on the Hub, and one in a folder."""
+    public = Member(
+        Source("lab/clip", "d" * 40, on_hub=True), 0.75, datasets=["lab/web"], license="mit", size=[224, 224]
+    )
+    return [replace(public, **changes), Member(LOCAL_TEACHER, 0.25, size=[64, 64], top1=0.7)]
+
+
+def test_each_of_several_teachers_is_named_with_weight_size_licence_and_accuracy():
+    one, other = members(top1=0.8)
+    text = make_card(facts(teacher=several(2), teacher_members=[one, other], teacher_datasets=None), "ada/pets")
+    assert "distilled from the mean of 2 teachers" in text and "| the teachers together | 0.8500 |" in text
+    link = f"[lab/clip](https://huggingface.co/lab/clip) at commit `{'d' * 12}`"
+    for row in (
+        "| teacher | weight | pixels | top-1 by itself | licence, by its card |",
+        f"| {link} | 0.75 | 224 x 224 | 0.8000 | `mit` |",
+        "| a teacher from a local folder | 0.25 | 64 x 64 | 0.7000 |  |",
+    ):
+        assert row in text
+    assert "lab/clip's card says that it was trained on lab/web" in text
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == ["lab/clip"]
+    unknown = make_card(
+        facts(teacher=several(2), teacher_members=[replace(one, top1=None), replace(other, top1=None)]), "ada/pets"
+    )
+    assert "| teacher | weight | pixels | licence, by its card |\n" in unknown
+    assert "lab/clip's name says" in make_card(facts(teacher_members=members(datasets=None)), "ada/pets")
+
+
+def test_several_teachers_survive_json():
+    told = facts(teacher=several(2), teacher_members=members())
+    assert RunFacts.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    earlier = {name: value for name, value in facts().to_dict().items() if name != "teacher_members"}
+    assert RunFacts.from_dict(earlier) == facts()
+    again = replace(told, images_per_second=None, teacher_members=[replace(one, top1=None) for one in members()])
+    assert again.taken_up(told).teacher_members == told.teacher_members
 
 
 @pytest.mark.parametrize(
@@ -376,3 +417,51 @@ def test_nothing_hand_written_is_nothing():
 def test_whatever_a_teachers_card_says_is_read_or_left(tmp_path, metadata, expected):
     (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n\n# A teacher\n")
     assert declared_datasets(str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ("license: mit", "mit"),
+        ("license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("license: other\nlicense_name: apple-amlr\nlicense_link: https://a.b/c", "apple-amlr (https://a.b/c)"),
+        ("license: other\nlicense_name: apple-amlr", "apple-amlr"),
+        ("license: other\nlicense_link: LICENSE", "other (LICENSE)"),
+        ("license: other", "other"),
+        *((text, None) for text in ("license: 5", "license: null", "license_name: mine", "license: [", "a: !!x 1")),
+    ],
+)
+def test_a_teachers_licence_is_what_its_card_says(tmp_path, metadata, expected):
+    assert declared_license(str(tmp_path)) is None  # without a card
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n\n# A teacher\n")
+    assert declared_license(str(tmp_path)) == expected
+
+
+PREDICTED = {"counts": [3, 1, 0], "uncorrected": None, "priors": None}
+
+
+def test_the_card_says_what_a_zero_shot_teacher_was_told_and_says():
+    named = facts(labels=["red *fox*", "dog", "cat"], teacher_texts=["a.", "b.", "c.", "d."])
+    text = make_card(dataclasses.replace(named, predicted_classes=PREDICTED), "ada/pets")
+    assert 'of "red \\*fox\\*" it was told `a.`, `b.`, `c.` and 1 more.' in text
+    assert "it said of 4 training images: red \\*fox\\* 75.0%, dog 25.0%, cat 0.0%. 1 label of 3 never." in text
+    assert "corrected" not in text and "Licence" not in text
+    corrected = {"counts": [2, 1, 1], "uncorrected": [4, 0, 0], "priors": [[0.0, -1.0, -1.0]]}
+    text = make_card(dataclasses.replace(named, predicted_classes=corrected), "ada/pets")
+    assert "with its prior corrected" in text and "Without that it says red \\*fox\\* 100.0%, dog 0.0%" in text
+    assert RunFacts.from_dict(json.loads(json.dumps(dataclasses.replace(named, teacher_license="mit").to_dict())))
+
+
+@pytest.mark.parametrize(
+    ("terms", "on_hub", "words"),
+    [
+        ("mit", True, "by its own card: `mit`"),
+        ("mit", False, "by its own card: `mit`"),
+        ("", True, "its card states none"),
+        ("", False, None),
+        (None, True, None),
+    ],
+)
+def test_the_card_names_the_licence_of_the_teacher(terms, on_hub, words):
+    text = make_card(facts(teacher=Source("lab/clip", on_hub=on_hub), teacher_license=terms), "ada/pets")
+    assert ("Licence of the teacher" in text) == (words is not None) and (words or "") in text

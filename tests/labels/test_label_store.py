@@ -151,6 +151,7 @@ OTHERS = {
 }
 SAME = {
     "teacher.name": "a/copy",
+    "teacher.names": ["a/copy", "b/copy"],
     "teacher.labels": ["tench", "goldfish"],
     "data.name": "a-copy",
     "data.config": "x",
@@ -209,6 +210,52 @@ def test_names_and_versions_make_no_other_identity(tmp_path, name):
     store = TeacherLabelStore.open(fill(tmp_path), other, readonly=True)
     assert_holds(store)
     assert store.changed_versions == ({"timm": (before, "1.1")} if name == "versions.timm" else {})
+
+
+def of_several(*revisions: str, weights: tuple[float, ...] = (0.75, 0.25), size: int = 224) -> StoreIdentity:
+    members = [{"revision": revision, "preprocessing": {"size": size}} for revision in revisions]
+    teacher = {"name": " + ".join(revisions), "revision": "".join(revisions), "names": list(revisions)}
+    return identity(teacher={**teacher, "members": members, "weights": list(weights)})
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (of_several("a", "b", weights=(0.5, 0.5)), ["teacher.weights is [0.75, 0.25] there, [0.5, 0.5] here"]),
+        (of_several("a", "c"), ["teacher.members.2.revision is 'b' there, 'c' here"]),
+        (
+            of_several("a", "b", size=9),
+            [f"teacher.members.{i}.preprocessing.size is 224 there, 9 here" for i in (1, 2)],
+        ),
+        (of_several("a", "b", "c", weights=(0.5, 0.3, 0.2)), ["teacher.members is 'a + b' there, 'a + b + c' here"]),
+        (identity(), ["teacher.members is 'a + b' there, 'big/teacher' here"]),
+    ],
+)
+def test_of_several_teachers_is_told_which_differs(other, said):
+    several = of_several("a", "b")
+    assert [*several.differences(other).values()] == said and several.digest != other.digest
+    with pytest.raises(InputError, match=r"--teacher_(weights|model_name_or_path)"):
+        several.check_same(other, "labels", fewer_views=True)
+    renamed = replace(several, teacher={**several.teacher, "name": "x + y", "names": ["x", "y"]})
+    assert several.differences(renamed) == {} and renamed.digest == several.digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"members": "a"},
+        {"members": ["a", "b"]},
+        {"members": [{"name": "a"}, {"revision": "b"}]},
+        {"weights": [1.0]},
+        {"weights": [0.75, "much"]},
+        {"weights": [1.0, -1.0]},
+        {"names": ["a", 3]},
+        {"names": None},
+    ],
+)
+def test_several_teachers_of_another_kind_are_refused(changes):
+    with pytest.raises(InputError, match=r"teacher\.members are of another kind"):
+        identity(teacher={**of_several("a", "b").teacher, **changes})
 
 
 def test_a_field_that_only_one_of_them_has_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 
 from hf_deit import InputError
-from hf_deit.models.class_names import check_distinct, label_changes, match_labels, unique_names
+from hf_deit.models.class_names import check_distinct, choose_labels, label_changes, match_labels, unique_names
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 FILL = [f"class {index}" for index in range(400)]
@@ -96,3 +96,58 @@ def test_two_forms_of_one_name_are_refused():
     check_distinct(["cafe", NFC, "Cafe"], "the folder")
     with pytest.raises(InputError, match="the folder has two classes of the same name, café"):
         check_distinct(["a", NFC, NFD], "the folder")
+
+
+# Of a teacher with more classes
+
+
+def choose(teacher: list[str], student: list[str]) -> list[int]:
+    return choose_labels(dict(enumerate(teacher)), dict(enumerate(student)), "some/teacher")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "order"),
+    [
+        (["ape", "bee", "cat", "dog"], ["dog", "bee"], [3, 1]),
+        (["ape", "bee", "cat"], ["cat", "ape", "bee"], [2, 0, 1]),
+        (["tiger cat", "Espresso", "x"], ["ESPRESSO", "Tiger_Cat"], [1, 0]),
+        (["tench, Tinca tinca", "goldfish, Carassius auratus"], ["Carassius_auratus", "tench"], [1, 0]),
+        (["tench", "goldfish"], ["goldfish, Carassius auratus"], [1]),
+        (["missile", "projectile, missile", "x"], ["missile"], [0]),  # equal before a synonym
+        (["maillot", "maillot, tank suit", "x"], ["tank suit", "maillot"], [1, 0]),
+        (["Cat", "cat", "dog"], ["cat"], [1]),
+        ([NFD, "tea", "x"], ["Tea", NFC], [1, 0]),
+        (["crane", "x", "crane"], ["x", "crane (2)"], [1, 2]),  # as `unique_names` calls it
+        ([f"{name}, {name}s" for name in FILL], [*reversed(FILL[7:9])], [8, 7]),
+    ],
+)
+def test_a_teachers_labels_are_chosen_by_name(teacher, student, order):
+    assert choose(teacher, student) == order
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "said"),
+    [
+        (
+            ["tiger cat", "espresso", "x"],
+            ["cat", "espreso", "x"],
+            ["lacks 'cat' (did you mean 'tiger cat'?), 'espreso' (did you mean 'espresso'?)"],
+        ),
+        (["tench, Tinca tinca", "x"], ["tensh", "x"], ["lacks 'tensh' (did you mean 'tench'?)"]),
+        (["Cat", "cat", "dog"], ["CAT"], ["not clear of 'CAT' ('Cat' or 'cat')"]),
+        (["crane", "x", "crane"], ["crane"], ["not clear of 'crane' ('crane (0)' or 'crane (2)')"]),
+        (["a, x", "b, x", "c"], ["x", "c"], ["not clear of 'x' ('a, x' or 'b, x')"]),
+        (["tench, Tinca tinca", "x"], ["tench", "Tinca tinca"], ["not clear of 'tench' (", ", 'Tinca tinca' ("]),
+        (["x", "y"], ["x", "qqq", "a, b"], ["it lacks 'qqq', 'a, b'.", "2 labels"]),
+        (FILL, [f"no {index}" for index in range(30)], ["'no 0'", "'no 29'"]),  # all of them
+    ],
+)
+def test_what_is_not_among_a_teachers_labels_is_refused_with_the_nearest(teacher, student, said):
+    with pytest.raises(InputError, match="some/teacher has") as refusal:
+        choose(teacher, student)
+    assert not [words for words in said if words not in str(refusal.value)], refusal.value
+
+
+def test_labels_with_gaps_are_not_chosen_from():
+    with pytest.raises(InputError, match="not with the indices 0 to 1"):
+        choose_labels({0: "a", 2: "b"}, {0: "a"})

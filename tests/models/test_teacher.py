@@ -482,6 +482,53 @@ def test_a_teacher_of_other_labels_is_refused_when_loaded(tmp_path):
     assert "3 (ape" in message
 
 
+# A teacher with more labels
+
+
+@pytest.mark.parametrize(
+    "labels", [{0: "bee", 1: "dog"}, {0: "Dog", 1: "ape", 2: "BEE"}, {0: "ape", 1: "bee"}, LABELS]
+)
+def test_a_teacher_teaches_some_of_its_labels(tmp_path, labels):
+    """Its logits of these, whose softmax is its probabilities of them, divided by their sum."""
+    own = STATISTICS["CLIP's"]()
+    path, model = save_resnet(tmp_path / "teacher", own)
+    teacher = load_teacher(path, student_processor=student_processor(), id2label=labels, label_subset=True)
+    logits = logits_of(model, prepared(own))
+    chosen = [LABEL2ID[name.lower()] for name in labels.values()]
+    answer = teacher(prepared(student_processor()))
+    assert_close(answer, logits[:, chosen])
+    kept = logits.softmax(dim=-1)[:, chosen]
+    torch.testing.assert_close(answer.softmax(dim=-1), kept / kept.sum(dim=-1, keepdim=True), atol=1e-4, rtol=1e-4)
+    assert teacher.id2label == labels
+
+
+def test_what_a_teacher_of_some_labels_is_known_by(tmp_path):
+    path, _ = save_resnet(tmp_path / "teacher")
+
+    def identity(labels, **settings):
+        return describe_teacher(path, student_processor=student_processor(), id2label=labels, **settings).identity()
+
+    subset = {"label_subset": True}
+    orders = [
+        identity(labels, **subset)["preprocessing"]["label_order"]
+        for labels in ({0: "ape", 1: "bee"}, {0: "bee", 1: "ape"}, {0: "ape", 1: "cat"}, {0: "ape"})
+    ]
+    assert orders == [[0, 1], [1, 0], [0, 2], [0]]  # also of the first ones, which are in its order
+    assert identity(LABELS, **subset) == identity(LABELS)  # it is none
+
+
+def test_a_teacher_of_more_labels_is_refused_with_the_option_that_takes_some(tmp_path):
+    path, _ = save_resnet(tmp_path / "teacher")
+    option = "--teacher_label_subset true"
+    assert option in refusal(path, {0: "ape", 1: "Bee"})
+    assert option not in refusal(path, {0: "ape", 1: "yak"})
+    assert option not in refusal(path, dict(enumerate(["ape", "bee", "cat", "dog", "yak"])))
+    message = refusal(path, {0: "ape", 1: "yak", 2: "beee"}, label_subset=True)
+    assert "lacks 'yak', 'beee' (did you mean 'bee'?)" in message
+    message = refusal(path, dict(enumerate(["ape", "bee", "cat", "dog", "yak"])), label_subset=True)
+    assert "lacks 'yak'" in message
+
+
 def test_a_teacher_without_names_is_refused(tmp_path):
     save_resnet(tmp_path / "teacher", labels={i: f"LABEL_{i}" for i in range(4)})
     message = refusal(tmp_path / "teacher")

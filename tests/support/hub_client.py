@@ -120,6 +120,8 @@ def connect(hub: HubServer, home: Path, token: str | None, monkeypatch: pytest.M
     }
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
+    # transformers makes a client once, for the address of that time: a server of an earlier test, which is gone.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)

@@ -82,7 +82,14 @@ class Outcome:
 
 
 def attempt(
-    function: Callable[[], int], root: Path, *, fault: str | None = None, at: int = 0, size: int = 0, log: Path
+    function: Callable[[], int],
+    root: Path,
+    *,
+    fault: str | None = None,
+    at: int = 0,
+    size: int = 0,
+    log: Path,
+    seconds: float = 120,
 ) -> Outcome:
     """Calls a function in a process of its own.
 
@@ -94,6 +101,7 @@ def attempt(
         at: the number of the operation, from 0.
         size: bytes after which it is torn.
         log: a file outside of `root` for the operations.
+        seconds: after which it is killed, whatever it is at.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -101,7 +109,7 @@ def attempt(
         os.close(reading)
         _as_child(function, _Watch(os.path.realpath(root), fault, at, size), writing, log)
     os.close(writing)
-    timer = threading.Timer(120, os.kill, (child, signal.SIGKILL))
+    timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
     timer.start()
     try:
         with open(reading, encoding="utf-8", errors="replace") as pipe:

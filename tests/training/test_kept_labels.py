@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from support import stores, tiny
+from support import stores, tiny, zero_shot
 from support.main_of import launch, python_path
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
@@ -195,6 +195,7 @@ results = {"live": t.train(folder, teacher)}
 rank = torch.distributed.get_rank()
 results["record"] = t.train(folder, teacher, batch_size=20, teacher_labels=str(folder / "store"))
 results["skip"] = t.skip_what_overflows(folder / "skip", sys.argv[4], batch_size=8)
+results["prior"] = t.train_with_prior(folder / "prior", sys.argv[5], batch_size=8)
 def load(self, device=None): raise AssertionError("the teacher was loaded")
 TeacherDescription.load = load
 results["replay"] = t.train(folder, teacher, teacher_labels=recorded)
@@ -203,6 +204,17 @@ torch.save({name: (result, vars(report) if report else None) for name, (result, 
            folder / f"{rank}.pt")
 exit_command(0)
 """
+
+
+def train_with_prior(folder: Path, clip: str, **settings: Any) -> Outcome:
+    """Learns from a zero-shot teacher whose prior is corrected, and says what that was."""
+    names = dict(enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))
+    teacher = describe(clip, id2label=names, prior_correction=True)
+    unlabeled = tiny.digits()[0].select_columns("image")
+    data = {"train_dataset": None, "unlabeled_dataset": unlabeled, "eval_dataset": None}
+    trainer = make(folder, teacher, student=tiny.student(id2label=names), **data, distillation_type="soft", **settings)
+    trainer.train()
+    return {**result_of(trainer), "predicted": trainer.record.predicted_classes}, None
 
 
 def skip_what_overflows(folder: Path, teacher: str, **settings: Any) -> Outcome:
@@ -227,7 +239,8 @@ def skip_what_overflows(folder: Path, teacher: str, **settings: Any) -> Outcome:
 def test_two_processes_record_and_replay_as_one_does(tmp_path, recorded, folder_of_teacher):
     script, overflowing = tmp_path / "train.py", tiny.overflowing_teacher_folder(tmp_path / "overflowing", 0.25)
     script.write_text(TWO_PROCESSES)
-    launch(script, tmp_path, folder_of_teacher, recorded, overflowing)
+    zero_shot.clip_folder(tmp_path / "clip")
+    launch(script, tmp_path, folder_of_teacher, recorded, overflowing, tmp_path / "clip")
     results, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     live = results["live"][0]
     for name in ("replay", "replay own"):
@@ -239,6 +252,11 @@ def test_two_processes_record_and_replay_as_one_does(tmp_path, recorded, folder_
     for epoch in (0, 1):
         np.testing.assert_array_equal(labels_in(tmp_path / "store", epoch), labels_in(recorded, epoch))
     assert not list((tmp_path / "store" / "parts").iterdir())
+    alone, _ = train_with_prior(tmp_path / "alone", str(tmp_path / "clip"), batch_size=16)
+    assert results["prior"][0]["predicted"] == other["prior"][0]["predicted"] == alone["predicted"]
+    assert alone["predicted"].priors is not None
+    for step, expected in zip(results["prior"][0]["logs"], alone["logs"], strict=True):
+        assert step == pytest.approx(expected, rel=1e-3)
     one, report = skip_what_overflows(tmp_path / "one", overflowing, batch_size=16)
     for step, expected in zip(results["skip"][0]["logs"], one["logs"], strict=True):
         assert step == pytest.approx(expected, rel=1e-3)
@@ -250,7 +268,7 @@ def test_two_processes_record_and_replay_as_one_does(tmp_path, recorded, folder_
         np.testing.assert_array_equal(*stores)
 
 
-@pytest.mark.parametrize("top_k", [3, 9])
+@pytest.mark.parametrize("top_k", [3, None])  # by default ten, or, as here, all but one
 def test_soft_distillation_learns_from_what_is_kept(tmp_path, folder_of_teacher, top_k, monkeypatch):
     settings = {"distillation_type": "soft", "batch_size": 16}
     live, _ = train(tmp_path / "live", describe(folder_of_teacher), **settings)
@@ -263,10 +281,15 @@ def test_soft_distillation_learns_from_what_is_kept(tmp_path, folder_of_teacher,
     assert_same(replayed, recording)
     losses = ([entry["distillation_loss"] for entry in result["logs"]] for result in (live, recording))
     differences = [abs(one - other) for one, other in zip(*losses, strict=True)]
-    assert (max(differences) < 0.01) == (top_k == 9)  # all but one logit are kept: nothing but float16 is lost
+    assert (max(differences) < 0.01) == (top_k is None)  # all but one logit are kept: nothing but float16 is lost
     # Its labels serve hard distillation too.
     _, report = train(tmp_path / "hard", None, batch_size=16, teacher_labels=str(tmp_path / "store"))
     assert report.replayed == 2 * VIEWS
+
+
+def test_labels_without_logits_are_no_lesson_for_soft_distillation(tmp_path, recorded):
+    with pytest.raises(InputError, match=r"without logits.*--distillation_type hard"):
+        train(tmp_path / "run", None, teacher_labels=recorded, distillation_type="soft")
 
 
 def test_images_without_labels_are_kept_too(tmp_path, folder_of_teacher):
@@ -735,7 +758,7 @@ def test_a_stand_in_for_a_broken_image_is_replayed_as_it_was(tmp_path, folder_of
         ({"teacher_labels_readonly": True}, "teacher_labels_readonly is about"),
         ({"verify_teacher_labels": 0.1}, "verify_teacher_labels is about"),
         ({"teacher_labels": "x", "distillation_type": "none"}, "drop one of them"),
-        ({"teacher_labels": "x", "distillation_type": "soft"}, "--teacher_labels_top_k 10"),
+        ({"teacher_labels": "x", "distillation_type": "soft", "teacher_labels_top_k": 0}, "top_k 0"),
         ({"teacher_labels": "x", "verify_teacher_labels": 1.5}, r"\[0, 1\]"),
         ({"teacher_labels": "x", "verify_teacher_labels": 0.1, "teacher_labels_readonly": True}, "needs the teacher"),
     ],

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hf_deit.models.answers import NO_ANSWER
+from hf_deit.models.ensemble import EnsembleDescription, TeacherEnsemble
 from hf_deit.models.teacher import Teacher, TeacherDescription
 from hf_deit.training.metrics import class_hits, count_hits, measure_teacher, rank_labels
 from hf_deit.training.top_k_accuracy import TopKAccuracy
@@ -171,6 +172,35 @@ def test_a_teacher_at_its_best_size_is_warned_of_no_size(caplog):
             "majority_class": 3 / 8,
         }
         assert said == ""
+
+
+def test_several_teachers_are_measured_together_and_each_by_itself(caplog):
+    """One knows images by their brightness, the other says 0: together they say what the heavier one does."""
+    answered: list[torch.Tensor] = []
+
+    def note(which: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
+        answered.append(which)
+
+    members = [teacher_of(own=24, shown=16, good={16}), teacher_of(own=8, shown=8, good=set())]
+    for weights, together in (((0.75, 0.25), (1, 1)), ((0.25, 0.75), (1 / 6, 3 / 8))):
+        answered.clear()
+        teacher = TeacherEnsemble(members, EnsembleDescription(tuple(one.description for one in members), weights))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            report = measure_teacher(teacher, views=VIEWS, validation=VALIDATION, note_view=note)
+        assert report == {
+            "teacher_agreement_with_labels": together[0],
+            "teacher_agreement_with_labels_of_1": 1,
+            "teacher_agreement_with_labels_of_2": 1 / 6,
+            "teacher_top1": together[1],
+            "teacher_top1_of_1": 1,
+            "teacher_top1_of_2": 3 / 8,
+            "teacher_images": 8,
+            "majority_class": 3 / 8,
+        }
+        assert torch.cat(answered).tolist() == [True] * 7
+        assert "an accuracy of 0.375 on 8 images at 8 pixels, no better than chance" in caplog.text
+        assert caplog.text.count("accuracy") == 1
 
 
 def test_a_weak_teacher_is_compared_with_the_majority_of_the_images_it_was_measured_on(caplog):

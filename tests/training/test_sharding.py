@@ -143,7 +143,7 @@ def run_all(folder: Path, teacher: str, launched_by: str, results: dict[str, Any
         labels = {"teacher_labels": str(folder / name / "labels")} if name == "deit" else {}
         results[folder.name, name] = train(folder / name, name, teacher, **RUN, **labels)
     for name in SHORT_RUNS[launched_by]:
-        results[folder.name, name] = train(folder / name, name, max_steps=2, optim="sgd")
+        results[folder.name, name] = train(folder / name, name, max_steps=2, optim="sgd", layer_decay=0.7)
 
 
 def main(folder: Path, teacher: str, launched_by: str) -> None:

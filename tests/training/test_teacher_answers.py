@@ -137,6 +137,21 @@ def test_a_teacher_that_answers_nothing_is_told_by_its_dtype_and_not_by_its_size
 # Stopping
 
 
+def test_of_several_teachers_the_one_without_an_answer_is_named(tmp_path, folder_of_teacher, caplog):
+    """Before the first step, and in the training; a view that it has no answer to is passed over."""
+    other = tiny.teacher_folder(tmp_path / "other")
+    both = load_teacher([other, folder_of_teacher], student_processor=tiny.processor(), dtype="float16")
+    for unchecked in (False, True):
+        with pytest.raises(
+            InputError, match=rf"the teacher '{folder_of_teacher}' gives answers that are not finite to"
+        ):
+            train(tmp_path / "run", both, unchecked=unchecked)
+    trainer = train(tmp_path / "run", both, **SKIP)
+    expected = unanswered_views(train(tmp_path / "alone", half(folder_of_teacher), **SKIP))
+    assert counted(trainer) == sum(map(len, expected))
+    assert f"the teacher {folder_of_teacher!r} gives answers" in caplog.text and f"{other!r} gives" not in caplog.text
+
+
 def test_the_check_before_the_first_step_looks_at_the_views_of_the_training(tmp_path, folder_of_teacher, files):
     trainer = make(tmp_path, half(folder_of_teacher), train_dataset=files)
     bad = unanswered_views(trainer)[0]

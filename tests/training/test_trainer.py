@@ -183,7 +183,7 @@ import conftest, torch
 from support import tiny
 from hf_deit import load_teacher
 from hf_deit.commands.command_line import exit_command
-teacher = load_teacher(sys.argv[1], student_processor=tiny.processor())
+teacher = load_teacher(sys.argv[1].split(","), student_processor=tiny.processor(), weights=[2, 1])
 model = tiny.student(drop_path_rate=0.2)
 args = tiny.arguments(sys.argv[2], max_steps=20, per_device_train_batch_size=int(sys.argv[3]),
                       save_strategy="steps", save_steps=15)
@@ -192,6 +192,8 @@ assert args.world_size == int(sys.argv[4])
 trainer.train(resume_from_checkpoint=sys.argv[5] or None)
 metrics = trainer.evaluate()
 predicted = trainer.predict(tiny.digits()[1])
+trainer.evaluate_teacher()
+metrics["teachers"] = dict(trainer.record.teacher_report)
 metrics["predictions"], metrics["labels"] = map(torch.from_numpy, (predicted.predictions, predicted.label_ids))
 if args.should_save:
     torch.save(({k: v.detach() for k, v in model.named_parameters()}, metrics), sys.argv[2] + "/result.pt")
@@ -200,19 +202,23 @@ exit_command(0)
 
 
 def test_two_processes_are_equivalent_to_one_and_resume(tmp_path, folder_of_teacher):
+    """With two teachers, whose accuracies are the same, too."""
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
+    teachers = f"{folder_of_teacher},{tiny.teacher_folder(tmp_path / 'other', seed=2)}"
 
     def run(name: str, world_size: int, batch_size: int, checkpoint: str = "") -> tuple:
         folder = tmp_path / name
         folder.mkdir()
-        launch(script, folder_of_teacher, folder, batch_size, world_size, checkpoint, processes=world_size)
+        launch(script, teachers, folder, batch_size, world_size, checkpoint, processes=world_size)
         return torch.load(folder / "result.pt", weights_only=True)
 
     one, one_metrics = run("one", 1, 8)
     two, two_metrics = run("two", 2, 4)
     assert_equivalent(one, two, "adamw_torch_fused")
     assert one_metrics["eval_top1"] == two_metrics["eval_top1"]
+    assert one_metrics["teachers"] == two_metrics["teachers"]
+    assert {"teacher_top1", "teacher_top1_of_1", "teacher_top1_of_2"} < {*one_metrics["teachers"]}
     assert one_metrics["eval_class_top5"] == two_metrics["eval_class_top5"]
     torch.testing.assert_close(one_metrics["predictions"], two_metrics["predictions"], atol=1e-4, rtol=0)
     assert one_metrics["predictions"].shape == (40, 10)

@@ -30,13 +30,15 @@ from ...models.pretrained import (
     load_classifier,
     load_config,
     load_image_processor,
+    name_and_revision,
     not_loadable,
     refuse_file,
     resolve_revision,
     weights_digest,
 )
+from ...models.single_teacher import size_in_words
 from ...models.student import checkpoint_class
-from ...models.teacher import size_in_words
+from ...models.zero_shot.architecture import is_zero_shot
 from ..answers.verdicts import CLASS, DISTILLATION, RULE_OF_FUSION, RULES_OF_TWO_HEADS, SINGLE, SINGLE_HEAD, Rule
 from ..arguments import DTYPES
 from ..images.label_sets import imagenet_indices, imagenet_names, imagenet_synsets
@@ -279,7 +281,7 @@ class ClassifierDescription:
         }
 
 
-def _architecture(config: Any) -> str:
+def architecture_of(config: Any) -> str:
     """The name of a model's class, or of timm's architecture."""
     return str(getattr(config, "architecture", None) or (config.architectures or [config.model_type])[0])
 
@@ -330,8 +332,8 @@ def describe_classifiers(
     """
     found = []
     for position, model in enumerate(models):
-        refuse_file(_without_revision(model)[0], role="model")
-        for kind in weights_of_folder(_without_revision(model)[0], weights if position == 0 else "published"):
+        refuse_file(name_and_revision(model)[0], role="model")
+        for kind in weights_of_folder(name_and_revision(model)[0], weights if position == 0 else "published"):
             found.append(_describe(model, kind, label_names, class_indices, shown))
     _refuse_repeats(found)
     names = short_names([(description.origin["name_or_path"], _words_of(description, found)) for description in found])
@@ -347,23 +349,32 @@ def labels_of(model: str, weights: Choice = "published") -> list[str]:
     Raises:
         InputError: there is no such model, or there are no such weights.
     """
-    name_or_path, wanted = _without_revision(model)
+    name_or_path, wanted = name_and_revision(model)
     refuse_file(name_or_path, role="model")
     folder = weights_of_folder(name_or_path, weights)[0].folder
     try:
-        return in_order(load_config(folder, resolve_revision(folder, wanted) or wanted).id2label)
+        config = load_config(folder, resolve_revision(folder, wanted) or wanted)
     except InputError:
         raise
     except LOADING_ERRORS as error:
         raise not_loadable(name_or_path, wanted, error, role="model") from error
+    _check_has_classes(name_or_path, config)
+    return in_order(config.id2label)
 
 
-def _without_revision(model: str) -> tuple[str, str | None]:
-    """A model's name and the revision behind its "@", if it is one of the Hub."""
-    name, at, revision = model.rpartition("@")
-    if not at or os.path.exists(model) or not revision or name[:1] in ("/", ".", "~"):
-        return os.path.expanduser(model), None
-    return name, revision
+def _check_has_classes(name_or_path: str, config: Any) -> None:
+    """Refuses a model of texts and images, which has no classes of its own.
+
+    Raises:
+        InputError: it is one.
+    """
+    if is_zero_shot(config):
+        raise InputError(
+            f"the model {name_or_path!r} is a zero-shot model ({config.model_type}), which has no classes of its own "
+            "that it could be asked for: hf-deit train, which tells it the images' labels as a teacher "
+            "(--teacher_model_name_or_path), measures it on the validation images first; and hf-deit probe --backbone "
+            "makes a classifier of its features"
+        )
 
 
 def _describe(
@@ -373,11 +384,12 @@ def _describe(
     class_indices: np.ndarray | None,
     shown: Showing,
 ) -> ClassifierDescription:
-    name_or_path, wanted = _without_revision(model)
+    name_or_path, wanted = name_and_revision(model)
     commit = resolve_revision(name_or_path, wanted)
     revision = commit or wanted
     try:
         config = load_config(weights.folder, revision)
+        _check_has_classes(name_or_path, config)
         if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
             raise not_loadable(name_or_path, revision, f"{config.model_type} is none", role="model")
         model_class, fusion = _class_of(weights.folder, revision)
@@ -386,9 +398,7 @@ def _describe(
     except LOADING_ERRORS as error:
         raise not_loadable(name_or_path, revision, error, role="model") from error
     check_extent(weights.folder, config)
-    processor = load_image_processor(weights.processor_folder, revision, config)
-    if getattr(processor, "crop_ratio", None) is not None:  # written by ours, which transformers' class reads, too
-        processor = DistilledDeiTImageProcessor.from_pretrained(weights.processor_folder, revision=revision)
+    processor = own_processor(weights.processor_folder, revision, config)
     processor = at_test_size(name_or_path, processor, image_size=shown.image_size, crop_ratio=shown.crop_ratio)
     size = made_size(name_or_path, processor)
     takes_positions = "interpolate_pos_encoding" in _forward_arguments(config)
@@ -410,7 +420,7 @@ def _describe(
             "revision": commit,
             "weights": weights.kind,
             "checkpoint": weights.checkpoint,
-            "architecture": _architecture(config),
+            "architecture": architecture_of(config),
             "input_size": list(size),
             "crop_ratio": shown.crop_ratio or crop_ratio_of(processor, size),
             "dtype": shown.dtype,
@@ -419,6 +429,18 @@ def _describe(
             {"interpolate_pos_encoding": True} if takes_positions and size != configured_size(config) else {}
         ),
     )
+
+
+def own_processor(name_or_path: str, revision: str | None, config: Any) -> BaseImageProcessor:
+    """The image processor of a checkpoint, in this package's class where that has written it.
+
+    Raises:
+        InputError: see `load_image_processor`.
+    """
+    processor = load_image_processor(name_or_path, revision, config)
+    if getattr(processor, "crop_ratio", None) is not None:  # written by ours, which transformers' class reads, too
+        return DistilledDeiTImageProcessor.from_pretrained(name_or_path, revision=revision)
+    return processor
 
 
 def _class_of(name_or_path: str, revision: str | None) -> tuple[Any, str | None]:

@@ -12,7 +12,7 @@ from ...errors import InputError, first_line
 from ...models.extent import LARGEST_IMAGE
 from ...models.image_processing_deit import DistilledDeiTImageProcessor
 from ...models.pretrained import measure_processor
-from ...models.teacher import size_in_words
+from ...models.single_teacher import size_in_words
 
 _RAMP = Image.fromarray(np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, 256, 3)))  # to the right
 

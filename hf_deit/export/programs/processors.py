@@ -8,7 +8,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ...errors import InputError, one_line
-from ...models.teacher import size_in_words
+from ...models.single_teacher import size_in_words
 from .preprocessing import FILTERS, Preprocessing
 
 # In levels of 255. There is none but where floats decide; the room is for other builds of PyTorch and Pillow.
