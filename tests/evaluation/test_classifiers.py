@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from support import zero_shot
 from support.checkpoints import (
     LABELS,
     TINY,
@@ -389,7 +390,7 @@ def test_names_are_short_and_tell_models_apart():
 
 def test_revisions_of_one_model_have_names_of_their_own(tmp_path, monkeypatch):
     folder = folder_of("plain", tmp_path / "model")
-    monkeypatch.setattr(classifiers, "_without_revision", lambda model: (folder, model))
+    monkeypatch.setattr(classifiers, "name_and_revision", lambda model: (folder, model))
     monkeypatch.setattr(classifiers, "resolve_revision", lambda name, revision: revision)
     with_revisions = describe_classifiers(["1" * 40, "2" * 40], LABELS)
     assert [one.name for one in with_revisions] == [f"model ({digit * 12})" for digit in "12"]
@@ -448,3 +449,10 @@ def test_our_own_processor_is_taken_for_our_own_folders(tmp_path):
     [description] = describe_classifiers([folder], LABELS)
     assert isinstance(description.processor, DistilledDeiTImageProcessor)
     assert TINY["image_size"] == 32 == description.input_size[0]
+
+
+def test_a_zero_shot_model_has_no_classes_to_be_asked_for(tmp_path):
+    zero_shot.clip_folder(tmp_path / "clip")
+    for ask in (labels_of, lambda model: load_one(model, LABELS)):
+        with pytest.raises(InputError, match=r"zero-shot model \(clip\).*hf-deit train.*hf-deit probe"):
+            ask(str(tmp_path / "clip"))
