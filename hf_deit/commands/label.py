@@ -10,21 +10,22 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..data.batch_augment import augment_batch
-from ..errors import InputError, counted
+from ..errors import InputError, counted, printable
 from ..labels.epoch_files import epoch_file
-from ..models.image_processing_deit import DistilledDeiTImageProcessor
-from ..models.teacher import Teacher
+from ..models.teacher import AnyTeacher
 from ..recipes.resolve import Arguments, resolve_arguments
 from ..training.alike import check_alike
 from ..training.arguments import DistillationTrainingArguments
 from ..training.kept_labels import Batch, KeptLabels
 from ..training.label_source import LabelSource
 from ..training.origin import teacher_of
+from ..training.predicted_classes import are_wanted, predict_classes, tell_doubts
 from ..training.skipped_images import SkippedImages
 from .command_line import run_command
-from .prepare import as_range, check_same_arguments, leaves_no_empty_folders, prepare
+from .prepare import PreparedRun, as_range, check_same_arguments, leaves_no_empty_folders, prepare
 from .run_options import RunParser
 from .sources import describe_sources, resolve_sources
+from .zero_shot import check_told
 
 _FLUSH_SECONDS = 60.0
 _MOST_EPOCHS = 1_000_000
@@ -82,10 +83,15 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
     if args.teacher_labels is None or args.teacher_labels_readonly:
         raise InputError("give --teacher_labels, the folder that the labels go to, and no --teacher_labels_readonly")
     if arguments.model.teacher_model_name_or_path is None:
-        raise InputError("there is no teacher: give --teacher_model_name_or_path, a Hub id or a folder")
+        raise InputError(
+            "there is no teacher: give --teacher_model_name_or_path, a Hub id or a folder"
+            + ("" if arguments.model.teacher_probe is None else ", which hf-deit probe makes of a backbone")
+        )
     check_same_arguments(arguments)
     source = LabelSource(args)
-    run = prepare(resolve_sources(arguments, source), source)
+    resolved = resolve_sources(arguments, source)
+    check_told(resolved)
+    run = prepare(resolved, source)
     teacher = run.describe_teacher()
     check_alike(
         views=run.views,
@@ -103,7 +109,7 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
         if kept.store.source is not None:
             raise InputError(f"{args.teacher_labels!r} takes no labels, as it is on the Hub: give a folder")
         if kept.needs_teacher:
-            _label(kept, teacher.load(args.device), wanted, args, run.processor)
+            _label(kept, teacher.load(args.device), wanted, args, run)
         epochs_there = kept.store.complete_epochs
         report = kept.report()
         return LabellingResult(
@@ -133,10 +139,10 @@ def _epochs(text: str) -> range:
 
 def _label(
     kept: KeptLabels,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     epochs: range,
     args: DistillationTrainingArguments,
-    processor: DistilledDeiTImageProcessor,
+    run: PreparedRun,
 ) -> None:
     is_quiet = args.disable_tqdm or not PartialState().is_main_process
     last_flush, skipped_images = time.monotonic(), SkippedImages()
@@ -144,8 +150,13 @@ def _label(
     def prepare(batch: Batch) -> Batch:
         tensors = skipped_images.take(batch)
         on_device = {name: tensor.to(args.device, non_blocking=True) for name, tensor in tensors.items()}
-        return augment_batch(on_device, processor.image_mean, processor.image_std)
+        return augment_batch(on_device, run.processor.image_mean, run.processor.image_std)
 
+    if are_wanted(teacher, run.views):
+        predicted = predict_classes(teacher, run.views, run.processor, args, prepare)
+        if PartialState().is_main_process:
+            tqdm.write(f"\n{printable(predicted.text(run.images.label_names))}\n")
+            tell_doubts(predicted, teacher, args, run.processor)
     for epoch in epochs:
         kept.start_epoch(epoch)
         slots = kept.absent()

@@ -14,6 +14,7 @@ import shutil
 from accelerate import PartialState
 
 from ..errors import InputError, shortlist
+from ..evaluation.probe.arguments import PROBE_FILE
 from ..hub.files import is_leftover, remove_leftovers, temporary_beside, writing
 from ..hub.run_folder import RECIPE_FILE, last_whole_checkpoint, list_checkpoints
 from ..hub.run_lock import is_lock_file, not_writable
@@ -24,6 +25,7 @@ from ..training.checkpoints import remove_torn_checkpoints
 UNFINISHED_TEACHER = "teacher.unfinished"
 UNFINISHED_CHECKPOINT = "checkpoint.unfinished"
 # What a run writes before it has a recipe, and with one, but for checkpoints and the weights.
+_OF_A_TEACHER = (RECIPE_FILE, PROBE_FILE)  # one of them is in the folder of every one that a run has made
 _BEGINNINGS = (RECIPE_FILE, UNFINISHED_TEACHER, UNFINISHED_CHECKPOINT)
 _BESIDE_A_RECIPE = re.compile(r"runs|_publishing\w*|config\.json|trainer_state\.json|(all|eval|test)_results\.json")
 
@@ -72,8 +74,14 @@ def is_begun(output_dir: str) -> bool:
 
     One that died before it had made anything, while it loaded its images, say, has begun nothing yet.
     """
-    marks = (RECIPE_FILE, UNFINISHED_TEACHER, os.path.join(TRAINED_TEACHER, RECIPE_FILE))
-    return any(os.path.exists(os.path.join(output_dir, mark)) for mark in marks)
+    marks = (RECIPE_FILE, UNFINISHED_TEACHER)
+    has_mark = any(os.path.exists(os.path.join(output_dir, mark)) for mark in marks)
+    return has_mark or _is_teacher(os.path.join(output_dir, TRAINED_TEACHER))
+
+
+def _is_teacher(folder: str) -> bool:
+    """Whether a folder is that of a whole teacher that a run has made."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in _OF_A_TEACHER)
 
 
 def clear_beginnings(output_dir: str, *, keep: str | None = None) -> None:
@@ -133,7 +141,7 @@ def _others(output_dir: str, labels: str | None) -> list[str]:
             or entry.name in torn
             or (begun and _BESIDE_A_RECIPE.fullmatch(entry.name))
             or is_leftover(entry.path)
-            or (entry.name == TRAINED_TEACHER and os.path.isfile(os.path.join(entry.path, RECIPE_FILE)))
+            or (entry.name == TRAINED_TEACHER and _is_teacher(entry.path))
             or (labels is not None and _is_of_store(entry.path, labels))
         )
     )

@@ -18,7 +18,7 @@ from ..hub.files import no_empty_folders
 from ..labels.files import discard_unused
 from ..models.image_processing_deit import SMALL_INPUT, DistilledDeiTImageProcessor
 from ..models.student import load_student
-from ..models.teacher import TeacherDescription, describe_teacher, load_labels
+from ..models.teacher import AnyDescription, describe_teacher
 from ..recipes.resolve import Arguments, resolved_recipe
 from ..recipes.sameness import differing, stated_options
 from ..recipes.uses import check_uses
@@ -28,6 +28,7 @@ from ..training.datasets import as_evaluation, as_views, check_arguments, data_s
 from ..training.label_source import NOT_OF_STREAMS, LabelSource
 from ..training.pace import with_pace
 from ..training.processes import once_per_machine
+from .zero_shot import check_names, names_without_labels
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class PreparedRun:
     validation: EvaluationDataset | None
     test: EvaluationDataset | None = None
 
-    def describe_teacher(self) -> TeacherDescription:
+    def describe_teacher(self) -> AnyDescription:
         """The teacher that the arguments name, for a student with the labels of the images.
 
         Raises:
@@ -68,6 +69,11 @@ class PreparedRun:
             revision=model_args.teacher_revision,
             dtype=model_args.teacher_dtype,
             input_size=model_args.teacher_input_size,
+            prompts=model_args.class_prompts,
+            templates=model_args.templates,
+            weights=model_args.teacher_weights,
+            label_subset=model_args.teacher_label_subset,
+            prior_correction=model_args.teacher_prior_correction,
         )
 
 
@@ -173,20 +179,18 @@ def _load_images(arguments: Arguments, labels: LabelSource | None) -> ImageData:
     model_args, data_args, args = arguments
     if data_args.streaming and labels is not None:
         raise InputError(NOT_OF_STREAMS)
-    label_names = None
     is_labelled = data_args.dataset_name or data_args.train_dir
-    if not is_labelled and args.distillation_type != "none":
-        if model_args.teacher_model_name_or_path is not None:
-            label_names = load_labels(model_args.teacher_model_name_or_path, model_args.teacher_revision)
-        elif labels is not None:
-            label_names = labels.label_names
-    return load_data(
+    has_teacher = not is_labelled and args.distillation_type != "none"
+    label_names = names_without_labels(model_args, labels) if has_teacher else None
+    images = load_data(
         data_args,
         label_names=label_names,
         on_bad_image=args.on_bad_image,
         check_images=args.check_images,
         once_per_machine=once_per_machine,
     )
+    check_names(model_args, images.label_names)
+    return images
 
 
 def _learnt_images(images: ImageData, arguments: Arguments) -> ImageData:

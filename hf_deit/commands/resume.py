@@ -25,7 +25,9 @@ from ..hub.run_folder import (
 from ..recipes import load_recorded
 from ..recipes.resolve import Arguments, applied_changes, check_same_run, take_revisions, unused_at_the_end
 from ..recipes.sameness import NOTED, is_same_path
+from ..training.arguments import DistillationTrainingArguments
 from ..training.checkpoints import check_same_labels, check_unchanged, find_checkpoint, resume_wish
+from ..training.early_stopping import has_stopped_early
 from ..training.label_source import LabelSource
 from ..training.origin import compared_in
 from ..training.processes import on_main_process
@@ -89,7 +91,7 @@ class Beginning:
         return on_main_process(lambda: adopt_checkpoint(self.fetched, self.arguments.training.output_dir))
 
     def _changes(self, checkpoint: str) -> list[str]:
-        step, is_over = _progress(checkpoint)
+        step, is_over = _progress(checkpoint, self.arguments.training)
         noted = {name: value for name, value in self.before.items() if name in NOTED and not is_over}
         return [f"{name} {str(value).lower()} until step {step:,}" for name, value in noted.items()]
 
@@ -102,14 +104,22 @@ class Beginning:
         begins_with = self.fetched or self.checkpoint
         if not self.before or begins_with is None:
             return arguments
-        _, is_over = on_main_process(lambda: _progress(begins_with))
-        return arguments.with_training(**self.before) if is_over else arguments
+        _, is_over = on_main_process(lambda: _progress(begins_with, arguments.training))
+        if not is_over:
+            return arguments
+        # A patience that ends the run here and now is what it was trained with.
+        ends_by = {"early_stopping_patience"} if arguments.training.early_stopping_patience is not None else set()
+        return arguments.with_training(**{name: self.before[name] for name in self.before.keys() - ends_by})
 
 
-def _progress(checkpoint: str) -> tuple[int, bool]:
-    """The step of a checkpoint, and whether its run was at its end then."""
+def _progress(checkpoint: str, args: DistillationTrainingArguments) -> tuple[int, bool]:
+    """The step of a checkpoint, and whether its run was at its end then, or is by the arguments of now."""
     state = read_json(os.path.join(checkpoint, STATE_FILE))
-    return state["global_step"], state["global_step"] >= state["max_steps"]
+    step, num_steps = state["global_step"], state["max_steps"]
+    is_over = step >= num_steps or has_stopped_early(
+        args, state.get("log_history") or [], step=step, num_steps=num_steps
+    )
+    return step, is_over
 
 
 def begin(arguments: Arguments) -> Beginning:

@@ -11,14 +11,16 @@ from ..recipes.option_names import ALIASES
 from ..recipes.resolve import argument_parser, describe_default_recipe
 from .command_line import CommandParser, is_main_process
 
-_STARTS = ", ".join(name for name in ("digits", "own_images", "small_data") if name in list_recipes())
+_STARTS = ", ".join(name for name in ("digits", "own_images", "zero_shot", "small_data") if name in list_recipes())
 # The options that most runs need, by what they are about. Where no words are given, the field's own help is shown.
 _USUAL = {
     "images": {"train_dir": None, "validation_dir": None, "dataset_name": None, "unlabeled_dir": None},
     "student and teacher": {
         "student": None,
         "image_size": None,
-        "teacher_model_name_or_path": None,
+        "teacher_model_name_or_path": "Hub id or folder of the teacher, or of several: classifiers, or zero-shot "
+        "models (CLIP, SigLIP, …).",
+        "class_names": "Names of the classes, for CLIP and its kind.",
         "teacher_labels": None,
     },
     "training": {

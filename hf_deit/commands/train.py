@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +15,22 @@ from accelerate.state import AcceleratorState
 from transformers.utils import logging
 
 from ..data.image_data import ImageData
+from ..data.view_dataset import ViewDataset
 from ..errors import InputError, PublishError, command, counted, rate
 from ..hub.facts import RunSources, with_interval
 from ..hub.files import read_json, writing
 from ..hub.run_folder import RECIPE_FILE
 from ..hub.usage import note_on_fusion, usage
+from ..models.ensemble import EnsembleDescription, TeacherEnsemble
 from ..models.heads import CLASS, DISTILLATION, FUSED, PLAIN, words_of_answer
-from ..models.teacher import TeacherDescription
+from ..models.teacher import AnyDescription
+from ..recipes.prospects import Prospects
 from ..recipes.resolve import Arguments, check_same_run, published_recipe, resolve_arguments, save_recipe
 from ..recipes.sameness import TRAINED_TEACHER
+from ..training.arguments import ModelArguments
 from ..training.checkpoints import check_same_labels, resume_wish
+from ..training.datasets import steps_per_epoch
+from ..training.early_stopping import early_end
 from ..training.kept_labels import LabelReport
 from ..training.label_source import LabelSource, RunLabels
 from ..training.log_table import LogTableCallback
@@ -37,7 +44,9 @@ from .output_folder import UNFINISHED_TEACHER, begin_teacher, check_output_dir, 
 from .prepare import PreparedRun, check_same_arguments, fitted_to, leaves_no_empty_folders, make_student, prepare
 from .resume import begin
 from .run_options import RunParser
-from .sources import describe_sources, with_teacher
+from .sources import describe_sources, names_to_compare, with_teacher, words_of_probe, words_of_trained
+from .teacher_probe import fit_teacher
+from .zero_shot import check_told, with_templates
 
 logger = logging.get_logger(__name__)
 
@@ -70,6 +79,7 @@ class RunResult:
         push_failures: of pushes during and after the training, a line each with the cause.
         publish_error: why the model could not be pushed at the end, or None.
         evaluation: the command that evaluates the model in full.
+        early_end: at which step the run has stopped early, and what its best was, in a line; None if it has not.
     """
 
     output_dir: str
@@ -91,6 +101,7 @@ class RunResult:
     test_accuracies: dict[str, float] = field(default_factory=dict)
     num_test_images: int = 0
     evaluation: str = ""
+    early_end: str | None = None
 
     def __str__(self) -> str:
         rows = [(name, f"{accuracy:.4f}") for name, accuracy in self.accuracies.items()]
@@ -162,8 +173,12 @@ def run(arguments: Arguments) -> RunResult:
     check_output_dir(args.output_dir, resuming=is_resuming, labels=args.teacher_labels)
     repository = on_main_process(lambda: repository_of(args)) if args.push_to_hub else None
     beginning = begin(arguments)
+    check_told(beginning.arguments)
     prepared = prepare(beginning.arguments, beginning.labels, is_evaluated=True)
     beginning.check_labels(prepared.images.id2label)
+    if beginning.checkpoint is None and args.should_save:
+        for doubt in _doubts(prepared):
+            logger.warning("%s", doubt)
     if repository is not None:
         on_main_process(repository.create)  # before a teacher is trained
     lesson = _find_teacher(prepared, beginning.labels, resuming=is_resuming, start=start)
@@ -194,13 +209,29 @@ def run(arguments: Arguments) -> RunResult:
     return _finish(trainer, lesson.teacher, start=start)
 
 
+def _doubts(prepared: PreparedRun) -> list[str]:
+    """See `Prospects.doubts`; none of a stream, whose images are not counted."""
+    if not isinstance(prepared.views, ViewDataset):
+        return []
+    student, args = prepared.student, prepared.arguments.training
+    trained = [parameter.numel() for parameter in student.parameters() if parameter.requires_grad]
+    return Prospects(
+        prepared.arguments,
+        num_images=len(prepared.views),
+        num_classes=student.config.num_labels,
+        steps_per_epoch=steps_per_epoch(prepared.views, args),
+        num_parameters=sum(trained),
+        is_transformer=hasattr(student.config, "num_attention_heads"),
+    ).doubts()
+
+
 @dataclass
 class _Lesson:
     """Who teaches a run, and under which arguments; see `_find_teacher`."""
 
     arguments: Arguments
     sources: RunSources
-    teacher: TeacherDescription | None = None
+    teacher: AnyDescription | None = None
     labels: RunLabels | None = None
 
 
@@ -223,28 +254,41 @@ def _find_teacher(prepared: PreparedRun, source: LabelSource | None, *, resuming
         lesson.labels = source.of_run(
             prepared.views, prepared.processor, num_labels=prepared.student.config.num_labels, sources=lesson.sources
         )
-    trained_by = None
+    made = None
     if arguments.model.teacher_model_name_or_path is None:
         if lesson.labels is not None and _labels_suffice(lesson.labels):
             source.check_input_size(arguments.model.teacher_input_size)
             return lesson
-        trained_by = arguments.model.teacher_recipe
-        if trained_by is None and source is not None:
+        recipe, backbone = arguments.model.teacher_recipe, arguments.model.teacher_probe
+        if recipe is None and backbone is None and source is not None:
             raise InputError(
                 f"there are no labels in {source.name!r} yet, and there is no teacher to fill it: give "
                 "--teacher_model_name_or_path (a Hub id or a folder), or another --teacher_labels"
             )
-        folder = train_teacher(trained_by, prepared.images, arguments, resuming=resuming)
+        if backbone is not None:
+            folder, content = fit_teacher(backbone, prepared.images, arguments, resuming=resuming)
+            made = words_of_probe(content)
+        else:
+            folder = train_teacher(recipe, prepared.images, arguments, resuming=resuming)
+            made = words_of_trained(recipe, arguments)
         if args.should_save:  # from here on there is something to go on with; not before, for the refusals' sake
             save_recipe(arguments, os.path.join(args.output_dir, RECIPE_FILE))
         arguments = arguments._replace(model=replace(arguments.model, teacher_model_name_or_path=folder))
         # Accelerate keeps one state a process: the student's Trainer would inherit the teacher's precision.
         AcceleratorState._reset_state()
     lesson.teacher = replace(prepared, arguments=arguments).describe_teacher()
-    model_args = replace(arguments.model, teacher_revision=lesson.teacher.revision)
+    model_args = with_templates(_with_commits(arguments.model, lesson.teacher), lesson.teacher)
     lesson.arguments = arguments._replace(model=model_args)
-    lesson.sources = with_teacher(lesson.sources, lesson.arguments, lesson.teacher, trained_by=trained_by)
+    lesson.sources = with_teacher(lesson.sources, lesson.arguments, lesson.teacher, made=made)
     return lesson
+
+
+def _with_commits(model_args: ModelArguments, teacher: AnyDescription) -> ModelArguments:
+    """The arguments that name a teacher, or several, with what they were resolved to."""
+    if isinstance(teacher, EnsembleDescription):
+        names = [member.pinned_name for member in teacher.members]
+        return replace(model_args, teacher_model_name_or_path=names)
+    return replace(model_args, teacher_revision=teacher.revision)
 
 
 def _labels_suffice(labels: RunLabels) -> bool:
@@ -277,8 +321,8 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments, *, 
     """
     if recipe is None:
         raise InputError(
-            "there is no teacher: give --teacher_model_name_or_path (a Hub id or a folder), or --teacher_recipe to "
-            "train one on this data first, or --distillation_type none"
+            "there is no teacher: give --teacher_model_name_or_path (a Hub id or a folder), or --teacher_probe (a "
+            "backbone) or --teacher_recipe to make one of this data first, or --distillation_type none"
         )
     output_dir = student.training.output_dir
     folder, unfinished = (os.path.join(output_dir, name) for name in (TRAINED_TEACHER, UNFINISHED_TEACHER))
@@ -286,7 +330,7 @@ def train_teacher(recipe: str | None, images: ImageData, student: Arguments, *, 
     for name in ("use_cpu", "disable_tqdm", "log_format", "log_level", "on_bad_image"):
         line += [f"--{name}", str(getattr(student.training, name))]
     with _told_of(f"the teacher_recipe {recipe!r}, in which its options stand"):
-        arguments = resolve_arguments(line)
+        arguments = resolve_arguments(line, images=replace(student.data, labels_kept=None))
     check_same_arguments(arguments)
     stated, args = arguments._replace(data=student.data), arguments.training
     if os.path.isdir(folder):
@@ -323,10 +367,11 @@ def _told_of(teacher: str) -> Iterator[None]:
         raise InputError(f"of {teacher}: {error}") from error
 
 
-def _finish(trainer: DistillationTrainer, teacher: TeacherDescription | None, *, start: float) -> RunResult:
+def _finish(trainer: DistillationTrainer, teacher: AnyDescription | None, *, start: float) -> RunResult:
     """Evaluates and saves what was trained, tests it, and pushes it; a push that fails loses nothing."""
     args, validation = trainer.args, trainer.eval_dataset
     trainer.pop_callback(LogTableCallback)  # the results have a table of their own
+    stopped = early_end(args, trainer.state)
     metrics = {} if validation is None else trainer.evaluate()
     accuracies = _accuracies(trainer, metrics)
     with trainer.run_folder.writing("results", trainer.state.global_step):
@@ -367,6 +412,7 @@ def _finish(trainer: DistillationTrainer, teacher: TeacherDescription | None, *,
         push_failures=() if trainer.pushes is None else tuple(trainer.pushes.failures),
         publish_error=publish_error,
         evaluation=_evaluation(trainer, teacher),
+        early_end=stopped,
     )
 
 
@@ -399,11 +445,14 @@ def _known_results(folder: str, of_what: Mapping[str, Any]) -> dict[str, float] 
     return {name: value for name, value in found.items() if name not in of_what} if is_same else None
 
 
-def _evaluation(trainer: DistillationTrainer, teacher: TeacherDescription | None) -> str:
-    """The command that evaluates a run's model in full, on the images that its recipe names, beside its teacher."""
+def _evaluation(trainer: DistillationTrainer, teacher: AnyDescription | None) -> str:
+    """The command that evaluates a run's model in full, on the images that its recipe names, beside its teachers."""
     line = ["--model", trainer.args.output_dir]
-    if teacher is not None:
-        line += ["--teacher", teacher.name_or_path + (f"@{teacher.revision}" if teacher.revision else "")]
+    names = [] if teacher is None else names_to_compare(teacher)
+    if names[1:]:
+        line += ["--compare", *names[1:]]
+    if names:
+        line += ["--teacher", names[0]]
     if trainer.eval_dataset is None and trainer.test_dataset is None:
         line += ["--images_dir", "FOLDER"]
     return command("evaluate", *line)
@@ -422,7 +471,11 @@ def _accuracies(trainer: DistillationTrainer, metrics: dict[str, float]) -> dict
         return {}
     accuracies = {}
     if trainer.teacher is not None:
-        accuracies["teacher"] = trainer.evaluate_teacher()
+        together = trainer.evaluate_teacher()
+        if isinstance(trainer.teacher, TeacherEnsemble):
+            for number, name in enumerate(trainer.teacher.description.short_names, 1):
+                accuracies[f"teacher {name}"] = trainer.record.teacher_report[f"teacher_top1_of_{number}"]
+        accuracies["teachers together" if accuracies else "teacher"] = together
     for average, suffix in (("", ""), ("ema_", ", averaged")):
         accuracies |= _accuracies_of_heads(trainer, metrics, f"eval_{average}", suffix)
     return accuracies
@@ -463,6 +516,8 @@ def _train(arguments: Sequence[str]) -> int:
         examples=[
             "hf-deit train                                    (digits, on any CPU, in minutes)",
             "hf-deit train --recipe own_images --train_dir images/train --teacher_model_name_or_path NAME",
+            "hf-deit train --recipe zero_shot --unlabeled_dir photos --class_names cat dog "
+            "--teacher_model_name_or_path openai/clip-vit-base-patch32",
             "hf-deit launch train --recipe deit_tiny_distilled",
         ],
         writes_output=True,
@@ -489,12 +544,17 @@ def _print_result(result: RunResult) -> None:
     model = "The model with averaged weights" if result.weights == "ema" else "The model"
     note = "" if result.fusion_note is None else f"{result.fusion_note}\n"
     answers = "" if result.served_top1 is None else f", with a top-1 of {result.served_top1:.4f}"
+    if result.early_end is not None:
+        print(f"\nThe run {result.early_end}.")
     print(
         f"\n{result}\n\n{model} lies in {result.output_dir}. {note}A report on it is made by:\n\n{result.evaluation}"
     )
     print(f"\nTo use it{answers}:\n\n{result.usage}")
     if result.kept_in is not None:
-        print(f"\nThe teacher's labels lie in {result.kept_in}: --teacher_labels {result.kept_in} replays them.")
+        print(
+            f"\nThe teacher's labels lie in {result.kept_in}: --teacher_labels {shlex.quote(result.kept_in)} "
+            "replays them."
+        )
     if result.publish_error is not None:
         print(f"\nerror: {result.publish_error}", file=sys.stderr, flush=True)
     elif result.repository is not None:

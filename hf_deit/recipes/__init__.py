@@ -1,7 +1,7 @@
 """Recipes: YAML files of arguments. The recipe comes first, the command line on top; unknown keys are refused.
 
 A recipe may stand on another: `base: deit_base` takes that one's arguments first. Mappings, such as student_overrides,
-are merged key by key, where null removes a key; all else is replaced.
+are merged key by key, where null removes a key; all else is replaced. What follows the images, `by_data` says.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from ..data.arguments import DataArguments
 from ..errors import InputError, did_you_mean, one_line
 from ..hub.recipe_file import RECORDED, parse_recipe, read_recipe_file
 from ..training.arguments import DistillationTrainingArguments, ModelArguments
+from .by_data import KEYS, Choice, check_table, settled
 from .option_names import meant_by
 from .sameness import earlier_values
 from .uses import settle
@@ -50,11 +51,12 @@ def load_recipe(name_or_file: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         Arguments by name, as written, on top of those of its base: `resolve_arguments` gives them their types. One
         that was recorded beside a run of an earlier version says, too, what was the rule there and is an option now.
+        One that follows the images gives what it takes for very many of them.
 
     Raises:
         InputError: no such recipe, no mapping in it, a key that is no argument, or bases that go in a circle.
     """
-    return merged(recipe_layers(name_or_file))
+    return merged(settled(recipe_layers(name_or_file), Choice(), recipe_layers))
 
 
 def load_recorded(file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def load_recorded(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def recipe_layers(name_or_file: str | os.PathLike[str], *, as_written: bool = False) -> list[dict[str, Any]]:
-    """A recipe and those that it stands on, the lowest first; see `load_recipe` and `merged`.
+    """A recipe and those that it stands on, the lowest first; see `load_recipe`, `merged` and `by_data.settled`.
 
     Args:
         name_or_file: see `load_recipe`.
@@ -146,8 +148,10 @@ def _read_recipe(name_or_file: str, *, as_written: bool) -> dict[str, Any]:
     for key in recipe:
         if not isinstance(key, str):
             raise InputError(f"the recipe {name_or_file!r} has no argument {key!r}: names are words")
-        if key != "base":
+        if key not in ("base", *KEYS):
             check_known(key, f"the recipe {name_or_file!r} has")
+    subject = f"the recipe {name_or_file!r} has"
+    check_table(recipe, name_or_file, lambda key: check_known(key, subject), list_recipes())
     is_recorded = text.startswith(RECORDED) and not as_written
     return {**recipe, **earlier_values(recipe)} if is_recorded else recipe
 

@@ -73,6 +73,14 @@ _MEANT = {
     "warmup_steps": "warmup_ratio num_warmup_steps lr_warmup_steps warmup_iters warmup_updates warmup_t",
     "warmup_learning_rate": "warmup_lr_init lr_warmup_decay warmup_bias_lr warmup_start_lr",
     "weight_decay": "l2 decay weightdecay norm_weight_decay",
+    "layer_decay": "llrd lr_layer_decay layerwise_lr_decay layer_wise_lr_decay",
+    "early_stopping_patience": "patience early_stopping early_stop patience_epochs early_stop_patience",
+    "min_train_steps": "min_steps least_steps",
+    "teacher_probe": "probe probe_backbone",
+    "teacher_label_subset": "label_subset subset_of_labels class_subset",
+    "templates": "template prompt_template prompt_templates text_template hypothesis_template",
+    "class_prompts": "prompts class_descriptions prompt_file",
+    "teacher_prior_correction": "prior_correction debias logit_adjustment",
     "optim": "opt optimizer optimiser optim_name adafactor sgd adam adamw lamb lion",
     "optim_args": "momentum nesterov opt_kwargs optimizer_args optim_kwargs sgd_momentum mom",
     "adam_epsilon": "opt_eps eps adam_eps",
@@ -140,7 +148,7 @@ _MEANT = {
     ),
     "teacher_model_name_or_path": (
         "teacher_model teacher_name teacher_arch teacher_path teacher_checkpoint teacher_ckpt teacher_id "
-        "teacher_weights teacher_dir teacher_model_path teacher_name_or_path teacher_model_name kd_model "
+        "teacher_dir teacher_model_path teacher_name_or_path teacher_model_name kd_model "
         "kd_model_name t_model kd_teacher"
     ),
     "distillation_type": (
@@ -317,11 +325,7 @@ _INSTEAD = {
         "sharded_ddp zero_stage"
     ),
     "the classes are those of the images: one folder per class, or the label column's": (
-        "num_classes classes nb_classes n_classes num_labels n_class num_class class_names class_map "
-        "number_of_classes nc"
-    ),
-    "a run does not stop early: --load_best_model_at_end true keeps the best checkpoint": (
-        "patience early_stopping early_stop early_stopping_patience patience_epochs early_stop_patience"
+        "num_classes classes nb_classes n_classes num_labels n_class num_class class_map number_of_classes nc"
     ),
     "mean and std are the checkpoint's, or those of ImageNet": (
         "mean std normalize normalization image_mean image_std"
@@ -349,8 +353,8 @@ _INSTEAD = {
         "bce_loss bce_sum bce_target_thresh bce_pos_weight jsd_loss ce mse loss_fn lossfn focal_loss class_weight "
         "class_weights weighted_loss pos_weight balanced sampler oversample cosub"
     ),
-    "all layers learn at one rate, --learning_rate; --freeze keeps some as they are": (
-        "layer_decay llrd lr_mult backbone_lr lr_backbone head_lr lr_head layer_decay_min_scale "
+    "layers learn at --learning_rate, or by --layer_decay; --freeze keeps some as they are": (
+        "lr_mult backbone_lr lr_backbone head_lr lr_head layer_decay_min_scale "
         "layer_decay_no_opt_scale lr_noise lr_noise_pct lr_noise_std"
     ),
     "BatchNorm layers of a student stay as its model has them": (

@@ -7,9 +7,10 @@ import enum
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from accelerate import PartialState
 from transformers import HfArgumentParser
@@ -17,12 +18,14 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
 from ..data.arguments import DataArguments
-from ..errors import InputError, counted, not_one_of
+from ..errors import InputError, counted, not_one_of, shortlist
 from ..hub.files import write_whole, writing
 from ..hub.recipe_file import RECORDED, dump_recipe
-from ..hub.run_folder import list_checkpoints
+from ..hub.run_folder import RECIPE_FILE, list_checkpoints
+from ..models.pretrained import name_and_revision
 from ..models.student import lacked_fields
-from ..training.arguments import DistillationTrainingArguments, ModelArguments
+from ..models.zero_shot.prompt_file import read_prompts
+from ..training.arguments import DistillationTrainingArguments, ModelArguments, one_or_several
 from ..training.checkpoints import resume_wish
 from ..training.hardware import num_devices
 from ..training.origin import views_per_step_in
@@ -39,12 +42,14 @@ from . import (
     merged,
     recipe_layers,
 )
+from .by_data import Choice, as_recorded, choose, follows_data, notes, settled
 from .option_names import expand_aliases, meant_by
 from .sameness import EARLIER, USED_AT_THE_END, applied, as_word, earlier_values, refused
-from .uses import DEFAULTS, check_given, is_used, settle, without_unused
+from .uses import DEFAULTS, MAKERS, check_given, is_used, lacks_labels, settle, wants_teacher, without_unused
 
 logger = logging.get_logger(__name__)
 
+T = TypeVar("T")
 DEFAULT_RECIPE = "digits"
 RECIPE_OF_OWN_IMAGES = "own_images"
 _OF_A_SHARE = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -85,6 +90,8 @@ _NOT_IN_A_RESOLVED_RECIPE = frozenset(
         "gradient_checkpointing_kwargs",
     ]
 )
+# What is said of the classes, though it may look like a path.
+_TEXTS = ("class_names", "class_prompts", "templates")
 # What a run is called and where it reports to.
 _OF_ONE_PLACE = ("push_to_hub", "hub_", "run_name", "report_to", "project", "trackio_", "logging_dir")
 
@@ -94,6 +101,13 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if arg_strings == ["--"] and action.nargs in (None, "+"):  # --name=--: argparse would take it for nothing
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value if action.nargs is None else [value]
+        return super()._get_values(action, arg_strings)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -106,6 +120,8 @@ def argument_parser() -> HfArgumentParser:
     for action in parser._actions:
         if action.dest in ("bf16", "dataloader_num_workers"):
             action.type = _or_auto(action.type)
+        if action.dest == "distillation_type":
+            action.choices = [*action.choices, "auto"]
     return parser
 
 
@@ -119,10 +135,14 @@ def _or_auto(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return read_or_auto
 
 
-def resolve_arguments(arguments: Sequence[str], *, is_trained: bool = True) -> Arguments:
+def resolve_arguments(
+    arguments: Sequence[str], *, is_trained: bool = True, images: DataArguments | None = None
+) -> Arguments:
     """Turns a command line into arguments: the recipe first, everything else on top.
 
     Without `--recipe` it is "own_images" if images are named, else "digits".
+
+    A recipe that follows the images is settled by a look at them; of a run that goes on, by what it has recorded.
 
     Mappings are merged as `merged` does it. What of the recipe's student_overrides was meant for another student, and
     is no field of this one, is left out; a line says so. A total_batch_size is shared out to the devices that there
@@ -132,6 +152,7 @@ def resolve_arguments(arguments: Sequence[str], *, is_trained: bool = True) -> A
         arguments: for example ["--recipe", "digits", "--num_train_epochs", "3"]; aliases are understood, see
             `hf_deit.recipes.option_names`.
         is_trained: whether optimizer steps are taken by them; if not, no device must have its share of one.
+        images: those that the recipe follows, where the arguments do not say them.
 
     Raises:
         InputError: an unknown recipe or argument (with the nearest valid name), or a value of the wrong kind; or a
@@ -139,12 +160,18 @@ def resolve_arguments(arguments: Sequence[str], *, is_trained: bool = True) -> A
     """
     recipe_name, rest = _take_recipe(expand_aliases(arguments))
     recipe_name = _default_recipe(_given(rest)) if recipe_name is None else recipe_name
-    layers = recipe_layers(recipe_name)
     given_mappings, rest = _take_mappings(rest)
-    recipe = merged([*layers, *given_mappings])
     parser = argument_parser()
     command_line = _read(parser, rest)
+    layers = _settled_by_data(recipe_layers(recipe_name), [merged(given_mappings), command_line], images)
+    recipe = merged([*layers, *given_mappings])
+    if {**recipe, **command_line}.get("distillation_type") == "auto":
+        is_taught = wants_teacher({**DEFAULTS, **recipe, **command_line})
+        command_line["distillation_type"] = "hard" if is_taught else "none"
+        rest.append(f"--distillation_type={command_line['distillation_type']}")
     recipe = settle(recipe, command_line)
+    if "eval_strategy" not in command_line and lacks_labels({**recipe, **command_line}):
+        recipe = _unevaluated(recipe, tell=is_trained)
     check_given(recipe, command_line)
     if {"eval_strategy", "eval_steps", "save_strategy", "save_steps"} & command_line.keys():
         recipe.pop("eval_epochs", None)  # "every epoch" that is given means every one
@@ -166,6 +193,93 @@ def resolve_arguments(arguments: Sequence[str], *, is_trained: bool = True) -> A
     return _without_foreign_overrides(
         resolved, _meant_for_others([*layers, *({**last, **given} for given in given_mappings), last])
     )
+
+
+def _unevaluated(recipe: Mapping[str, Any], *, tell: bool) -> dict[str, Any]:
+    """A recipe without its evaluations, and what follows from them, for a run that has no labelled images."""
+    without = settle(recipe, {"eval_strategy": "no"})
+    if tell and recipe.get("eval_strategy", "no") != "no" and PartialState().is_main_process:
+        lost = [name for name in recipe if name.startswith("eval_strategy") or name not in without]
+        logger.warning(
+            "no labelled images are given (--validation_dir takes some), so that nothing is evaluated: of the recipe "
+            "%s is left out",
+            shortlist(lost),
+        )
+    return {**without, "eval_strategy": "no"}
+
+
+def _settled_by_data(
+    layers: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]], images: DataArguments | None
+) -> list[dict[str, Any]]:
+    """The layers of a recipe with what they give for the images; see `hf_deit.recipes.by_data`.
+
+    Args:
+        given: the layers of the command line, of which a size of images takes the place of their own.
+        images: see `resolve_arguments`.
+    """
+    follows = follows_data(layers)
+    plain = settled(layers, Choice(), recipe_layers)
+    options = {**DEFAULTS, **settle(merged([*plain, given[0]]), given[1]), **given[1]}
+
+    def look() -> tuple[Choice, dict[str, Any] | None]:
+        if not follows:
+            return Choice(), None
+        wish, folder = resume_wish(options["resume_from_checkpoint"]), options["output_dir"]
+        recorded = os.path.join(folder if wish is True else os.path.dirname(os.path.normpath(wish or "")), RECIPE_FILE)
+        if wish is not None and os.path.isfile(recorded):
+            return Choice(), load_recipe(recorded)
+        return _look_at_images(layers, given, options, images), None
+
+    choice, recorded = _in_agreement(look, plain, given)
+    if not follows:
+        return plain
+    if recorded is not None:
+        return as_recorded(layers, recorded, recipe_layers)
+    if num_devices() == 1 or PartialState().is_main_process:
+        for line in filter(None, [choice.reason, *notes(layers, choice, recipe_layers)]):
+            logger.warning("%s", line)
+    return settled(layers, choice, recipe_layers)
+
+
+def _look_at_images(
+    layers: Sequence[Mapping[str, Any]],
+    given: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    images: DataArguments | None,
+) -> Choice:
+    from .survey import data_arguments, survey_images  # which needs all that loads images
+
+    try:
+        found = survey_images(data_arguments(options) if images is None else images)
+        names = options["class_names"] or (options["class_prompts"] and read_prompts(options["class_prompts"])) or ()
+    except InputError:  # which the arguments themselves will say
+        found = None
+    if found is not None:
+        found = dataclasses.replace(
+            found,
+            unlabelled=0 if options["distillation_type"] == "none" else found.unlabelled,
+            num_classes=found.num_classes or len(names),
+            side=_named_side([*layers, *given]) or found.side,
+        )
+    return choose(layers, given, found, load_recipe)
+
+
+def _named_side(layers: Sequence[Mapping[str, Any]]) -> int | None:
+    """The size of images that layers name outside of their tables, the last one if several do."""
+    sizes = [(layer.get("student_overrides") or {}).get("image_size") or layer.get("image_size") for layer in layers]
+    return next((size for size in reversed(sizes) if isinstance(size, int)), None)
+
+
+def _in_agreement(look: Callable[[], T], plain: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]) -> T:
+    """What the main process of a run sees, for all of them; they must all call it."""
+    if num_devices() == 1:
+        return look()
+    # The processes are connected by the device that the options say: TrainingArguments does it.
+    names = ("use_cpu", "ddp_backend", "ddp_timeout")
+    options = {**merged(plain), **given[1]}
+    line = [f"--{name}={options[name]}" for name in names if options.get(name) is not None]
+    _Parser(DistillationTrainingArguments).parse_args_into_dataclasses(line, look_for_args_file=False)
+    return on_main_process(look)
 
 
 def _share_of_a_step(options: Mapping[str, Any], given: Collection[str]) -> Share | None:
@@ -250,7 +364,10 @@ def _read(parser: HfArgumentParser, line: Sequence[str]) -> dict[str, Any]:
     absent = object()
     read = argparse.Namespace(**dict.fromkeys((action.dest for action in parser._actions), absent))
     values = vars(parser.parse_known_args(line, namespace=read)[0])
-    return {name: value for name, value in values.items() if value is not absent}
+    given = {name: value for name, value in values.items() if value is not absent}
+    if "teacher_model_name_or_path" in given:
+        given["teacher_model_name_or_path"] = one_or_several(given["teacher_model_name_or_path"])
+    return given
 
 
 def describe_default_recipe(arguments: Sequence[str], *, has_output: bool) -> str | None:
@@ -368,8 +485,8 @@ def _both(recipe: str | Mapping[str, Any], arguments: Arguments) -> tuple[dict[s
     else:
         before, now = recipe, published_recipe(arguments)
     kept = without_unused({**before, **earlier_values(before)})  # earlier versions took them without a word
-    if "teacher_recipe" in before and kept.get("distillation_type") != "none":
-        kept["teacher_recipe"] = before["teacher_recipe"]  # beside the teacher that it has trained
+    if kept.get("distillation_type") != "none":  # beside the teacher that it has made
+        kept |= {name: before[name] for name in MAKERS if name in before}
     return {name: value for name, value in kept.items() if value != {}}, without_unused(now)
 
 
@@ -389,14 +506,31 @@ def take_revisions(recipe: str | Mapping[str, Any], arguments: Arguments) -> Arg
         commits = {name: before[name] for name in names if getattr(part, name) is None and name in before}
         return dataclasses.replace(part, **commits)
 
-    taken = arguments._replace(model=with_commits(arguments.model), data=with_commits(arguments.data))
+    taken = arguments._replace(
+        model=_with_commits_of_teachers(with_commits(arguments.model), before), data=with_commits(arguments.data)
+    )
     earlier_size = earlier_values(before).get("teacher_input_size")
     if earlier_size is not None and taken.model.teacher_input_size == "own":
         taken = taken._replace(model=dataclasses.replace(taken.model, teacher_input_size=earlier_size))
+    backbone, wanted = before.get("teacher_probe"), taken.model.teacher_probe
+    if backbone and wanted and "@" not in wanted and backbone.rpartition("@")[0] == wanted:
+        taken = taken._replace(model=dataclasses.replace(taken.model, teacher_probe=backbone))
     args = arguments.training
     if args.teacher_labels_revision is None and args.teacher_labels == before.get("teacher_labels"):
         taken = taken.with_training(teacher_labels_revision=before.get("teacher_labels_revision"))
     return taken
+
+
+def _with_commits_of_teachers(model_args: ModelArguments, before: Mapping[str, Any]) -> ModelArguments:
+    """The same with the commits that a run has of several teachers, where their names have no revision."""
+    names, known = model_args.teacher_model_name_or_path, before.get("teacher_model_name_or_path")
+    if not isinstance(names, list) or not isinstance(known, list):
+        return model_args
+    pinned = [(name_and_revision(teacher)[0], teacher) for teacher in known]
+    once = Counter(name for name, _ in pinned)
+    commits = {name: teacher for name, teacher in pinned if once[name] == 1}
+    taken = [commits.get(name, name) for name in names]
+    return dataclasses.replace(model_args, teacher_model_name_or_path=taken)
 
 
 def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
@@ -425,7 +559,7 @@ def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
 def published_recipe(arguments: Arguments) -> dict[str, Any]:
     """`resolved_recipe` for other machines: the last part alone of folders and files, and not where it was pushed."""
     return {
-        name: _portable(value, always=name.endswith("_dir"))
+        name: value if name in _TEXTS else _portable(value, always=name.endswith("_dir"))
         for name, value in resolved_recipe(arguments).items()
         if not name.startswith(_OF_ONE_PLACE)
     }

@@ -1,5 +1,6 @@
 """What of a run's arguments may be others when it goes on: one table over all of them."""
 
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -9,6 +10,9 @@ import yaml
 
 from ..data.arguments import DataArguments
 from ..hub.recipe_file import parse_recipe
+from ..models.ensemble import normalized_weights
+from ..models.pretrained import name_and_revision
+from ..models.zero_shot.prompts import DEFAULT_TEMPLATES
 from ..training.arguments import UNFIT_OPTIONS, DistillationTrainingArguments
 from ..training.checkpoints import resume_wish
 from .uses import DEFAULTS, is_used
@@ -22,6 +26,8 @@ EARLIER = {"teacher_input_size": "student", "ema_warmup": True, "repeats_placeme
 REFUSED = (
     *("student", "student_revision", "student_overrides", "image_size", "crop_ratio", "replace_head", "freeze"),
     *("distillation_type", "teacher_model_name_or_path", "teacher_revision", "teacher_recipe", "teacher_dtype"),
+    *("teacher_weights", "teacher_label_subset", "teacher_probe", "class_names", "class_prompts", "templates"),
+    "teacher_prior_correction",
     *("teacher_input_size", "distillation_alpha", "distillation_temperature", "distillation_reduction"),
     *("teacher_labels_revision", "teacher_labels_top_k"),
     *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "repeats_placement"),
@@ -29,9 +35,11 @@ REFUSED = (
     *("label_smoothing_factor", "seed", "data_seed"),
     # The optimizer's state brings its own numbers along: others would be stated, and not be used.
     *("optim", "optim_args", "optim_target_modules", "learning_rate", "scale_learning_rate", "weight_decay"),
+    "layer_decay",
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "schedule_per", "warmup_learning_rate", "min_learning_rate"),
     *("warmup_steps", "warmup_epochs", "max_steps", "num_train_epochs", "ema_decay", "ema_warmup"),
+    "min_train_steps",
     # The best result so far is by the metric of its time.
     *("metric_for_best_model", "greater_is_better"),
     # The optimizer's state has another form in each.
@@ -48,7 +56,7 @@ NOTED = (
 APPLIED = (
     *NOTED,
     *("publish_weights", "eval_strategy", "eval_steps", "eval_epochs", "eval_delay", "eval_on_start"),
-    *("save_strategy", "save_steps", "save_total_limit", "save_only_model"),
+    *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "early_stopping_patience"),
     *("logging_strategy", "logging_steps", "logging_first_step"),
     # Nobody looks at them before the end.
     *("test_split", "test_dir"),
@@ -79,8 +87,8 @@ MAY_CHANGE = (
     *("hub_revision", "hub_push_timeout", "save_on_each_node", "restore_callback_states_from_checkpoint"),
     *("do_train", "do_eval", "do_predict"),
 )
-# Who teaches; to be told apart from a teacher that the run has trained itself, into this folder of its own.
-_OF_THE_TEACHER = ("teacher_model_name_or_path", "teacher_recipe", "teacher_revision")
+# Who teaches; to be told apart from a teacher that the run has made itself, into this folder of its own.
+_OF_THE_TEACHER = ("teacher_model_name_or_path", "teacher_recipe", "teacher_probe", "teacher_revision")
 TRAINED_TEACHER = "teacher"
 # A schedule that goes by what is measured goes by how often, too.
 _FOLLOWING_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
@@ -90,7 +98,7 @@ _PACE = ("logging_steps", "eval_epochs")
 # Nothing where they are left to the student, whose configuration and image processor the checkpoint has.
 _OF_THE_STUDENT = ("image_size", "crop_ratio")
 _PATHS = (
-    *("student", "teacher_model_name_or_path", "teacher_recipe", "deepspeed"),
+    *("student", "teacher_model_name_or_path", "teacher_recipe", "teacher_probe", "deepspeed"),
     *(name for name in DEFAULTS if name.endswith(("_dir", "dataset_name"))),
 )
 # Where images lie matters no more than where a run does, if they are compared themselves.
@@ -113,7 +121,7 @@ OF_ONE_MACHINE = (
 # Names of which each machine may have a folder of its own, whose content is compared.
 _PERHAPS_FOLDERS = (
     *("student", "teacher_model_name_or_path", "teacher_labels", "dataset_name", "unlabeled_dataset_name"),
-    *("deepspeed", "teacher_recipe", "resume_from_checkpoint"),
+    *("deepspeed", "teacher_recipe", "teacher_probe", "resume_from_checkpoint"),
 )
 _A_FOLDER = "a folder or file there"
 _ORDER = {name: place for place, name in enumerate(REFUSED)}
@@ -156,7 +164,7 @@ def refused(
     may_differ = {*MAY_CHANGE, *APPLIED, *_OF_THE_TEACHER}
     if before.get("lr_scheduler_type") in _FOLLOWING_EVALUATIONS:
         may_differ -= {*_EVALUATIONS}
-    if not all(side.get("teacher_model_name_or_path") or side.get("teacher_recipe") for side in (before, now)):
+    if not all(any(map(side.get, _OF_THE_TEACHER[:3])) for side in (before, now)):
         may_differ |= {"teacher_dtype", "teacher_input_size"}  # kept labels say whose they are
     if before.get("teacher_labels") != now.get("teacher_labels") or not now.get("teacher_labels_revision"):
         may_differ.add("teacher_labels_revision")
@@ -164,6 +172,8 @@ def refused(
         yield from _differences(["load_best_model_at_end"], before, now)
     elif before.get("load_best_model_at_end") and not now.get("metric_for_best_model"):  # transformers' own: "loss"
         may_differ |= {"metric_for_best_model", "greater_is_better"}
+    if all(isinstance(side.get("teacher_model_name_or_path"), list) for side in (before, now)):
+        may_differ.add("teacher_weights")  # that go with the teachers, in whatever order
     if "train" in compared:
         may_differ |= {name for name in _FOLDERS_OF_IMAGES if before.get(name) and now.get(name)}
     names = [name for name in DEFAULTS if name not in may_differ]
@@ -184,8 +194,7 @@ def stated_options(recipe: Mapping[str, Any], args: DistillationTrainingArgument
     options["data_seed"] = options["seed"] if options["data_seed"] is None else options["data_seed"]
     options |= {name: options[name] and _A_FOLDER for name in _FOLDERS_OF_IMAGES}
     for name in _PERHAPS_FOLDERS:
-        if isinstance(options[name], str) and os.path.exists(options[name]):
-            options[name] = _A_FOLDER
+        options[name] = _elsewhere(options[name])
     return {name: getattr(value, "value", value) for name, value in options.items() if name not in OF_ONE_MACHINE}
 
 
@@ -196,9 +205,23 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Diff
     """
     for name in sorted(one, key=lambda name: _ORDER.get(name, len(_ORDER))):
         here, there = one[name], other.get(name)
-        is_somewhere = name in _PERHAPS_FOLDERS and _A_FOLDER in (here, there) and None not in (here, there)
-        if not is_somewhere and not _is_equal(here, there):
+        if not (name in _PERHAPS_FOLDERS and _may_be_same(here, there)) and not _is_equal(here, there):
             yield Difference(name, here, there)
+
+
+def _elsewhere(name: Any) -> Any:
+    """A name, or each of several, as other machines may know it: of a folder there is another one on each."""
+    if isinstance(name, list):
+        return [_elsewhere(one) for one in name]
+    return _A_FOLDER if isinstance(name, str) and os.path.exists(name) else name
+
+
+def _may_be_same(here: Any, there: Any) -> bool:
+    """Whether two names, or lists of as many, differ at most in which folder they are."""
+    if isinstance(here, list) or isinstance(there, list):
+        are_lists = isinstance(here, list) and isinstance(there, list) and len(here) == len(there)
+        return are_lists and all(map(_may_be_same, here, there))
+    return here == there or (_A_FOLDER in (here, there) and None not in (here, there))
 
 
 def applied(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
@@ -207,18 +230,50 @@ def applied(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Diffe
 
 
 def _other_teacher(before: Mapping[str, Any], now: Mapping[str, Any], *, is_compared: bool) -> Iterator[Difference]:
-    """Which of the arguments that say who teaches name another teacher; one that the run has trained need no more."""
-    teacher, recipe, revision = (before.get(name) for name in _OF_THE_TEACHER)
-    other, other_recipe, other_revision = (now.get(name) for name in _OF_THE_TEACHER)
-    has_trained = bool(recipe) and (not teacher or os.path.basename(teacher) == TRAINED_TEACHER)
-    if teacher and other and not is_same_path(teacher, other) and not (is_compared and os.path.isdir(other)):
+    """Which of the arguments that say who teaches name another teacher; one that the run has made need no more."""
+    teacher, recipe, probe, revision = (before.get(name) for name in _OF_THE_TEACHER)
+    other, other_recipe, other_probe, other_revision = (now.get(name) for name in _OF_THE_TEACHER)
+    are_several = [isinstance(name, list) for name in (teacher, other)]
+    is_own = not teacher or (not are_several[0] and os.path.basename(teacher) == TRAINED_TEACHER)
+    has_trained = bool(recipe or probe) and is_own
+    if teacher and other and any(are_several):
+        yield from _other_teachers(before, now, is_compared=is_compared)
+    elif teacher and other and not is_same_path(teacher, other) and not (is_compared and os.path.isdir(other)):
         yield Difference("teacher_model_name_or_path", teacher, other)
     elif teacher and not other and not has_trained and not now.get("teacher_labels") and _is_distilled(now):
         yield Difference("teacher_model_name_or_path", teacher, None)
     if revision and other_revision and revision != other_revision:
         yield Difference("teacher_revision", revision, other_revision)
-    if has_trained and other_recipe and not is_same_path(recipe, other_recipe):
-        yield Difference("teacher_recipe", recipe, other_recipe)
+    for name, made_by, other_one in (("teacher_recipe", recipe, other_recipe), ("teacher_probe", probe, other_probe)):
+        if has_trained and other_one and not is_same_path(made_by or "", other_one):
+            yield Difference(name, made_by, other_one)
+
+
+def _other_teachers(before: Mapping[str, Any], now: Mapping[str, Any], *, is_compared: bool) -> Iterator[Difference]:
+    """What differs between teachers of which one side has several: their order does not, if the weights go along."""
+    name, weights = "teacher_model_name_or_path", "teacher_weights"
+    there, here = before[name], now[name]
+    if not isinstance(there, list) or not isinstance(here, list) or len(there) != len(here):
+        yield Difference(name, there, here)
+        return
+    left, places = list(range(len(here))), []
+    for teacher in there:
+        place = next((place for place in left if _is_same_teacher(teacher, here[place])), None)
+        places.append(place)
+        left = [one for one in left if one != place]
+    if None in places:
+        if not is_compared or not all(os.path.isdir(here[place]) for place in left):
+            yield Difference(name, there, here)
+        return  # moved: they are compared themselves, with their weights
+    shares, others = (normalized_weights(side.get(weights), len(there)) for side in (before, now))
+    if not all(map(math.isclose, shares, (others[place] for place in places))):
+        yield Difference(weights, before.get(weights), now.get(weights))
+
+
+def _is_same_teacher(one: str, other: str) -> bool:
+    """Of two names, each with or without a revision behind an "@"."""
+    (name, revision), (other_name, other_revision) = name_and_revision(one), name_and_revision(other)
+    return is_same_path(name, other_name) and (revision == other_revision or None in (revision, other_revision))
 
 
 def _is_distilled(recipe: Mapping[str, Any]) -> bool:
@@ -243,6 +298,8 @@ def _is_same(name: str, before: Any, now: Any) -> bool:
         return True
     if name in UNFIT_OPTIONS and all(value in UNFIT_OPTIONS[name][0] for value in (before, now)):
         return True
+    if name == "templates":
+        before, now = (value or DEFAULT_TEMPLATES for value in (before, now))
     if isinstance(before, str) and isinstance(now, str):
         if name in _PATHS:
             return is_same_path(before, now)

@@ -21,8 +21,8 @@ DEFAULTS = {
     for field in dataclasses.fields(part)
 }
 _DATA = frozenset(field.name for field in dataclasses.fields(DataArguments))
-# Of a recipe it may stand beside a teacher: a run writes down both its recipe and what came of it.
-_MAY_STAND = "teacher_recipe"
+# Of a recipe they may stand beside a teacher: a run writes down both how it has made one and what came of it.
+MAKERS = ("teacher_recipe", "teacher_probe")
 # What is given on top takes the place of the other below, which says the same in another way.
 _IN_PLACE_OF = (
     ("train_dir", "dataset_name"),
@@ -30,17 +30,20 @@ _IN_PLACE_OF = (
     ("unlabeled_dir", "unlabeled_dataset_name"),
     ("unlabeled_dataset_name", "unlabeled_dir"),
     ("teacher_recipe", "teacher_model_name_or_path"),
+    ("teacher_recipe", "teacher_probe"),
+    ("teacher_probe", "teacher_model_name_or_path"),
+    ("teacher_probe", "teacher_recipe"),
     ("num_train_epochs", "max_steps"),
     ("warmup_epochs", "warmup_steps"),
     ("warmup_steps", "warmup_epochs"),
 )
-# Another name on top leaves nothing of the commit that was meant below.
-_REVISIONS = {
-    "student": "student_revision",
-    "teacher_model_name_or_path": "teacher_revision",
-    "teacher_labels": "teacher_labels_revision",
-    "dataset_name": "dataset_revision",
-    "unlabeled_dataset_name": "unlabeled_dataset_revision",
+# Another name on top leaves nothing of the commit, or of the weights, that were meant below.
+_OF_A_NAME = {
+    "student": ("student_revision",),
+    "teacher_model_name_or_path": ("teacher_revision", "teacher_weights"),
+    "teacher_labels": ("teacher_labels_revision",),
+    "dataset_name": ("dataset_revision",),
+    "unlabeled_dataset_name": ("unlabeled_dataset_revision",),
 }
 
 
@@ -59,14 +62,14 @@ def settle(below: Options, on_top: Options) -> dict[str, Any]:
     for given, replaced in _IN_PLACE_OF:
         if _is_given(given, on_top):
             kept.pop(replaced, None)
-    for name, revision in _REVISIONS.items():
+    for name, of_it in _OF_A_NAME.items():
         if name in on_top and name in below and on_top[name] != below[name]:
-            kept.pop(revision, None)
+            kept = {other: value for other, value in kept.items() if other not in of_it}
     before, after = {**DEFAULTS, **below}, {**DEFAULTS, **kept, **on_top}
     lost = [
         name
         for name in kept
-        if name not in on_top and name != _MAY_STAND and _is_given(name, kept)
+        if name not in on_top and name not in MAKERS and _is_given(name, kept)
         if _reason(name, after) and not _reason(name, before)
     ]
     return {name: value for name, value in kept.items() if name not in lost}
@@ -80,7 +83,7 @@ def check_uses(arguments: "Arguments") -> None:
     """
     options = {field.name: getattr(part, field.name) for part in arguments for field in dataclasses.fields(part)}
     for name, value in options.items():
-        if name in _DATA or name == _MAY_STAND or not _is_given(name, options) or value == DEFAULTS[name]:
+        if name in _DATA or name in MAKERS or not _is_given(name, options) or value == DEFAULTS[name]:
             continue
         if reason := _reason(name, options):
             raise InputError(reason)
@@ -98,7 +101,7 @@ def check_given(recipe: Options, command_line: Options) -> None:
     """
     options = {**DEFAULTS, **recipe, **command_line}
     for name, value in command_line.items():
-        hides = name == _MAY_STAND or (name in _DATA and value == DEFAULTS[name])
+        hides = name in MAKERS or (name in _DATA and value == DEFAULTS[name])
         if hides and _is_given(name, command_line) and (reason := _reason(name, options)):
             raise InputError(reason)
     given = {**recipe, **command_line}
@@ -172,7 +175,14 @@ def _is_distilled(options: Options) -> bool:
 
 
 def _is_taught(options: Options) -> bool:
-    return bool(_is_distilled(options) and (options["teacher_model_name_or_path"] or options["teacher_recipe"]))
+    named = ("teacher_model_name_or_path", *MAKERS)
+    return _is_distilled(options) and any(options[name] for name in named)
+
+
+def wants_teacher(options: Options) -> bool:
+    """Whether options ask for a teacher, or for the labels of one, or for images that only a teacher labels."""
+    names = ("teacher_model_name_or_path", "teacher_recipe", "teacher_probe", "teacher_labels")
+    return any(options[name] for name in names) or _has_unlabeled(options)
 
 
 def _is_soft(options: Options) -> bool:
@@ -188,11 +198,24 @@ def _has_labels(options: Options) -> bool:
     return bool(is_labelled or not _has_unlabeled(options))
 
 
+def _tells_classes(options: Options) -> bool:
+    """Whether somebody says which classes there are before a teacher does; of several the first one may."""
+    is_said = options["class_names"] or options["class_prompts"]
+    return bool(_has_labels(options) or is_said or isinstance(options["teacher_model_name_or_path"], list))
+
+
 def _has_unlabeled(options: Options) -> bool:
     return bool(options["unlabeled_dir"] or options["unlabeled_dataset_name"])
 
 
-def _is_pretrained(options: Options) -> bool:
+def lacks_labels(recipe: Options) -> bool:
+    """Whether a recipe names images without labels alone: nothing can be measured on them."""
+    options = {**DEFAULTS, **recipe}
+    return not _has_labels(options) and not options["validation_dir"]
+
+
+def is_pretrained(options: Options) -> bool:
+    """Whether the student that options name is a checkpoint, and not made anew."""
     from transformers import CONFIG_MAPPING
 
     from ..models.zoo import list_models
@@ -235,12 +258,12 @@ _NOT_SAVED = ", but save_strategy is {save_strategy!r}: leave it out, or give --
 # Options that do nothing beside some others. That of the images are in `hf_deit.data.arguments`.
 _USES = {
     "student_revision": _Use(
-        lambda options: _is_pretrained(options) and _is_on_hub(options["student"]),
+        lambda options: is_pretrained(options) and _is_on_hub(options["student"]),
         "is of a student on the Hub",
         ", but {student!r} is none: leave it out",
     ),
-    "replace_head": _Use(_is_pretrained, "gives a pretrained student new heads", _MADE_ANEW),
-    "freeze": _Use(_is_pretrained, "keeps what a pretrained student has learnt", _MADE_ANEW),
+    "replace_head": _Use(is_pretrained, "gives a pretrained student new heads", _MADE_ANEW),
+    "freeze": _Use(is_pretrained, "keeps what a pretrained student has learnt", _MADE_ANEW),
     "teacher_model_name_or_path": _Use(_is_distilled, "names a teacher", _UNTAUGHT),
     "teacher_revision": _Use(
         lambda options: _is_distilled(options) and _is_on_hub(options["teacher_model_name_or_path"]),
@@ -256,6 +279,60 @@ _USES = {
         lambda options: _is_taught(options) or _keeps_labels(options),
         "is of a teacher",
         ", but there is none: leave it out, or give --teacher_model_name_or_path",
+    ),
+    "teacher_weights": _Use(
+        lambda options: isinstance(options["teacher_model_name_or_path"], list),
+        "weighs several teachers",
+        ", but there are no several: leave it out, or name them all with --teacher_model_name_or_path",
+    ),
+    **{
+        name: _Use(
+            lambda options: bool(_is_distilled(options) and options["teacher_model_name_or_path"]),
+            about,
+            ", but no teacher is named: leave it out, or give --teacher_model_name_or_path",
+        )
+        for name, about in (
+            ("class_names", "tells a zero-shot teacher the classes"),
+            ("class_prompts", "tells a zero-shot teacher what the classes look like"),
+            ("templates", "tells a zero-shot teacher how to speak of a class"),
+            ("teacher_prior_correction", "corrects a zero-shot teacher"),
+        )
+    },
+    "teacher_label_subset": _Use(
+        lambda options: bool(
+            _is_distilled(options) and options["teacher_model_name_or_path"] and _tells_classes(options)
+        ),
+        "chooses among a teacher's classes those of the images' labels, or of --class_names",
+        ", but no teacher is named, or there are neither labels nor names: leave it out, or give what is missing",
+    ),
+    "teacher_probe": _Use(
+        lambda options: (
+            _is_distilled(options)
+            and not options["teacher_model_name_or_path"]
+            and not options["teacher_recipe"]
+            and not options["streaming"]
+            and bool(options["dataset_name"] or options["train_dir"])
+        ),
+        "fits a teacher on labelled images that are no stream, where no other is named",
+        ", but dataset_name is {dataset_name!r}, train_dir {train_dir!r}, streaming {streaming}, "
+        "teacher_model_name_or_path {teacher_model_name_or_path!r}, teacher_recipe {teacher_recipe!r} and "
+        "distillation_type {distillation_type!r}: drop one of them",
+    ),
+    "layer_decay": _Use(
+        lambda options: options["freeze"] != "all_but_heads",
+        "lets layers learn more slowly than the heads",
+        ", but freeze is {freeze!r}: leave one of them out",
+    ),
+    "early_stopping_patience": _Use(
+        lambda options: options["eval_strategy"] != "no" and _is_true(options["load_best_model_at_end"]),
+        "ends a run by its evaluations, and goes back to the best",
+        ", but eval_strategy is {eval_strategy!r} and load_best_model_at_end {load_best_model_at_end}: leave it out, "
+        "or give --eval_strategy, --load_best_model_at_end true and --metric_for_best_model top1",
+    ),
+    "min_train_steps": _Use(
+        lambda options: not _is_positive(options["max_steps"]),
+        "is the least length of a run in epochs",
+        ", but max_steps is {max_steps}: leave one of them out",
     ),
     "teacher_recipe": _Use(
         lambda options: _is_distilled(options) and not options["teacher_model_name_or_path"],

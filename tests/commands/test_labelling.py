@@ -264,7 +264,9 @@ def test_labelling_goes_on_where_it_was_stopped(tmp_path, images, folder_of_teac
 
 
 def test_two_processes_share_the_labelling(tmp_path, images, folder_of_teacher):
-    command = [*images, "--teacher_model_name_or_path", folder_of_teacher, "--mixup_group_size", "16"]
+    """Of two teachers together."""
+    teachers = [folder_of_teacher, tiny.teacher_folder(tmp_path / "other", seed=2)]
+    command = [*images, "--teacher_model_name_or_path", *teachers, "--mixup_group_size", "16"]
     command += ["--epochs", "0:2", "--repeats_placement", "spread", "--repeated_augmentation", "3"]
     assert main_of("label")([*command, "--teacher_labels", str(tmp_path / "one")]) == 0
     printed = launch(ROOT / "scripts" / "label.py", *command, "--teacher_labels", tmp_path / "two")
@@ -272,6 +274,8 @@ def test_two_processes_share_the_labelling(tmp_path, images, folder_of_teacher):
     assert TeacherLabelStore.open(tmp_path / "two", readonly=True).complete_epochs == [0, 1]
     for epoch in (0, 1):
         np.testing.assert_array_equal(codes(tmp_path / "one", epoch), codes(tmp_path / "two", epoch))
+    named = TeacherLabelStore.open(tmp_path / "two", readonly=True).identity.teacher
+    assert {*named["names"]} == {"other", Path(folder_of_teacher).name} and named["weights"] == [0.5, 0.5]
 
 
 def test_what_to_give_is_told_where_there_are_no_labels_yet(tmp_path, images, capsys):

@@ -22,8 +22,10 @@ import hf_deit
 from hf_deit import DistillationTrainer, DistilledDeiTImageProcessor, create_model
 from hf_deit.commands.train import run
 from hf_deit.models.student import load_student
-from hf_deit.recipes import list_recipes, load_recipe, resolve
+from hf_deit.recipes import list_recipes, load_recipe, merged, recipe_layers, resolve
+from hf_deit.recipes.by_data import Choice, follows_data, settled
 from hf_deit.recipes.resolve import resolve_arguments
+from hf_deit.recipes.survey import ImageSurvey
 from hf_deit.training.arguments import DistillationTrainingArguments
 from hf_deit.training.averaging import average_doubts
 
@@ -279,6 +281,13 @@ def test_table_8_has_twelve_rows_but_the_default():
     assert {name.removeprefix("table8_") for name in TABLE_8} == set(ABLATIONS)
 
 
+def test_zero_shot_shows_more_of_an_image_and_teaches_its_doubts():
+    values, paper = resolved("zero_shot"), resolved("deit_tiny_distilled")
+    assert values["crop_scale_min"] >= 0.25 > paper["crop_scale_min"]
+    assert (values["distillation_type"], values["distillation_temperature"]) == ("soft", 1.0)
+    assert values["mixup"] < paper["mixup"] and values["cutmix"] == values["random_erasing"] == 0
+
+
 def test_small_data_is_what_the_authors_advise():
     values = resolved("small_data")
     expected = {
@@ -404,6 +413,7 @@ def test_only_the_papers_rows_quote_the_paper():
 
 LABELS = {0: "ape", 1: "bee", 2: "cat", 3: "dog", 4: "eel"}
 OTHERS = {0: "pine", 1: "quince", 2: "rose"}
+IMAGES = ImageSurvey(10, num_classes=5, side=40)  # of `local`
 TINY = {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SMALL = {
     "max_steps": 2,
@@ -463,6 +473,7 @@ def local(tmp_path_factory) -> dict[str, str]:
         "outputs/deit_base_distilled": save_deit(folder / "distilled", distilled=True),
         "outputs/deit_base_distilled_1000_epochs": save_deit(folder / "distilled_longer", distilled=True),
         "facebook/deit-small-distilled-patch16-224": save_deit(folder / "small", distilled=True, labels=OTHERS),
+        "facebook/deit-tiny-distilled-patch16-224": save_deit(folder / "tiny", distilled=True, labels=OTHERS),
     }
 
 
@@ -480,7 +491,7 @@ def shrunken(recipe: dict, local: dict[str, str]) -> dict:
     overrides = recipe.get("student_overrides") or {}
     if recipe["student"] in local:
         changed["student"] = local[recipe["student"]]
-        changed |= {"image_size": 48} if "image_size" in recipe else {}
+        changed |= {"image_size": 48} if recipe.keys() & {"image_size", "crop_scale_min"} else {}
     elif recipe["student"].startswith("deit_") and "image_size" not in overrides:
         changed |= {"student_overrides": {**overrides, **TINY}, "image_size": 40}
     if recipe.get("mixup", 0.8) or recipe.get("cutmix", 1.0):
@@ -522,6 +533,10 @@ def check_arguments_survive(name: str, changed: dict, folder: Path) -> None:
     different = {key for key in before if repr(before[key]) != repr(after[key])}
     found_out = {"logging_steps", "logging_first_step", "eval_epochs"}  # of the number of steps
     found_out |= {"teacher_model_name_or_path"} if "teacher_recipe" in load_recipe(name) else set()
+    found_out |= {"min_train_steps"}  # which gives way to max_steps
+    found_out |= {"distillation_type"} if load_recipe(name).get("distillation_type") == "auto" else set()
+    if follows_data(recipe_layers(name)):  # here nobody says which images
+        found_out |= {"student_overrides", "image_size", "distillation_type", *load_recipe(name)} - {"student"}
     replaced = {"dataset_name"} if "train_dir" in changed else set()
     assert different - {"output_dir", "args"} <= set(changed) | found_out | replaced
     assert some(after, changed) == changed
@@ -548,8 +563,8 @@ def check_arguments_are_taken(recipe: dict, changed: dict, trainer: Distillation
     views = trainer.train_dataset
     transforms = {type(step).__name__ for step in views.transform.transforms}
     policy = recipe.get("auto_augment", "rand-m9-mstd0.5-inc1")
-    expected = {"original": "AutoAugment", "rand-m9-mstd0.5-inc1": "RandAugment"}
-    assert transforms & {"AutoAugment", "RandAugment"} == ({expected[policy]} if policy else set())
+    expected = "AutoAugment" if policy == "original" else "RandAugment"
+    assert transforms & {"AutoAugment", "RandAugment"} == ({expected} if policy else set())
     mixup, cutmix = recipe.get("mixup", 0.8), recipe.get("cutmix", 1.0)
     if mixup or cutmix:
         assert (views.mixing.mixup_alpha, views.mixing.cutmix_alpha) == (mixup, cutmix)
@@ -586,7 +601,8 @@ def check_what_it_leaves(recipe: dict, changed: dict, trainer: DistillationTrain
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_trains(name, tmp_path, local, trainers):
-    recipe, folder = load_recipe(name), tmp_path / "run"
+    layers, folder = recipe_layers(name), tmp_path / "run"
+    recipe = merged(settled(layers, Choice(IMAGES if name != "own_images" else None), recipe_layers))
     changed = shrunken(recipe, local)
     command = ["--recipe", name, "--output_dir", str(folder), "--disable_tqdm", "true", *as_options(changed)]
     result = run(resolve_arguments(command))

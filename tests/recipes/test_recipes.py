@@ -72,7 +72,7 @@ def test_every_packaged_recipe_resolves_to_what_it_says(name, out):
             continue
         got = getattr(resolved[key], "value", resolved[key])
         if stated == "auto":
-            assert (key, type(got)) in [("bf16", bool), ("dataloader_num_workers", int)]
+            assert (key, type(got)) in [("bf16", bool), ("dataloader_num_workers", int), ("distillation_type", str)]
             continue
         if isinstance(got, float):
             stated = float(stated)
@@ -1019,6 +1019,52 @@ def test_revisions_of_a_run_are_taken_where_none_is_given(tmp_path):
     model_args, data_args, _ = take_revisions(str(file), resolve_arguments(["--dataset_revision", "v2"]))
     assert model_args.student_revision == "a" * 40
     assert data_args.dataset_revision == "v2"
+
+
+def test_a_revision_stands_behind_a_teachers_name(recipe, out):
+    """Of one it becomes teacher_revision; of several each keeps its own."""
+    one = resolve_arguments(["--teacher", "lab/a@v1", *out]).model
+    assert (one.teacher_model_name_or_path, one.teacher_revision) == ("lab/a", "v1")
+    line = ["--recipe", recipe("teacher_model_name_or_path: [lab/a@v1, lab/b]\nteacher_weights: [2, 1]\n"), *out]
+    several = resolve_arguments(line)
+    assert several.model.teacher_model_name_or_path == ["lab/a@v1", "lab/b"]
+    assert several.model.teacher_weights == [2.0, 1.0] and several.model.teacher_revision is None
+    assert resolved_recipe(several)["teacher_model_name_or_path"] == ["lab/a@v1", "lab/b"]
+    # Other teachers on top have weights of their own.
+    other = resolve_arguments([*line, "--teacher", "lab/c"]).model
+    assert (other.teacher_model_name_or_path, other.teacher_weights) == ("lab/c", None)
+    assert resolve_arguments([*line, "--teacher", "lab/a", "lab/b", "lab/c"]).model.teacher_weights is None
+    assert resolve_arguments([*line, "--teacher_weights", "1", "3"]).model.teacher_weights == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--teacher", "lab/a@v1", "--teacher_revision", "v2"], "names a revision, got --teacher_revision v2"),
+        (["--teacher", "lab/a", "lab/b", "--teacher_revision", "v2"], "write each as NAME@REVISION"),
+        (["--teacher", "lab/a", "lab/b", "--teacher_weights", "1"], "2 teachers, but 1 weights"),
+        (["--teacher", "lab/a", "lab/b", "--teacher_weights", "1", "nan"], "positive and finite, got nan"),
+        (["--teacher", "lab/a", "lab/b", "--teacher_weights", "1", "0"], "positive and finite, got 0"),
+    ],
+)
+def test_what_cannot_be_of_these_teachers_is_refused(out, options, said):
+    with pytest.raises(InputError, match=said):
+        resolve_arguments([*options, *out])
+
+
+def test_several_teachers_are_published_and_taken_up_by_their_names(tmp_path, out):
+    (tmp_path / "own").mkdir()
+    teachers = [f"lab/a@{'a' * 40}", str(tmp_path / "own")]
+    line = [*out, "--teacher_weights", "2", "1"]
+    save_recipe(resolve_arguments([*line, "--teacher", *teachers]), tmp_path / "recipe.yaml")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe["teacher_model_name_or_path"] == teachers
+    published = published_recipe(resolve_arguments([*line, "--teacher", *teachers]))
+    assert published["teacher_model_name_or_path"] == [teachers[0], "own"]
+    now = resolve_arguments([*line, "--teacher", "lab/a", str(tmp_path / "own")])
+    taken = take_revisions(str(tmp_path / "recipe.yaml"), now)
+    assert taken.model.teacher_model_name_or_path == teachers
+    check_same_run(str(tmp_path / "recipe.yaml"), taken)
 
 
 SIZES = [("own", "own"), ("student", "student"), ("64", "64"), (64, "64"), ("", "own")]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from hf_deit import InputError, list_recipes, load_recipe
+from hf_deit.models.zero_shot.prompts import DEFAULT_TEMPLATES
 from hf_deit.recipes import ARGUMENT_CLASSES
 from hf_deit.recipes.resolve import applied_changes, check_same_run, resolve_arguments, resolved_recipe, save_recipe
 from hf_deit.recipes.sameness import (
@@ -25,7 +26,7 @@ from hf_deit.recipes.sameness import (
     refused,
     stated_options,
 )
-from hf_deit.recipes.uses import DEFAULTS
+from hf_deit.recipes.uses import DEFAULTS, MAKERS
 
 RUN = {"teacher_model_name_or_path": "lab/teacher", "teacher_labels": "hf://datasets/lab/labels"}
 # Where the default tells no value of another kind.
@@ -39,6 +40,7 @@ OTHERS = {
     "crop_ratio": (0.875, 1.0),
     "teacher_input_size": ("own", "224"),
     "teacher_recipe": ("debug_teacher", "digits_teacher"),
+    "teacher_probe": ("lab/dino", "lab/clip"),
     "optim_args": ("momentum=0.9", "momentum=0.8"),
 }
 
@@ -88,6 +90,32 @@ def stated(line: list[str]) -> dict:
         ),
         (["--teacher_model_name_or_path", "lab/one"], ["--teacher_model_name_or_path", "HERE"], []),
         (["--teacher_model_name_or_path", "HERE"], [], ["teacher_model_name_or_path"]),
+        (
+            ["--teacher_model_name_or_path", "lab/one", "HERE"],
+            ["--teacher_model_name_or_path", "lab/one", "THERE"],
+            [],
+        ),
+        (
+            ["--teacher_model_name_or_path", "HERE", "lab/one"],
+            ["--teacher_model_name_or_path", "lab/x", "lab/one"],
+            [],
+        ),
+        (
+            ["--teacher_model_name_or_path", "lab/one", "lab/two"],
+            ["--teacher_model_name_or_path", "HERE"],
+            ["teacher_model_name_or_path"],
+        ),
+        (["--resume_from_checkpoint", "true"], ["--resume_from_checkpoint", "HERE"], []),
+        (
+            ["--teacher_model_name_or_path", "lab/one", "HERE"],
+            ["--teacher_model_name_or_path", "lab/two", "HERE"],
+            ["teacher_model_name_or_path"],
+        ),
+        (
+            ["--teacher_model_name_or_path", "lab/one", "HERE", "--teacher_weights", "1", "2"],
+            ["--teacher_model_name_or_path", "lab/one", "HERE"],
+            ["teacher_weights"],
+        ),
         (["--student", "HERE"], ["--student", "THERE"], []),
         (["--train_dir", "a", "--dataset_name", ""], ["--train_dir", "b", "--dataset_name", ""], []),
         (["--train_dir", "a", "--validation_dir", "b"], ["--train_dir", "a"], ["validation_dir"]),
@@ -110,7 +138,7 @@ def test_of_the_options_of_one_machine_there_are_such():
 
 @pytest.mark.parametrize("name", dict.fromkeys(REFUSED))
 def test_what_makes_another_run_is_refused_in_both_directions(name):
-    run = {} if name == "teacher_recipe" else RUN  # which has its teacher
+    run = {} if name in MAKERS else RUN  # which has its teacher
     one, other = ({**run, name: value} for value in two_values(name))
     assert [*refused(one, one), *refused(other, other)] == []
     for before, now in ((one, other), (other, one)):
@@ -196,6 +224,15 @@ def test_a_teacher_may_be_moved_where_it_is_compared_itself(tmp_path):
     assert [*refused(before, there, compared=["train"])] and [*refused(before, elsewhere, compared=["teacher"])]
 
 
+def test_of_several_teachers_those_in_folders_may_be_moved_where_they_are_compared(tmp_path):
+    before = {"teacher_model_name_or_path": ["a", "lab/b"], "teacher_weights": [1, 2]}
+    for now in ([str(tmp_path), "lab/b"], ["lab/b", str(tmp_path)]):
+        moved = {"teacher_model_name_or_path": now, "teacher_weights": [2, 1]}  # they are compared with their weights
+        assert [*refused(before, moved, compared=["teacher"])] == [] and [*refused(before, moved)]
+    other = {"teacher_model_name_or_path": [str(tmp_path), "lab/c"], "teacher_weights": [1, 2]}
+    assert [*refused(before, other, compared=["teacher"])]
+
+
 def test_images_may_be_moved_where_they_are_compared_themselves():
     for name in ("train_dir", "validation_dir", "unlabeled_dir"):
         assert [*refused({name: "here"}, {name: "there"}, compared=["train"])] == []
@@ -246,6 +283,63 @@ TEACHERS = {
         {"teacher_recipe": "debug_teacher"},
         {"teacher_recipe": "digits_teacher"},
         "teacher_recipe",
+    ),
+    **{
+        f"several: {name}": (
+            {"teacher_model_name_or_path": ["lab/a@c1", "lab/b"], "teacher_weights": [2, 1]},
+            {"teacher_model_name_or_path": teachers, "teacher_weights": weights},
+            differs,
+        )
+        for name, teachers, weights, differs in (
+            ("in another order", ["lab/b", "lab/a@c1"], [1, 2], None),
+            ("with other words of the weights", ["lab/a", "lab/b"], [0.4, 0.2], None),
+            ("with weights that stayed in their places", ["lab/b", "lab/a@c1"], [2, 1], "teacher_weights"),
+            ("all alike", ["lab/a@c1", "lab/b"], None, "teacher_weights"),
+            ("at another commit", ["lab/a@c2", "lab/b"], [2, 1], "teacher_model_name_or_path"),
+            ("one of them another", ["lab/a@c1", "lab/c"], [2, 1], "teacher_model_name_or_path"),
+            ("one more", ["lab/a@c1", "lab/b", "lab/c"], [2, 1, 1], "teacher_model_name_or_path"),
+            ("one twice", ["lab/b", "lab/b"], [2, 1], "teacher_model_name_or_path"),
+        )
+    },
+    "several: one alone": (
+        {"teacher_model_name_or_path": ["lab/a", "lab/b"]},
+        {"teacher_model_name_or_path": "lab/a"},
+        "teacher_model_name_or_path",
+    ),
+    "several: one before": (
+        {"teacher_model_name_or_path": "lab/a"},
+        {"teacher_model_name_or_path": ["lab/a", "lab/b"]},
+        "teacher_model_name_or_path",
+    ),
+    "several: equal weights": (
+        {"teacher_model_name_or_path": ["lab/a", "lab/b"], "teacher_weights": [3, 3]},
+        {"teacher_model_name_or_path": ["lab/b", "lab/a"]},
+        None,
+    ),
+    "several: kept labels instead": (
+        {"teacher_model_name_or_path": ["lab/a", "lab/b"], "teacher_labels": "labels"},
+        {"teacher_labels": "labels"},
+        None,
+    ),
+    "the run's own probe": (
+        {"teacher_model_name_or_path": "run/teacher", "teacher_probe": "lab/dino@c0ffee"},
+        {"teacher_probe": "lab/dino@c0ffee"},
+        None,
+    ),
+    "the run's own probe, named": (
+        {"teacher_model_name_or_path": "run/teacher", "teacher_probe": "lab/dino@c0ffee"},
+        {"teacher_model_name_or_path": "run/teacher"},
+        None,
+    ),
+    "the run's own probe of another commit": (
+        {"teacher_model_name_or_path": "run/teacher", "teacher_probe": "lab/dino@c0ffee"},
+        {"teacher_probe": "lab/dino@decaf"},
+        "teacher_probe",
+    ),
+    "a probe in place of a trained one": (
+        {"teacher_model_name_or_path": "run/teacher", "teacher_recipe": "debug_teacher"},
+        {"teacher_probe": "lab/dino"},
+        "teacher_probe",
     ),
 }
 
@@ -372,3 +466,31 @@ def test_a_recorded_recipe_means_what_its_run_did_and_one_that_people_write_what
     off = resolve_arguments(["--recipe", recorded, "--ema_decay", "0", "--distillation_type", "none", *out])
     assert not off.training.ema_warmup and off.model.teacher_input_size == "own"
     assert not [message for message in caplog.messages if any(name in message for name in means)]
+
+
+def test_templates_that_are_not_named_are_the_usual_ones():
+    """A run writes down those that it has taken: the same command goes on with it, another's templates do not."""
+    run = {**RUN, "class_names": ["cat", "dog"]}
+    stated = {**run, "templates": list(DEFAULT_TEMPLATES)}
+    assert not [*refused(stated, run)] and not [*refused(run, stated)]
+    assert [one.name for one in refused({**run, "templates": ["a {}."]}, run)] == ["templates"]
+
+
+def test_texts_of_classes_are_compared_and_not_the_files_that_held_them(out, tmp_path):
+    texts = {
+        "one": "dog: a dog.\n'1': one\n",
+        "same": "'1': [one]\ndog: [a dog.]\n",
+        "other": "dog: a cat.\n'1': one\n",
+    }
+    teacher = ["--teacher_model_name_or_path", "lab/clip", "--train_dir", "x"]
+    arguments = {}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+        arguments[name] = resolve_arguments([*out, *teacher, "--class_prompts", str(tmp_path / f"{name}.yaml")])
+    save_recipe(arguments["one"], tmp_path / "recipe.yaml")
+    check_same_run(str(tmp_path / "recipe.yaml"), arguments["same"])
+    with pytest.raises(InputError, match=r"class_prompts .*a dog.*a cat"):
+        check_same_run(str(tmp_path / "recipe.yaml"), arguments["other"])
+    again = resolve_arguments([*out, "--recipe", str(tmp_path / "recipe.yaml")])
+    assert again.model.class_prompts == {"dog": ["a dog."], "1": ["one"]}
+    assert str(tmp_path / "one.yaml") not in (tmp_path / "recipe.yaml").read_text()

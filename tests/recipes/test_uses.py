@@ -64,6 +64,21 @@ ROWS = {
     "teacher_dtype": ("bfloat16", UNTAUGHT, "is of a teacher", DIGITS),
     "teacher_input_size": ("student", UNTAUGHT, "is of a teacher", DIGITS),
     "teacher_recipe": ("digits_teacher", HERE, None, DIGITS),  # see below
+    "teacher_weights": (["1", "2"], HERE, "name them all", [*HERE, "c/d"]),  # HERE ends with a teacher
+    "teacher_probe": ("a/b", HERE, "drop one of them", DIGITS),
+    **{
+        name: (value, DIGITS, "no teacher is named", HERE)
+        for name, value in (
+            ("teacher_label_subset", "true"),
+            ("class_names", ["cat", "dog"]),
+            ("class_prompts", '{"cat": "a cat."}'),
+            ("templates", ["a {}."]),
+            ("teacher_prior_correction", "true"),
+        )
+    },
+    "layer_decay": ("0.7", [*HERE, *CHECKPOINT, "--freeze", "all_but_heads"], "freeze is 'all_but_heads'", HERE),
+    "early_stopping_patience": ("3", [*HERE, "--load_best_model_at_end", "false"], "load_best_model_at_end", HERE),
+    "min_train_steps": ("9", [*HERE, "--max_steps", "5"], "is the least length", HERE),
     "check_images": ("all", DIGITS, "come with a library", [*DIGITS, "--unlabeled_dir", "x"]),
     "distillation_alpha": ("0.3", UNTAUGHT, 'distillation_type is "none"', DIGITS),
     "distillation_temperature": ("2", HERE, "--distillation_type soft", [*HERE, *SOFT]),
@@ -142,9 +157,10 @@ def test_a_recipe_of_persistent_workers_may_have_none(tmp_path):
 def test_an_option_that_does_nothing_is_refused(name):
     value, beside, words, where_it_does = ROWS[name]
     assert outcome(beside) is outcome(where_it_does) is None
-    assert outcome([*where_it_does, f"--{name}", value]) is None
+    given = [f"--{name}", *([value] if isinstance(value, str) else value)]
+    assert outcome([*where_it_does, *given]) is None
     if words is not None:
-        message = outcome([*beside, f"--{name}", value])
+        message = outcome([*beside, *given])
         assert message is not None and name in message and words in message, message
 
 
