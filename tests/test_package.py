@@ -122,6 +122,8 @@ def test_the_command_says_what_it_can_do_at_once():
 @pytest.mark.parametrize(
     ("command", "options", "words"),
     [
+        ("distil", ["--help"], "hf-deit distil IMAGES"),
+        ("distil", ["x", "--to", "onxx"], "did you mean 'onnx'?"),
         ("evaluate", ["--help"], "the one to evaluate"),
         ("evaluate", ["--model", "m", "--image_dir", "x"], "--image_dir x; did you mean '--images_dir'?"),
         ("evaluate", ["--model", "m", "--sections", "acuracy"], "did you mean 'accuracy'?"),

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
@@ -53,6 +54,7 @@ _LEFT = (
 # What launchers set in the environment of each process.
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
+_is_running = ContextVar("is_running", default=False)  # a command, in this process
 
 
 # What people give without its name.
@@ -130,20 +132,28 @@ def run_command(
         function: of the arguments, giving the exit status.
         if_interrupted: what to say after Ctrl-C, if the `KeyboardInterrupt` says nothing itself.
 
+    Raises:
+        KeyboardInterrupt: of a command that another one runs, which says how all goes on.
+
     Returns:
         The exit status: 0 when all is done, 1 when the training diverged, a checkpoint could not be written or an
         export does not answer as its model, 2 when the input cannot be used, 3 when the Hub refused or could not be
         reached, 70 after an error that was not foreseen (see `describe_unforeseen`), 130 after Ctrl-C, 141 when nobody
         reads the output any more.
     """
+    is_part, token = _is_running.get(), _is_running.set(True)
     with companions() as others:
         try:
             check_encoding(arguments)
             with quiet_libraries(arguments):
                 return function(arguments)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
+            if is_part and isinstance(error, KeyboardInterrupt):
+                raise
             with _uninterrupted():
                 return _end(error, arguments, others, if_interrupted)
+        finally:
+            _is_running.reset(token)
 
 
 def _end(

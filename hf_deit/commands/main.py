@@ -20,8 +20,10 @@ from .quiet import quiet_loading
 
 # What each command does; its module has its name. Nothing is loaded before one is chosen.
 COMMANDS = {
+    "distil": "the whole road: from a folder of images to a trained, evaluated and exported classifier",
     "train": "distil a model from a teacher, or train one from labels alone",
     "label": "let a teacher label training views, so that later runs need none",
+    "probe": "fit a linear classifier on the features of a backbone, which can teach",
     "preview": "show what training sees, as a picture",
     "convert": "convert a checkpoint between facebookresearch, timm, transformers and hf_deit",
     "evaluate": "measure models on images, compare and explain them, in a report",
@@ -34,13 +36,16 @@ COMMANDS = {
 }
 # They load for seconds what their options do not need: the modules of these, whose `read_options` comes first.
 _WITH_LIGHT_OPTIONS = {
-    **{name: f"{name}_options" for name in ("evaluate", "predict", "export")},
+    **{name: f"{name}_options" for name in ("probe", "evaluate", "predict", "export")},
     **{name: name for name in ("demo", "benchmark")},
+    "distil": "distilling.options",
 }
 # Other words for them.
 _MEANT = {
-    **dict.fromkeys(("distill", "distil", "fit", "finetune", "fine-tune", "run", "resume"), "train"),
+    **dict.fromkeys(("distill", "all", "auto", "everything", "pipeline"), "distil"),
+    **dict.fromkeys(("fit", "finetune", "fine-tune", "run", "resume"), "train"),
     **dict.fromkeys(("labels", "annotate", "pseudo-label", "teach"), "label"),
+    **dict.fromkeys(("linear", "linear-probe", "linear_probe", "features", "logreg"), "probe"),
     **dict.fromkeys(("show", "visualize", "visualise", "plot"), "preview"),
     **dict.fromkeys(("eval", "test", "validate", "report", "compare", "score"), "evaluate"),
     **dict.fromkeys(("infer", "inference", "classify", "answer", "sort", "auto-label"), "predict"),

@@ -8,6 +8,7 @@ nothing else is left. No failure of the disk is told by a traceback.
 
 import fnmatch
 import functools
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from support import tiny
+from support import tiny, zero_shot
 from support.kill_points import FULL, KILLED, READ_ONLY, TORN, UNWRITTEN, Operation, Outcome, attempt, evenly
 
 from hf_deit.commands import label, train
@@ -34,6 +35,11 @@ RUNS = {
         *("--load_best_model_at_end", "true", "--metric_for_best_model", "top1", "--publish_weights", "ema"),
     ],
 }
+TEXTS = {str(digit): f"{'a ' * digit}digit." for digit in range(10)}
+RUNS["zero-shot teacher"] = [
+    *("--teacher_model_name_or_path", "CLIP", "--class_prompts", json.dumps(TEXTS), "--teacher_prior_correction"),
+    *("true", "--distillation_type", "soft", *SAVING, "--save_steps", "1"),
+]
 LABELLING = [*TEACHER, "--max_steps", "4"]
 FAULTS = {"dies": (KILLED, TORN), "finds the disk full": (FULL, UNWRITTEN), "may not write": (READ_ONLY,)}
 # Where a run was once lost, refused in both ways, ended by a traceback, or left something behind. The operation is the
@@ -42,6 +48,7 @@ HARD_POINTS = [
     ("teacher trained first", KILLED, "open run/teacher.unfinished/checkpoint-2/optimizer.pt"),
     ("teacher trained first", READ_ONLY, "os.rename run/teacher"),
     ("teacher trained first", KILLED, "open run/.recipe.yaml.*"),
+    ("zero-shot teacher", KILLED, "open run/checkpoint-2/optimizer.pt"),
     ("best checkpoint and labels", KILLED, "os.rename run/recipe.yaml"),
     ("best checkpoint and labels", TORN, "open run/checkpoint-4/model.safetensors"),
     ("best checkpoint and labels", UNWRITTEN, "open run/trainer_state.json"),
@@ -81,7 +88,8 @@ class Walk:
                     Image.fromarray(pixels).save(base / split / str(name) / f"{index}.png")
         (base / "teacher.yaml").write_text("base: debug_teacher\nmax_steps: 2\nsave_strategy: steps\nsave_steps: 1\n")
         tiny.teacher_folder(base / "teacher")
-        places = {"TEACHER": base / "teacher", "WORK": self.work, "BASE": base}
+        zero_shot.clip_folder(base / "clip")
+        places = {"CLIP": base / "clip", "TEACHER": base / "teacher", "WORK": self.work, "BASE": base}
         self._command = ["--recipe", "debug", "--use_cpu", "true", "--output_dir", str(self.work / "run")]
         self._command += ["--train_dir", str(base / "train"), "--validation_dir", str(base / "validation")]
         self._command += ["--per_device_train_batch_size", "8", "--mixup_group_size", "8", "--max_steps", "3"]

@@ -16,6 +16,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_deit import DistilledDeiTImageProcessor, TeacherLabelStore, list_recipes
 from hf_deit.commands.main import COMMANDS
+from hf_deit.commands.probe import main as probe
 from hf_deit.hub.usage import usage
 
 ROOT = Path(__file__).parents[2]
@@ -76,10 +77,10 @@ def test_training_block(here):
 
 def test_three_commands_from_a_folder_to_a_student(here, capsys):
     (block,) = (block for block in blocks("bash") if "hf-deit preview" in block)
-    look, teach, distil = (shlex.split(line)[1:] for line in block.replace("\\\n", " ").strip().splitlines())
+    teach, look, distil = (shlex.split(line)[1:] for line in block.replace("\\\n", " ").strip().splitlines())
     make_images(train=12, val=4)
-    tiny.resnet().save_pretrained("resnet-50")
-    tiny.processor(crop_size=32).save_pretrained("resnet-50")
+    tiny.resnet().save_pretrained("dinov2-small")
+    tiny.processor(crop_size=32).save_pretrained("dinov2-small")
     small = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--eval_strategy", "no"]
     small += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--save_strategy", "no"]
     small += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
@@ -88,13 +89,11 @@ def test_three_commands_from_a_folder_to_a_student(here, capsys):
     assert look.pop(0) == "preview"
     assert main_of("preview")([*look, *student]) == 0
     assert Image.open("preview.png").size == (8 * (128 + 8), 2 * (128 + 8 + 45))
-    train = main_of("train")
-    teach = [argument.replace("microsoft/", "./") for argument in teach]
-    assert teach.pop(0) == distil.pop(0) == "train"
-    assert train([*teach, *small]) == 0
-    assert train([*distil, *small, *student]) == 0
+    teach = [argument.replace("facebook/", "./") for argument in teach]
+    assert (teach.pop(0), distil.pop(0)) == ("probe", "train")
+    assert probe(teach) == 0
+    assert main_of("train")([*distil, *small, *student]) == 0
     printed = capsys.readouterr().out
-    assert "The model lies in outputs/teacher" in printed
     assert "The model lies in outputs/own_images" in printed
     assert "distillation head" in printed
 
