@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import (
@@ -130,7 +130,11 @@ def describe_teacher(
     Arguments and errors are those of `load_teacher`.
     """
     names = list(name_or_path) if _are_several(name_or_path) else [os.fspath(name_or_path)]
-    settings = {"student_processor": student_processor, "dtype": dtype, "input_size": input_size}
+    settings = {
+        "student_processor": student_processor,
+        "dtype": _as_dtype(dtype),
+        "input_size": parse_input_size(input_size),
+    }
     told = {"prompts": prompts, "templates": templates, "prior_correction": prior_correction}
     if not names:
         raise InputError("there is no teacher: name a Hub id or a folder, or several")
@@ -143,8 +147,8 @@ def describe_teacher(
         return EnsembleDescription(_describe_each(names, id2label, told, label_subset, settings), weights)
     if weights is not None:
         raise InputError(f"weights are of several teachers, got one, {os.fspath(names[0])!r}: leave them out")
-    own = {"revision": revision, "label_subset": label_subset}
-    return _describe(names[0], id2label=id2label, **own, **told, **settings)
+    found = _find(names[0], revision)
+    return _describe(found, id2label=id2label, label_subset=label_subset, **told, **settings)
 
 
 def _are_several(name_or_path: Any) -> bool:
@@ -160,7 +164,8 @@ def _describe_each(
     settings: Mapping[str, Any],
 ) -> tuple[TeacherDescription, ...]:
     """What is known of several teachers, of which only zero-shot models are told things, and others have a subset."""
-    are_zero_shot = [knows_names(name) for name in names]
+    all_found = [_find(name) for name in names]
+    are_zero_shot = [one.knows_names() for one in all_found]
     if any(told.values()) and not any(are_zero_shot):
         raise InputError(
             "prompts, templates and prior_correction are of zero-shot models, and none of the teachers is one: leave "
@@ -171,7 +176,7 @@ def _describe_each(
     found: dict[int, TeacherDescription] = {}
     for place in sorted(range(len(names)), key=are_zero_shot.__getitem__):  # classifiers first, whose labels may hold
         own = told if are_zero_shot[place] else {"label_subset": label_subset}
-        found[place] = _describe(names[place], id2label=id2label, **own, **settings)
+        found[place] = _describe(all_found[place], id2label=id2label, **own, **settings)
         id2label = found[place].id2label
     members = tuple(found[place] for place in range(len(names)))
     places = [member.revision or os.path.realpath(member.name_or_path) for member in members]
@@ -184,22 +189,20 @@ def _describe_each(
 
 
 def _describe(
-    name_or_path: str | os.PathLike[str],
+    found: "_Found",
     *,
     student_processor: BaseImageProcessor,
     id2label: Mapping[int, str] | None,
-    dtype: torch.dtype | str | None,
+    dtype: torch.dtype,
     input_size: InputSize,
-    revision: str | None = None,
     prompts: Mapping[str, Sequence[str]] | None = None,
     templates: Sequence[str] | None = None,
     label_subset: bool = False,
     prior_correction: bool = False,
 ) -> TeacherDescription:
-    dtype, input_size = _as_dtype(dtype), parse_input_size(input_size)
-    name_or_path, revision, commit, config = _read_config(name_or_path, revision)
+    name_or_path, revision, commit, config = found
     asked = None
-    if _knows_names(name_or_path, commit or revision, config):
+    if found.knows_names():
         if label_subset:
             raise InputError(_NO_SUBSET.format(repr(name_or_path)))
         asked = _asked_of(name_or_path, commit or revision, config, id2label, prompts, templates)
@@ -265,10 +268,27 @@ def _label_order(
     return match_labels(teacher, student, owner)
 
 
-def _read_config(
-    name_or_path: str | os.PathLike[str], revision: str | None = None
-) -> tuple[str, str | None, str | None, PreTrainedConfig]:
-    """A teacher's name, the revision that is asked for, its commit, if it is on the Hub, and its configuration.
+class _Found(NamedTuple):
+    """What a teacher's name leads to: the name, the revision that is asked for, its commit if it is on the Hub."""
+
+    name_or_path: str
+    revision: str | None
+    commit: str | None
+    config: PreTrainedConfig
+
+    def knows_names(self) -> bool:
+        """See `knows_names`."""
+        if is_zero_shot(self.config):
+            check_zero_shot(self.name_or_path, self.config)
+            return True
+        if type(self.config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+            why = why_no_teacher(self.config)
+            raise not_loadable(self.name_or_path, self.commit or self.revision, why, role="teacher")
+        return False
+
+
+def _find(name_or_path: str | os.PathLike[str], revision: str | None = None) -> _Found:
+    """Reads a teacher's configuration.
 
     Raises:
         InputError: no such model; or two revisions.
@@ -281,7 +301,7 @@ def _read_config(
     refuse_file(name_or_path, role="teacher")
     commit = resolve_revision(name_or_path, revision)
     try:
-        return name_or_path, revision, commit, load_config(name_or_path, commit or revision)
+        return _Found(name_or_path, revision, commit, load_config(name_or_path, commit or revision))
     except LOADING_ERRORS as error:
         raise not_loadable(name_or_path, commit or revision, error, role="teacher") from error
 
@@ -292,17 +312,7 @@ def knows_names(name_or_path: str | os.PathLike[str], revision: str | None = Non
     Raises:
         InputError: no such model, or one that cannot teach.
     """
-    name_or_path, revision, commit, config = _read_config(name_or_path, revision)
-    return _knows_names(name_or_path, commit or revision, config)
-
-
-def _knows_names(name_or_path: str, revision: str | None, config: PreTrainedConfig) -> bool:
-    if is_zero_shot(config):
-        check_zero_shot(name_or_path, config)
-        return True
-    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        raise not_loadable(name_or_path, revision, why_no_teacher(config), role="teacher")
-    return False
+    return _find(name_or_path, revision).knows_names()
 
 
 def _asked_of(
