@@ -47,11 +47,12 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = CommandParser("benchmark", "Measures with the arms in turn, so that a ratio holds on a busy machine.")
     benchmarks = parser.add_subparsers(
-        dest="benchmark", metavar="label-store|imports|inference", required=True, parser_class=_BenchmarkParser
+        dest="benchmark", metavar="label-store|imports|inference|step", required=True, parser_class=_BenchmarkParser
     )
     _add_label_store(benchmarks)
     _add_imports(benchmarks)
     _add_inference(benchmarks)
+    _add_step(benchmarks)
     parsed = parser.parse_args(arguments)
     check_ranges(parsed, {COUNTS: [name for name in _COUNTS if getattr(parsed, name, None) is not None]})
     return parsed
@@ -119,6 +120,24 @@ def _add_inference(benchmarks: argparse._SubParsersAction) -> None:
     add("--output", help="a file for the figures: .json, or .md for the table")
 
 
+def _add_step(benchmarks: argparse._SubParsersAction) -> None:
+    step = benchmarks.add_parser(
+        "step",
+        description="A training step on a fixed batch, against timm's distillation task and transformers' DeiT, whose "
+        "losses must agree.",
+    )
+    step.set_defaults(measure=_measure_step)
+    step.add_argument("--student", default="deit_tiny_distilled_patch16_224", help="a distilled DeiT of the zoo")
+    step.add_argument("--teacher", default="regnety_040", help="timm's name")
+    step.add_argument("--image_size", type=int, default=224, help="in pixels")
+    step.add_argument("--batch_size", type=int, default=16, help="views of a step")
+    step.add_argument("--rounds", type=int, default=9, help="that are counted")
+    step.add_argument("--steps", type=int, default=1, help="of an arm in a round")
+    step.add_argument("--arms", nargs="+", default=[], help="some, as live:hf_deit live:timm (default: all)")
+    step.add_argument("--bf16", action="store_true", help="of student and teacher")
+    step.add_argument("--output", help="a file for the figures: .json, or .md for the table")
+
+
 def _measure_label_store(**options: Any) -> object:
     from ..evaluation.benchmarks.label_store import measure_label_store
 
@@ -141,8 +160,7 @@ def _measure_inference(
     **settings: Any,
 ) -> object:
     """See `measure_inference`."""
-    if output is not None and not output.endswith((".json", ".md")):
-        raise InputError(f"--output must be a file that ends in .json or .md, got {output!r}")
+    _check_output(output)
     from ..export.benchmark.inference import Settings, measure_inference
     from ..hub.run_folder import RECIPE_FILE
     from .evaluated_images import images_to_evaluate
@@ -155,7 +173,27 @@ def _measure_inference(
     elif split:
         raise InputError(f"--split is of a data set, got {split!r}: give --dataset_name, too")
     report = measure_inference(model, images, chosen)
+    _write(report, output)
+    return report
+
+
+def _measure_step(*, output: str | None, **options: Any) -> object:
+    """See `measure_step`."""
+    _check_output(output)
+    from ..export.benchmark.step import measure_step
+
+    report = measure_step(**options)
+    _write(report, output)
+    return report
+
+
+def _check_output(output: str | None) -> None:
+    if output is not None and not output.endswith((".json", ".md")):
+        raise InputError(f"--output must be a file that ends in .json or .md, got {output!r}")
+
+
+def _write(report: Any, output: str | None) -> None:
+    """A report as JSON or as its table, by the file's ending."""
     if output is not None:
         as_json = output.endswith(".json")
         write_whole(json.dumps(report.to_dict(), indent=2) + "\n" if as_json else f"{report}\n", output)
-    return report
