@@ -55,6 +55,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     _add_step(benchmarks)
     parsed = parser.parse_args(arguments)
     check_ranges(parsed, {COUNTS: [name for name in _COUNTS if getattr(parsed, name, None) is not None]})
+    _check_output(getattr(parsed, "output", None))
     return parsed
 
 
@@ -160,7 +161,6 @@ def _measure_inference(
     **settings: Any,
 ) -> object:
     """See `measure_inference`."""
-    _check_output(output)
     from ..export.benchmark.inference import Settings, measure_inference
     from ..hub.run_folder import RECIPE_FILE
     from .evaluated_images import images_to_evaluate
@@ -179,7 +179,6 @@ def _measure_inference(
 
 def _measure_step(*, output: str | None, **options: Any) -> object:
     """See `measure_step`."""
-    _check_output(output)
     from ..export.benchmark.step import measure_step
 
     report = measure_step(**options)
