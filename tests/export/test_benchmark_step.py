@@ -23,7 +23,9 @@ def test_the_command_measures_each_arm_asked_for_and_writes_what_it_found(tmp_pa
     losses = found["loss"]
     assert losses["live:timm-tuned"] == pytest.approx(losses["live:hf_deit"], rel=1e-4) != losses["alone:timm"]
     assert found["flops"]["live:timm-tuned"] > found["flops"]["alone:timm"] > 0
-    assert found["ratio_to_ours"]["live:hf_deit"]["median"] == 1 and found["peak"] > 0 and found["bandwidth"] > 0
+    assert found["ratio_to_ours"]["live:hf_deit"]["median"] == 1 and found["bandwidth"] > 0
+    # Nothing computes faster than the peak that is measured beside it.
+    assert all(found["flops"][arm] / min(seconds) < found["peak"] for arm, seconds in found["seconds"].items())
 
 
 def test_an_arm_with_another_loss_is_refused(monkeypatch, capsys):

@@ -39,8 +39,9 @@ ARMS = (
     "live:transformers",
     "live:transformers-tuned",
 )
-_PEAK_SIDE = 2048
-_COPIED = 1 << 25  # floats: more than any cache holds
+# Of the product and the copy that show what a device can do: the side, the floats (more than any cache holds), and how
+# often in a row. On a GPU little work would measure the launch and the wait for it.
+_PEAK_WORK = {"cpu": (2048, 1 << 25, 1), "cuda": (8192, 1 << 28, 10)}
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,8 @@ def measure_step(
             call()
             memory[arm] = torch.cuda.max_memory_allocated()
         several = {arm: lambda call=call: [call() for _ in range(steps)] for arm, call in calls.items()}
-        seconds = time_in_turn({**several, **_peaks(steps_of.device, bf16)}, rounds=rounds)
-    matmul, copying = (min(seconds.pop(name)) for name in ("matmul", "copy"))
+        seconds = time_in_turn(several, rounds=rounds)
+    peak, bandwidth = _peaks(steps_of.device, bf16, rounds)
     return StepReport(
         student=student,
         teacher=teacher,
@@ -188,17 +189,22 @@ def measure_step(
         seconds={arm: [value / steps for value in values] for arm, values in seconds.items()},
         flops=flops,
         memory=memory,
-        peak=2 * _PEAK_SIDE**3 / matmul,
-        bandwidth=2 * 4 * _COPIED / copying,
+        peak=peak,
+        bandwidth=bandwidth,
         environment=describe_environment(),
     )
 
 
-def _peaks(device: torch.device, bf16: bool) -> dict[str, Callable[[], object]]:
-    factor = torch.ones(_PEAK_SIDE, _PEAK_SIDE, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    source = torch.ones(_COPIED, device=device)
-    target = torch.empty_like(source)
-    return {"matmul": lambda: factor @ factor, "copy": lambda: target.copy_(source)}
+def _peaks(device: torch.device, bf16: bool, rounds: int) -> tuple[float, float]:
+    """Floating-point operations a second of a product, and bytes a second of a copy: the best of some rounds."""
+    side, copied, repeats = _PEAK_WORK["cuda" if device.type == "cuda" else "cpu"]
+    factor = torch.randn(side, side, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    source = torch.randn(copied, device=device)
+    product, target = torch.empty_like(factor), torch.empty_like(source)
+    work = {"matmul": lambda: torch.mm(factor, factor, out=product), "copy": lambda: target.copy_(source)}
+    calls = {name: lambda call=call: [call() for _ in range(repeats)] for name, call in work.items()}
+    seconds = {name: min(values) / repeats for name, values in time_in_turn(calls, rounds=rounds).items()}
+    return 2 * side**3 / seconds["matmul"], 2 * source.nbytes / seconds["copy"]
 
 
 class _Steps:
