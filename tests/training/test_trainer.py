@@ -18,6 +18,7 @@ from safetensors import safe_open
 from support import tiny
 from support.images import load
 from support.main_of import launch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     ConvNextV2Config,
     ConvNextV2ForImageClassification,
@@ -110,6 +111,42 @@ def test_loss_is_the_papers(tmp_path, teacher, distilled, kind):
         target = (teacher_logits / 2).softmax(-1)
         teacher_loss = 4 * (target * (target.log() - (other_logits / 2).log_softmax(-1))).sum(-1).mean()
     assert loss.item() == pytest.approx((0.7 * class_loss + 0.3 * teacher_loss).item(), abs=1e-5)
+
+
+class _Waits(TorchDispatchMode):
+    """Notes the operations after which a host has waited for its device: their result is, or depends on, a value."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "unique_", "equal.", "repeat_interleave.T")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).removeprefix("aten.")
+        by_mask = name.startswith("index.Tensor") and any(
+            place is not None and place.dtype in (torch.bool, torch.uint8) for place in args[1]
+        )
+        if by_mask or name.startswith(self.NAMES):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "none"])
+def test_between_logs_the_host_never_waits_for_the_device(tmp_path, teacher, kind):
+    with _Waits() as waits:
+        assert torch.ones(2)[torch.tensor([True, False])].item() == 1
+    assert [name.partition(".")[0] for name in waits.found] == ["index", "_local_scalar_dense"]
+    regularisation = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "ema_decay": 0.9}
+    args = tiny.arguments(tmp_path, distillation_type=kind, **regularisation)
+    trainer = tiny.trainer(tiny.student(drop_path_rate=0.2), args, None if kind == "none" else teacher)
+    optimizer = trainer.create_optimizer()
+    raw = next(iter(trainer.get_train_dataloader()))
+    with _Waits() as waits:
+        trainer.compute_loss(trainer.model.train(), trainer.prepare_batch(raw)).backward()
+        optimizer.step()
+        trainer.weight_average.update(1)
+    assert waits.found == []
 
 
 def test_teacher_sees_exactly_the_students_pixels(tmp_path, teacher):
