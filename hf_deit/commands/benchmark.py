@@ -75,13 +75,19 @@ def _add_label_store(benchmarks: argparse._SubParsersAction) -> None:
     store.set_defaults(measure=_measure_label_store)
     store.add_argument("--student", default="deit_tiny_distilled_patch16_224", help="name of the zoo")
     store.add_argument("--teachers", nargs="+", default=["regnety_160", "regnety_040"], help="timm's names")
-    store.add_argument("--image_size", type=int, default=224, help="in pixels")
-    store.add_argument("--batch_size", type=int, default=16, help="views of a step")
+    _add_steps(store)
     store.add_argument("--num_workers", type=int, default=1, help="of each arm's loader")
-    store.add_argument("--rounds", type=int, default=9, help="that are counted")
-    store.add_argument("--steps", type=int, default=1, help="of an arm in a round")
-    store.add_argument("--bf16", action="store_true", help="of student and teacher")
     store.add_argument("--storage_views", type=int, default=1_281_152, help="of the epoch that is stored")
+
+
+def _add_steps(benchmark: argparse.ArgumentParser) -> None:
+    """What is asked of every benchmark of training steps."""
+    add = benchmark.add_argument
+    add("--image_size", type=int, default=224, help="in pixels")
+    add("--batch_size", type=int, default=16, help="views of a step")
+    add("--rounds", type=int, default=9, help="that are counted")
+    add("--steps", type=int, default=1, help="of an arm in a round")
+    add("--bf16", action="store_true", help="of student and teacher")
 
 
 def _add_imports(benchmarks: argparse._SubParsersAction) -> None:
@@ -130,12 +136,8 @@ def _add_step(benchmarks: argparse._SubParsersAction) -> None:
     step.set_defaults(measure=_measure_step)
     step.add_argument("--student", default="deit_tiny_distilled_patch16_224", help="a distilled DeiT of the zoo")
     step.add_argument("--teacher", default="regnety_040", help="timm's name")
-    step.add_argument("--image_size", type=int, default=224, help="in pixels")
-    step.add_argument("--batch_size", type=int, default=16, help="views of a step")
-    step.add_argument("--rounds", type=int, default=9, help="that are counted")
-    step.add_argument("--steps", type=int, default=1, help="of an arm in a round")
+    _add_steps(step)
     step.add_argument("--arms", nargs="+", default=[], help="some, as live:hf_deit live:timm (default: all)")
-    step.add_argument("--bf16", action="store_true", help="of student and teacher")
     step.add_argument("--output", help="a file for the figures: .json, or .md for the table")
 
 

@@ -25,6 +25,7 @@ from ...models.zoo import create_model
 from ...training.arguments import DistillationTrainingArguments
 from ...training.trainer import DistillationTrainer
 from .timing import Ratio, time_in_turn, wait_for_device
+from .trainer_step import TrainerStep
 
 NUM_LABELS = 1000
 _AGREEMENT = 0.75  # how often a teacher says the true label: what RegNetY-16GF does on ImageNet's augmented views
@@ -200,20 +201,14 @@ class _Arm:
 
     def __init__(self, trainer: DistillationTrainer) -> None:
         self.trainer = trainer
-        trainer.create_optimizer()
-        self._model, self._optimizer = trainer.accelerator.prepare(trainer.model.train(), trainer.optimizer)
+        self._step = TrainerStep(trainer)
         self._batches = iter(trainer.get_train_dataloader())
         if trainer.kept_labels is not None:
             trainer.kept_labels.start_epoch(0)
         self.batch = next(self._batches)
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
-        inputs = self.trainer.prepare_batch(batch)
-        with self.trainer.compute_loss_context_manager():
-            loss = self.trainer.compute_loss(self._model, inputs)
-        self.trainer.accelerator.backward(loss)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._step(self.trainer.prepare_batch(batch))
 
     def on_a_fixed_batch(self, steps: int) -> None:
         for _ in range(steps):

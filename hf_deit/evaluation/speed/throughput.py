@@ -71,6 +71,12 @@ class Peak:
     side: int
     flop_per_second: float
 
+    @classmethod
+    def of(cls, seconds: Mapping[int, Sequence[float]]) -> "Peak":
+        """The fastest of some products, by the seconds of their rounds, by their side."""
+        peaks = [cls(side, 2 * side**3 / min(taken)) for side, taken in seconds.items()]
+        return max(peaks, key=lambda peak: peak.flop_per_second)
+
 
 def measure_throughput(
     classifiers: Sequence[Classifier],
@@ -111,16 +117,13 @@ def measure_throughput(
         matmuls = {
             (dtype, side): run
             for dtype in sorted(dtypes, key=str)
-            for side, run in _matmuls(dtype, classifiers[0].model.device, longest / 8)
+            for side, run in square_products(dtype, classifiers[0].model.device, longest / 8)
         }
         taken, batches = _time_all(models, batches, matmuls, runs)
         memory = {name: _memory(each, batches[name].size) for name, each in models.items()}
     measured = {name: Throughput(batches[name], flop[name], tuple(taken[_arm(name)]), memory[name]) for name in models}
     peaks = {
-        name_of(dtype): max(
-            (Peak(side, 2 * side**3 / min(taken[_arm(of, side)])) for of, side in matmuls if of == dtype),
-            key=lambda peak: peak.flop_per_second,
-        )
+        name_of(dtype): Peak.of({side: taken[_arm(of, side)] for of, side in matmuls if of == dtype})
         for dtype in dtypes
     }
     return measured, peaks
@@ -228,8 +231,15 @@ def _forward(classifier: Classifier, pixel_values: torch.Tensor) -> None:
     classifier.model(pixel_values=pixel_values, **classifier.forward_options)
 
 
-def _matmuls(dtype: torch.dtype, device: torch.device, longest: float) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Products of square matrices, by their side: the smallest, and those that by it will not take longer."""
+def square_products(
+    dtype: torch.dtype, device: torch.device, longest: float
+) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Products of square matrices, by their side: the smallest, and those that by it will not take longer.
+
+    Args:
+        dtype, device: of the matrices.
+        longest: seconds of a product.
+    """
     sides = _SIDES_ON_CPU if device.type == "cpu" else _SIDES_ON_ACCELERATORS
     taken = 0.0
     for side in sides:

@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ...errors import InputError, did_you_mean, rate
 from ...evaluation.benchmarks.label_store import photographs, random_teacher
 from ...evaluation.benchmarks.timing import Ratio, time_in_turn
+from ...evaluation.benchmarks.trainer_step import TrainerStep
+from ...evaluation.speed.throughput import Peak, square_products
 from ...hub.environment import describe_environment
 from ...models.image_processing_deit import DistilledDeiTImageProcessor
 from ...models.zoo import create_model
@@ -39,9 +41,8 @@ ARMS = (
     "live:transformers",
     "live:transformers-tuned",
 )
-# Of the product and the copy that show what a device can do: the side, the floats (more than any cache holds), and how
-# often in a row. On a GPU little work would measure the launch and the wait for it.
-_PEAK_WORK = {"cpu": (2048, 1 << 25, 1), "cuda": (8192, 1 << 28, 10)}
+_LONGEST = 1.0  # seconds of a product of matrices
+_COPIED = {"cpu": 1 << 25, "cuda": 1 << 28}  # floats: more than any cache holds, and than a launch takes to copy
 
 
 @dataclass(frozen=True)
@@ -179,32 +180,30 @@ def measure_step(
             call()
             memory[arm] = torch.cuda.max_memory_allocated()
         several = {arm: lambda call=call: [call() for _ in range(steps)] for arm, call in calls.items()}
-        seconds = time_in_turn(several, rounds=rounds)
-    peak, bandwidth = _peaks(steps_of.device, bf16, rounds)
+        products = dict(square_products(torch.bfloat16 if bf16 else torch.float32, steps_of.device, _LONGEST))
+        copied, copy_once = _copy(steps_of.device)
+        seconds = time_in_turn(
+            {**several, **{f"product {side}": run for side, run in products.items()}, "copy": copy_once}, rounds=rounds
+        )
     return StepReport(
         student=student,
         teacher=teacher,
         batch_size=batch_size,
         loss=losses,
-        seconds={arm: [value / steps for value in values] for arm, values in seconds.items()},
+        seconds={arm: [value / steps for value in seconds[arm]] for arm in calls},
         flops=flops,
         memory=memory,
-        peak=peak,
-        bandwidth=bandwidth,
+        peak=Peak.of({side: seconds[f"product {side}"] for side in products}).flop_per_second,
+        bandwidth=copied / min(seconds["copy"]),
         environment=describe_environment(),
     )
 
 
-def _peaks(device: torch.device, bf16: bool, rounds: int) -> tuple[float, float]:
-    """Floating-point operations a second of a product, and bytes a second of a copy: the best of some rounds."""
-    side, copied, repeats = _PEAK_WORK["cuda" if device.type == "cuda" else "cpu"]
-    factor = torch.randn(side, side, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    source = torch.randn(copied, device=device)
-    product, target = torch.empty_like(factor), torch.empty_like(source)
-    work = {"matmul": lambda: torch.mm(factor, factor, out=product), "copy": lambda: target.copy_(source)}
-    calls = {name: lambda call=call: [call() for _ in range(repeats)] for name, call in work.items()}
-    seconds = {name: min(values) / repeats for name, values in time_in_turn(calls, rounds=rounds).items()}
-    return 2 * side**3 / seconds["matmul"], 2 * source.nbytes / seconds["copy"]
+def _copy(device: torch.device) -> tuple[int, Callable[[], object]]:
+    """A copy, and how many bytes it reads and writes."""
+    source = torch.randn(_COPIED.get(device.type, _COPIED["cpu"]), device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes, lambda: target.copy_(source)
 
 
 class _Steps:
@@ -227,7 +226,7 @@ class _Steps:
             "disable_tqdm": True,
             "save_strategy": "no",
         }
-        trainer = self._trainer("live")
+        trainer = self._trainer("alone")
         self.device = trainer.args.device
         self.batch = trainer.prepare_batch(next(iter(trainer.get_train_dataloader())))
         self.pixels = self.batch["pixel_values"]
@@ -243,7 +242,8 @@ class _Steps:
         """A step, which returns its loss."""
         kind, _, name = arm.partition(":")
         if name == "hf_deit":
-            return self._ours(kind)
+            ours = TrainerStep(self._trainer(kind))
+            return lambda: ours(self.batch)
         is_tuned = name.endswith("-tuned")
         model = (self._timm() if name.startswith("timm") else self._transformers()).to(self.device).train()
         teach = self._plain_teacher(is_tuned) if kind == "live" else None
@@ -269,21 +269,6 @@ class _Steps:
             processing_class=self.processor,
             train_dataset=self.data,
         )
-
-    def _ours(self, kind: str) -> Callable[[], torch.Tensor]:
-        trainer = self._trainer(kind)
-        trainer.create_optimizer()
-        model, optimizer = trainer.accelerator.prepare(trainer.model.train(), trainer.optimizer)
-
-        def run() -> torch.Tensor:
-            with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(model, self.batch)
-            trainer.accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss.detach()
-
-        return run
 
     def _timm(self) -> nn.Module:
         name, arguments = timm_architecture(self.student.config)
