@@ -1,9 +1,10 @@
 """`hf-deit label`: lets a teacher label training views without training a student; later runs then need no teacher."""
 
+import functools
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from accelerate import PartialState
@@ -21,6 +22,7 @@ from ..training.label_source import LabelSource
 from ..training.origin import teacher_of
 from ..training.predicted_classes import are_wanted, predict_classes, tell_doubts
 from ..training.skipped_images import SkippedImages
+from ..training.teacher_speed import as_kept, decide
 from .command_line import run_command
 from .prepare import PreparedRun, as_range, check_same_arguments, leaves_no_empty_folders, prepare
 from .run_options import RunParser
@@ -104,12 +106,25 @@ def label_epochs(arguments: Arguments, *, epochs: str | None = None) -> Labellin
     sources = describe_sources(run.arguments, run.images, start=start)
     labels = source.of_run(run.views, run.processor, num_labels=run.student.config.num_labels, sources=sources)
     wanted = range(len(labels.needed)) if epochs is None else _epochs(epochs)
+    skipped_images = SkippedImages()
+    seen = functools.partial(_seen_by_teacher, run, args, skipped_images)
+
+    def decide_speed(loaded: AnyTeacher) -> None:
+        num_views = len(wanted) * labels.views_per_epoch // args.world_size
+        words = decide(loaded, run.views, args, seen, num_views=num_views)
+        if words and PartialState().is_main_process:
+            tqdm.write(f"the teacher runs {words}")
+
+    there = source.identity
+    decided = as_kept(teacher, there and there.teacher, decide_speed, args.device)
+    loaded = decided if isinstance(decided, AnyTeacher) else None
+    teacher = decided if loaded is None else loaded.description
     kept = KeptLabels(labels, teacher, needed=dict.fromkeys(wanted, labels.views_per_epoch))
     try:
         if kept.store.source is not None:
             raise InputError(f"{args.teacher_labels!r} takes no labels, as it is on the Hub: give a folder")
         if kept.needs_teacher:
-            _label(kept, teacher.load(args.device), wanted, args, run)
+            _label(kept, loaded or teacher.load(args.device), wanted, run, seen, skipped_images)
         epochs_there = kept.store.complete_epochs
         report = kept.report()
         return LabellingResult(
@@ -137,21 +152,26 @@ def _epochs(text: str) -> range:
     return epochs
 
 
+def _seen_by_teacher(
+    run: PreparedRun, args: DistillationTrainingArguments, skipped_images: SkippedImages, batch: Batch
+) -> Batch:
+    """What the teacher sees of a loader's batch: on the device, normalised, erased and mixed."""
+    tensors = skipped_images.take(batch)
+    on_device = {name: tensor.to(args.device, non_blocking=True) for name, tensor in tensors.items()}
+    return augment_batch(on_device, run.processor.image_mean, run.processor.image_std)
+
+
 def _label(
     kept: KeptLabels,
     teacher: AnyTeacher,
     epochs: range,
-    args: DistillationTrainingArguments,
     run: PreparedRun,
+    prepare: Callable[[Batch], Batch],
+    skipped_images: SkippedImages,
 ) -> None:
+    args = run.arguments.training
     is_quiet = args.disable_tqdm or not PartialState().is_main_process
-    last_flush, skipped_images = time.monotonic(), SkippedImages()
-
-    def prepare(batch: Batch) -> Batch:
-        tensors = skipped_images.take(batch)
-        on_device = {name: tensor.to(args.device, non_blocking=True) for name, tensor in tensors.items()}
-        return augment_batch(on_device, run.processor.image_mean, run.processor.image_std)
-
+    last_flush = time.monotonic()
     if are_wanted(teacher, run.views):
         predicted = predict_classes(teacher, run.views, run.processor, args, prepare)
         if PartialState().is_main_process:

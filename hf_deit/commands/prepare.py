@@ -74,6 +74,7 @@ class PreparedRun:
             weights=model_args.teacher_weights,
             label_subset=model_args.teacher_label_subset,
             prior_correction=model_args.teacher_prior_correction,
+            speed=model_args.teacher_speed,
         )
 
 

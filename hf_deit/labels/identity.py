@@ -34,6 +34,7 @@ _HINTS = {
     "teacher.weights": "--teacher_weights says how much each of the teachers counts, which are in the order of their "
     "revisions there",
     "teacher.preprocessing.input_size": "--teacher_input_size says it: where none is named it is the student's",
+    "teacher.execution": "--teacher_speed auto runs the teacher as that of the store did",
     "teacher": "--teacher_model_name_or_path names the teacher, and with --teacher_labels_readonly none is needed",
     "data": "rows, their labels and their order must be the same; --validation_seed and --labels_kept choose some",
     "seed": "--data_seed is that of the views, while another --seed makes another student",

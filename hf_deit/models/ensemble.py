@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import InputError, brief, shortlist
 from .answers import has_answer
 from .class_names import in_order
+from .execution import Execution
 from .single_teacher import Teacher, TeacherDescription
 
 _LEAST_PART = 1e-9  # of the largest weight; less than float32 tells apart
@@ -83,6 +84,12 @@ class TeacherEnsemble(nn.Module):
         mean = torch.stack(parts).sort(dim=0).values.logsumexp(dim=0)
         return torch.where(answered.all(dim=0).unsqueeze(1), mean, torch.nan)
 
+    def run_as(self, executions: Sequence[Execution]) -> None:
+        """Runs the members from now on each as its `Execution` says; see `Teacher.run_as`."""
+        for member, execution in zip(self.members, executions, strict=True):
+            member.run_as(execution)
+        self.description = replace(self.description, members=tuple(member.description for member in self.members))
+
     def without_answer(self) -> list[str]:
         """The names of the members that have given some view no finite answer so far. Waits for the device."""
         names = [member.name_or_path for member in self.members]
@@ -135,6 +142,17 @@ class EnsembleDescription:
     def prompts(self) -> Any:
         """The texts of the first zero-shot model among them, or None."""
         return next((member.prompts for member in self.members if member.prompts is not None), None)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether it is to be found out how they run fastest."""
+        return any(member.is_undecided for member in self.members)
+
+    def decided_by(self, known: Mapping[str, Any]) -> "EnsembleDescription":
+        """See `TeacherDescription.decided_by`; of a member that is not known, as it was loaded."""
+        said = {one["revision"]: one for one in known.get("members", ())}
+        members = tuple(member.decided_by(said.get(member.identity()["revision"], {})) for member in self.members)
+        return replace(self, members=members) if self.is_undecided else self
 
     def load(self, device: torch.device | str | None = None) -> TeacherEnsemble:
         """Loads the weights of all.

@@ -3,13 +3,14 @@
 import copy
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     PreTrainedModel,
 )
@@ -18,6 +19,8 @@ from transformers.utils import logging
 from ..errors import InputError
 from .answers import has_answer
 from .class_names import in_order
+from .execution import PLAIN, Execution
+from .folding import fold_batch_norm
 from .pretrained import (
     load_classifier,
     weights_digest,
@@ -68,6 +71,7 @@ class Teacher(nn.Module):
         self.register_buffer("prior", None)
         self.register_buffer("scale", torch.tensor(description.scale).view(-1, 1, 1))
         self.register_buffer("shift", torch.tensor(description.shift).view(-1, 1, 1))
+        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -109,6 +113,49 @@ class Teacher(nn.Module):
             digest = hashlib.sha256(prior.cpu().numpy().tobytes()).hexdigest()
             self.description = replace(self.description, prior_correction={"digest": digest})
 
+    def fold(self) -> int:
+        """Lets its weights take up BatchNorm where that changes its answers by rounding alone; how many layers did."""
+        pixels = self._noise(2)
+        return fold_batch_norm(self.model, lambda: self._logits_of(pixels))
+
+    @torch.no_grad()
+    def flops(self) -> int:
+        """Floating-point operations of an answer to one image, two of each multiplication with addition."""
+        with FlopCounterMode(display=False) as counter:
+            self._logits_of(self._noise(1))
+        return counter.get_total_flops()
+
+    def _noise(self, images: int) -> torch.Tensor:
+        """Always the same, as the model takes it."""
+        noise = torch.randn(images, 3, *self.shown_size, generator=torch.Generator().manual_seed(0))
+        return noise.to(self.scale.device, self.dtype)
+
+    def run_as(self, execution: Execution) -> None:
+        """Runs from now on as `execution` says, if it has run as it was loaded until now.
+
+        Raises:
+            InputError: as many BatchNorm layers cannot be folded here.
+        """
+        if execution == self.description.execution:
+            return
+        if execution.folded and (folded := self.fold()) != execution.folded:
+            raise InputError(
+                f"of the teacher {self.name_or_path!r}, {execution.folded} BatchNorm layers were folded before, but "
+                f"{folded} can be here: begin anew, with other --teacher_labels if there are any, or take the "
+                "versions of torch and transformers that it ran with"
+            )
+        if execution.dtype is not None:
+            self.dtype = getattr(torch, execution.dtype)
+            self.model.to(self.dtype)
+        if execution.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if execution.compiled:
+            self._compiled = torch.compile(self._logits_of, dynamic=False)
+        self.description = replace(self.description, execution=execution)
+
+    def _logits_of(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixels).logits
+
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor, *, input_size: Size | None = None) -> torch.Tensor:
         """Teaches a batch.
@@ -127,7 +174,11 @@ class Teacher(nn.Module):
         size = input_size or self.input_size
         if size is not None and tuple(pixel_values.shape[-2:]) != size:
             pixel_values = F.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
-        logits = self.model(pixel_values=pixel_values.to(self.dtype)).logits.float()
+        pixel_values, execution = pixel_values.to(self.dtype), self.description.execution or PLAIN
+        if execution.channels_last:
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        is_compiled = self._compiled is not None and len(pixel_values) == execution.compiled and input_size is None
+        logits = (self._compiled if is_compiled else self._logits_of)(pixel_values).float()
         logits = logits if self.label_order is None else logits[:, self.label_order]
         return logits if self.prior is None else logits - self.prior
 
@@ -152,6 +203,7 @@ class TeacherDescription:
         is_subset: whether it has more labels than the student.
         prior_correction: by what its prior is corrected, as an object of JSON; None if it is not. What is taken off
             follows from the training images, which a label store knows by themselves.
+        execution: how it runs; None if that is to be found out, and until then as it was loaded.
     """
 
     name_or_path: str
@@ -170,6 +222,7 @@ class TeacherDescription:
     prompts: Prompts | None = None
     is_subset: bool = False
     prior_correction: Mapping[str, Any] | None = None
+    execution: Execution | None = PLAIN
 
     @property
     def pinned_name(self) -> str:
@@ -213,7 +266,27 @@ class TeacherDescription:
                 self.name_or_path,
                 *map(size_in_words, (self.student_size, size)),
             )
-        return Teacher(model, self, None if size == self.student_size else size).to(device or "cpu")
+        loaded = replace(self, execution=PLAIN) if self.execution else self
+        teacher = Teacher(model, loaded, None if size == self.student_size else size).to(device or "cpu")
+        if self.execution:
+            teacher.run_as(self.execution)
+        return teacher
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether it is to be found out how it runs fastest."""
+        return self.execution is None
+
+    def decided_by(self, known: Mapping[str, Any]) -> "TeacherDescription":
+        """The same, to run as before.
+
+        Args:
+            known: what `identity` said then.
+
+        Raises:
+            InputError: it does not say how in a way that is known.
+        """
+        return replace(self, execution=Execution.of(known.get("execution"))) if self.is_undecided else self
 
     def identity(self) -> dict[str, Any]:
         """What its answers depend on, as an object of JSON. Of a folder's path it holds the last name alone.
@@ -228,6 +301,8 @@ class TeacherDescription:
             "dtype": str(self.dtype).removeprefix("torch."),
             **({} if self.prompts is None else {"prompts": self.prompts.digest}),
             **({} if self.prior_correction is None else {"prior_correction": dict(self.prior_correction)}),
+            # Not named where it runs as it was loaded, as all did before there was a choice.
+            **({"execution": self.execution.to_dict()} if self.execution else {}),
             "preprocessing": {
                 "scale": self.scale,
                 "shift": self.shift,

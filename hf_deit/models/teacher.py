@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..errors import InputError, did_you_mean, shortlist
 from .class_names import are_among, choose_labels, in_order, match_labels, unique_names
 from .ensemble import EnsembleDescription, TeacherEnsemble, normalized_weights
+from .execution import PLAIN, Execution
 from .extent import LARGEST_IMAGE, check_extent
 from .pretrained import (
     LOADING_ERRORS,
@@ -38,7 +39,7 @@ from .zero_shot.tokens import TextReader
 logger = logging.get_logger(__name__)
 
 InputSize = Literal["own", "student"] | int
-
+Speed = Literal["auto", "off"]
 
 AnyTeacher = Teacher | TeacherEnsemble
 AnyDescription = TeacherDescription | EnsembleDescription
@@ -58,6 +59,7 @@ def load_teacher(
     weights: Sequence[float] | None = None,
     label_subset: bool = False,
     prior_correction: bool = False,
+    speed: Speed = "off",
 ) -> AnyTeacher:
     """Loads an image classifier, checks that it can teach, and adapts it to the student's pixels and labels.
 
@@ -84,6 +86,8 @@ def load_teacher(
             its probabilities of these divided by their sum.
         prior_correction: of a zero-shot model: whether a `DistillationTrainer` shall take off, before its first step,
             what it favours on the training images; see `Teacher.correct_prior`.
+        speed: "auto" lets a `DistillationTrainer` find out, before its first step, how the teacher runs fastest, with
+            answers that differ by rounding; see `hf_deit.training.teacher_speed`. "off" runs it as it was loaded.
 
     Returns:
         A `Teacher`, or of several a `TeacherEnsemble`: a function of the student's normalised pixels giving logits in
@@ -94,6 +98,7 @@ def load_teacher(
             random); no statistics; labels that are not the student's; an input size that it does not take; of several
             one twice, or `weights` that are none. Of a zero-shot model: no `id2label`; names that say nothing to it;
             texts that it cannot tell apart or that are too long; no tokenizer. Prompts or templates for a classifier.
+            A `speed` that there is not.
     """
     description = describe_teacher(
         name_or_path,
@@ -107,6 +112,7 @@ def load_teacher(
         weights=weights,
         label_subset=label_subset,
         prior_correction=prior_correction,
+        speed=speed,
     )
     return description.load(device)
 
@@ -124,6 +130,7 @@ def describe_teacher(
     weights: Sequence[float] | None = None,
     label_subset: bool = False,
     prior_correction: bool = False,
+    speed: Speed = "off",
 ) -> AnyDescription:
     """Reads and checks what is known of a teacher without its weights, which its `load` loads.
 
@@ -134,6 +141,7 @@ def describe_teacher(
         "student_processor": student_processor,
         "dtype": _as_dtype(dtype),
         "input_size": parse_input_size(input_size),
+        "execution": _execution_of(speed),
     }
     told = {"prompts": prompts, "templates": templates, "prior_correction": prior_correction}
     if not names:
@@ -199,6 +207,7 @@ def _describe(
     templates: Sequence[str] | None = None,
     label_subset: bool = False,
     prior_correction: bool = False,
+    execution: Execution | None = PLAIN,
 ) -> TeacherDescription:
     name_or_path, revision, commit, config = found
     asked = None
@@ -243,6 +252,7 @@ def _describe(
         prompts=asked,
         is_subset=len(teacher_labels) > len(id2label),
         prior_correction=correction_of(student_processor) if prior_correction else None,
+        execution=execution,
     )
 
 
@@ -389,6 +399,13 @@ def load_labels(
     if is_zero_shot(config):
         raise InputError(_knows_no_classes(name_or_path))
     return in_order(config.id2label)
+
+
+def _execution_of(speed: str) -> Execution | None:
+    """How to run a teacher; None if that is to be found out."""
+    if speed not in ("auto", "off"):
+        raise InputError(f'the teacher\'s speed must be "auto" or "off", got {speed!r}')
+    return None if speed == "auto" else PLAIN
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

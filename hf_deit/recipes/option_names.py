@@ -193,6 +193,7 @@ _MEANT = {
     ),
     "streaming": "stream",
     "shuffle_buffer_size": "shuffle_buffer buffer_size",
+    "teacher_speed": "teacher_compile compile_teacher teacher_channels_last fold_bn fuse_bn teacher_fast fast_teacher",
     "teacher_input_size": "teacher_size teacher_image_size teacher_img_size teacher_resolution",
     "unlabeled_dir": "unlabelled_dir unlabeled unlabelled unlabeled_data unlabelled_data extra_dir unsup_dir",
     "labels_kept": (

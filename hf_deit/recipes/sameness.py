@@ -67,6 +67,8 @@ APPLIED = (
 USED_AT_THE_END = ("publish_weights", "load_best_model_at_end", "test_split", "test_dir")
 # They change nothing of what is learnt or measured, but where, how fast and how visibly.
 MAY_CHANGE = (
+    # A checkpoint says how its teacher has run.
+    "teacher_speed",
     # Folders, and where labels of the same teacher are kept.
     *("output_dir", "resume_from_checkpoint", "resume_from_hub"),
     *("teacher_labels", "teacher_labels_readonly", "verify_teacher_labels"),

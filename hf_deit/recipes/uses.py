@@ -275,6 +275,11 @@ _USES = {
         "is of a teacher",
         ", but there is none: leave it out, or give --teacher_model_name_or_path",
     ),
+    "teacher_speed": _Use(
+        _is_taught,
+        "is of a teacher",
+        ", but there is none: leave it out, or give --teacher_model_name_or_path",
+    ),
     "teacher_input_size": _Use(
         lambda options: _is_taught(options) or _keeps_labels(options),
         "is of a teacher",

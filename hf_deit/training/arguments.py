@@ -558,6 +558,14 @@ class ModelArguments:
     )
     teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
     teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    teacher_speed: Literal["auto", "off"] = field(
+        default="auto",
+        metadata={
+            "help": 'How the teacher runs: "off" as it was loaded; "auto" folds its BatchNorm, chooses the layout of '
+            "its memory and compiles it where a trial of a long run finds that faster and its labels the same. "
+            "A checkpoint, and a label store, keep what was chosen."
+        },
+    )
     teacher_input_size: str = field(
         default="own",
         metadata={
@@ -570,6 +578,8 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.teacher_speed is False:  # as YAML reads a bare off
+            self.teacher_speed = "off"
         _check_choices(self)
         check_ranges(self, _RANGES_OF_MODELS)
         for name in ("student", "teacher_model_name_or_path", "teacher_recipe", "class_prompts"):

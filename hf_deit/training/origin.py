@@ -80,8 +80,8 @@ def describe_origin(
         checkpoint: that it goes on from, if it does.
 
     Returns:
-        teacher: revision (a commit, or a digest of a folder), dtype, preprocessing, and, of several, members and
-            weights. Without one, of the kept labels'.
+        teacher: revision (a commit, or a digest of a folder), dtype, preprocessing, execution, and, of several,
+            members and weights. Without one, of the kept labels'.
         student: a digest of the local folder that it comes from.
         train, validation: rows and fingerprint.
         views_per_step, views_at_once: over all devices and accumulation steps, and what the student sees at once, if
@@ -122,7 +122,7 @@ def teacher_of(
             return None
     except InputError:  # its folder is there no more
         return None
-    decisive = {"revision", "dtype", "preprocessing", *identity} - {"name", "names", "labels"}
+    decisive = {"revision", "dtype", "preprocessing", "execution", *identity} - {"name", "names", "labels"}
     return {name: identity.get(name) for name in decisive}
 
 
@@ -179,6 +179,8 @@ def check_origin(checkpoint: str, origin: Mapping[str, Any], *, trained_anew: bo
             changed = (
                 f"{what} changed since the run of {checkpoint!r} was started: {field or name} {there} then, {here} now"
             )
+            if field.rpartition(".")[2] == "execution":  # of a teacher, or of one of several
+                remedy = f"give --teacher_speed auto, {_ANOTHER}"
             if name != "teacher" or not trained_anew:
                 raise InputError(f"{changed}: {remedy.format(before=there)}")
             logger.warning("%s", changed)
@@ -206,6 +208,11 @@ def _origin_in(checkpoint: str) -> dict[str, Any]:
     attributes = noted.get("attributes") if isinstance(noted, dict) else None
     origin = attributes.get("origin") if isinstance(attributes, dict) else None
     return origin if isinstance(origin, dict) else {}
+
+
+def teacher_in(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint says of its run's teacher, as `teacher_of`; empty if it says nothing."""
+    return _origin_in(checkpoint).get("teacher") or {}
 
 
 def compared_in(checkpoint: str) -> set[str]:

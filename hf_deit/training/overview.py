@@ -38,6 +38,7 @@ class RunOverview:
         test_images: that are looked at once, when all is trained; 0 for none.
         class_counts: labelled training images by class name; empty if that is not known, as of a stream.
         teacher: who teaches, and how well, in words; None if nobody does.
+        teacher_speed: how the teacher runs, if that was found out, in words, or "".
         views_per_epoch: that are trained on.
         repeats: views of an image in an epoch.
         num_steps, steps_done: optimizer steps of the whole run, and those before it was resumed.
@@ -66,6 +67,7 @@ class RunOverview:
     test_images: int = 0
     class_counts: Mapping[str, int] = field(default_factory=dict)
     teacher: str | None = None
+    teacher_speed: str = ""
     views_per_epoch: int | None = None
     repeats: int = 1
     steps_done: int = 0
@@ -86,6 +88,7 @@ class RunOverview:
             ("classes", self._classes()),
             (self.learner, f"{self.name}, {self._parameters()}, {size} pixels"),
             ("teacher", "" if self.learner == "teacher" else self.teacher or "none: it learns from labels alone"),
+            ("its speed", self.teacher_speed),
             ("views", self._views()),
             ("steps", self._steps()),
             ("device", self.device),
@@ -205,6 +208,7 @@ def describe_run(
         test_images=0 if trainer.test_dataset is None else len(trainer.test_dataset),
         class_counts=_class_counts(views, model.config.id2label),
         teacher=None if args.distillation_type == "none" else _teacher(trainer),
+        teacher_speed=trainer.record.teacher_speed,
         views_per_epoch=trainer.steps_per_epoch * args.total_train_batch_size if is_known else None,
         repeats=args.repeated_augmentation,
         num_steps=trainer.state.max_steps,

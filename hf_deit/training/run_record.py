@@ -24,6 +24,7 @@ class RunRecord:
 
     Attributes:
         teacher_report: what was measured of the teacher; see `hf_deit.training.metrics.measure_teacher`.
+        teacher_speed: how the teacher runs, and what else was tried, in words; empty where nothing was.
         predicted_classes: which classes the teacher has said of the training images; None where it was not asked.
         has_ended: whether the training has come to its end.
         num_replayed: views whose teacher's label had been kept before; None without a store of them.
@@ -33,6 +34,7 @@ class RunRecord:
     def __init__(self, sources: RunSources) -> None:
         self.sources = sources
         self.teacher_report: dict[str, float] = {}
+        self.teacher_speed = ""
         self.predicted_classes: PredictedClasses | None = None
         self.num_replayed: int | None = None
         self.restart()

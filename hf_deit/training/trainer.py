@@ -3,8 +3,9 @@
 import copy
 import functools
 import inspect
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
@@ -68,7 +69,7 @@ from .metrics import (
 )
 from .objective import DistillationObjective, evaluation_loss, image_losses
 from .optimization import deit_schedule, schedule_doubts, without_tokens_and_positions
-from .origin import RunOrigin, check_origin, check_student, describe_origin, teacher_of
+from .origin import RunOrigin, check_origin, check_student, describe_origin, teacher_in, teacher_of
 from .pace import EvaluationPaceCallback, with_all_epochs, with_pace
 from .predicted_classes import PredictedClasses, are_wanted, correct_priors, predict_classes, tell_doubts
 from .processes import holding, on_every_process, on_main_process, share_buffers
@@ -86,6 +87,7 @@ from .sharding import (
 from .skipped_images import SkippedImages
 from .step_record import StepRecord
 from .teacher_answers import TeacherAnswers
+from .teacher_speed import as_kept, decide, take_from
 from .total_batch import check_total_batch
 
 logger = logging.get_logger(__name__)
@@ -208,6 +210,7 @@ class DistillationTrainer(Trainer):
         self.weight_average = self._make_average()
         self.kept_labels: KeptLabels | None = None
         self.label_report: LabelReport | None = None
+        self.log_table: LogTableCallback | None = None
         self._take_teacher(teacher, labels)
         self.add_callback(EvaluationPaceCallback())
         if self.args.early_stopping_patience is not None:
@@ -237,7 +240,7 @@ class DistillationTrainer(Trainer):
 
     def _take_teacher(self, teacher: AnyTeacher | AnyDescription | None, labels: RunLabels | None) -> None:
         """Opens kept labels, and loads the teacher if there is anything for it to say."""
-        self.teacher = teacher if isinstance(teacher, AnyTeacher) else None
+        self.teacher = None
         if self.args.teacher_labels is not None and self.train_dataset is not None:
             labels = labels or LabelSource(self.args).of_run(
                 self.train_dataset,
@@ -245,6 +248,9 @@ class DistillationTrainer(Trainer):
                 num_labels=self.model.config.num_labels,
                 sources=self.record.sources,
             )
+            there = labels.source.identity
+            teacher = as_kept(teacher, there and there.teacher, self._decide_teacher, self.args.device)
+            self._fitted["teacher"] = teacher
             self.kept_labels = KeptLabels(labels, teacher.description if isinstance(teacher, AnyTeacher) else teacher)
             self.record.sources = self.kept_labels.named_in(self.record.sources)
         if isinstance(teacher, AnyDescription) and (self.kept_labels is None or self.kept_labels.needs_teacher):
@@ -254,11 +260,26 @@ class DistillationTrainer(Trainer):
                 if self.kept_labels is not None:
                     self.kept_labels.close()
                 raise
+        elif isinstance(teacher, AnyTeacher):
+            self.teacher = teacher
         if self.teacher is not None:
             self.teacher.to(self.args.device)
             self.record.sources = self.record.sources.shown_by(self.teacher)
         if self.args.distillation_type != "none":
             self.add_callback(TeacherCheckCallback(self))
+
+    def _decide_teacher(self, teacher: AnyTeacher, known: Mapping[str, Any] | None = None) -> None:
+        """Lets a teacher that is undecided run as before, or as is fastest here; all processes must call it."""
+        args, views = self.args, self.train_dataset
+        if known is not None or not isinstance(views, KeyedViews):
+            words = take_from(teacher, known or {})
+        else:
+            steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
+            num_views = steps * args.total_train_batch_size // args.world_size
+            words = decide(teacher, views, args, self.prepare_batch, num_views=num_views)
+        self.record.teacher_speed = words
+        if words and self.log_table is None and self.is_world_process_zero():
+            logger.warning("the teacher runs %s", words)
 
     @property
     def _is_sharded(self) -> bool:
@@ -440,6 +461,10 @@ class DistillationTrainer(Trainer):
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         self._check_alike()
         checkpoint = on_every_process(lambda: self._find_checkpoint(resume_from_checkpoint))
+        if self.teacher is not None and self.teacher.description.is_undecided:
+            known = None if checkpoint is None else on_main_process(lambda: teacher_in(checkpoint))
+            self._decide_teacher(self.teacher, known)
+            self._fitted["teacher"] = self.teacher
         if checkpoint is not None:
             self.check_checkpoint(checkpoint)
         elif self.args.save_strategy != SaveStrategy.NO:

@@ -62,6 +62,7 @@ ROWS = {
     "teacher_model_name_or_path": ("a/b", UNTAUGHT, 'distillation_type is "none": drop one', DIGITS),
     "teacher_revision": ("v2", DIGITS, "the teacher is None", HERE),
     "teacher_dtype": ("bfloat16", UNTAUGHT, "is of a teacher", DIGITS),
+    "teacher_speed": ("off", UNTAUGHT, "is of a teacher", DIGITS),
     "teacher_input_size": ("student", UNTAUGHT, "is of a teacher", DIGITS),
     "teacher_recipe": ("digits_teacher", HERE, None, DIGITS),  # see below
     "teacher_weights": (["1", "2"], HERE, "name them all", [*HERE, "c/d"]),  # HERE ends with a teacher

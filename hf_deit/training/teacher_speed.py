@@ -1,0 +1,312 @@
+"""How a teacher runs fastest on this device: found out by trying, once, on a run's own views."""
+
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from ..data.view_dataset import KeyedViews, collate
+from ..errors import counted, first_line, rate
+from ..models.answers import decisions_of
+from ..models.ensemble import TeacherEnsemble
+from ..models.execution import PLAIN, Execution
+from ..models.single_teacher import Teacher
+from ..models.teacher import AnyDescription, AnyTeacher
+from .arguments import DistillationTrainingArguments
+from .datasets import make_sampler
+from .processes import on_every_process, on_main_process
+
+logger = logging.get_logger(__name__)
+
+# A run whose teacher has less to do goes on as it was loaded: nothing would be won, and its bits stay what they were.
+LEAST_FLOPS = {"cpu": 1e14, "cuda": 1e16}
+_LEAST_GAIN = 1.03
+_ROUNDS = 3
+_WORTH_COMPILING = 600.0  # seconds of a teacher's work that are left
+_CHECKED_VIEWS = 64, 1024  # at least and at most; between them a hundredth of those that it is asked about
+_DIFFERING = 1e-3  # of the labels
+
+Prepare = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a teacher shall run.
+
+    Attributes:
+        execution: see there.
+        words: what was found, in one line; empty where nothing was tried.
+    """
+
+    execution: Execution = PLAIN
+    words: str = ""
+
+
+def decide(
+    teacher: AnyTeacher, views: KeyedViews, args: DistillationTrainingArguments, prepare: Prepare, *, num_views: int
+) -> str:
+    """Lets a teacher that is undecided run as is fastest here; all processes must call it.
+
+    The main process finds out, so that all run it alike. Nothing is drawn at random.
+
+    Args:
+        views: of the run.
+        prepare: makes what the teacher sees of a loader's batch.
+        num_views: that this process will ask it about.
+
+    Returns:
+        What was found, in words; empty if nothing was tried.
+    """
+
+    def choose() -> list[Choice]:
+        batches = _Replayed(batch["pixel_values"] for batch in first_batches(views, args, prepare))
+        return [
+            choose_execution(member, batches, num_views=num_views, bf16=args.bf16)
+            if member.description.is_undecided
+            else Choice(member.description.execution)
+            for member in members_of(teacher)
+        ]
+
+    choices = on_main_process(choose)
+    on_every_process(lambda: run_as(teacher, [choice.execution for choice in choices]))
+    return _together(teacher, [choice.words for choice in choices])
+
+
+def take_from(teacher: AnyTeacher, known: Mapping[str, Any]) -> str:
+    """Lets a teacher that is undecided run as before; see `TeacherDescription.decided_by`.
+
+    Returns:
+        How that is, in words; empty if it is as it was loaded.
+    """
+    decided = teacher.description.decided_by(known)
+    executions = [one.execution for one in getattr(decided, "members", (decided,))]
+    run_as(teacher, executions)
+    return _together(teacher, [f"{one}, as before" if one else "" for one in executions])
+
+
+def _together(teacher: AnyTeacher, words: list[str]) -> str:
+    if not isinstance(teacher, TeacherEnsemble):
+        return words[0]
+    return "; ".join(
+        f"{name} {said}" for name, said in zip(teacher.description.short_names, words, strict=True) if said
+    )
+
+
+def as_kept(
+    teacher: AnyTeacher | AnyDescription | None,
+    there: Mapping[str, Any] | None,
+    decide: Callable[[AnyTeacher], None],
+    device: torch.device,
+) -> AnyTeacher | AnyDescription | None:
+    """A teacher whose labels are kept, decided, so that its identity is that of its answers.
+
+    One that is undecided runs as that of the labels did. Of a new store it is loaded and decided now.
+
+    Args:
+        there: the teacher of the store's identity, or None of a new one.
+        decide: a teacher that is loaded.
+        device: to load it to.
+    """
+    if isinstance(teacher, AnyDescription) and teacher.is_undecided:
+        teacher = teacher.load(device) if there is None else teacher.decided_by(there)
+    if isinstance(teacher, AnyTeacher) and teacher.description.is_undecided:
+        if there is None:
+            decide(teacher)
+        else:
+            take_from(teacher, there)
+    return teacher
+
+
+def run_as(teacher: AnyTeacher, executions: list[Execution]) -> None:
+    """Lets one teacher, or each of several, run as is said; those that do so already stay."""
+    if isinstance(teacher, TeacherEnsemble):
+        teacher.run_as(executions)
+    else:
+        teacher.run_as(*executions)
+
+
+def members_of(teacher: AnyTeacher) -> list[Teacher]:
+    """The teachers, of which there may be one."""
+    return list(teacher.members) if isinstance(teacher, TeacherEnsemble) else [teacher]
+
+
+def first_batches(
+    views: KeyedViews, args: DistillationTrainingArguments, prepare: Prepare
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The first batches of a run, as it sees them, in the process that asks."""
+    keys = filter(None, make_sampler(views, args))  # None is another process's, of a stream
+    while chunk := list(itertools.islice(keys, args.train_batch_size)):
+        samples = views.__getitems__(chunk) if hasattr(views, "__getitems__") else [views[key] for key in chunk]
+        yield prepare(collate(samples))
+
+
+def choose_execution(
+    teacher: Teacher, batches: Iterable[torch.Tensor], *, num_views: int, bf16: bool = False
+) -> Choice:
+    """Finds out how a teacher runs fastest; it stays as it is.
+
+    Tried are BatchNorm folded into the weights before it, both layouts of memory, bfloat16 on a GPU that has it, and,
+    where so much work is left that it may pay, `torch.compile`. What is chosen is at least 3 % faster than the teacher
+    as it was loaded, and of at most a thousandth of the views it says another class; else that one stays.
+
+    Args:
+        batches: pixels of the run, (B, 3, H, W) normalised with the student's statistics, on the teacher's device. The
+            first is timed; all are asked about until there are a hundredth of `num_views`, from 64 to 1,024.
+        num_views: that it will be asked about.
+        bf16: whether it may compute in bfloat16.
+    """
+    start = time.perf_counter()
+    if not _is_worth_it(teacher, num_views):
+        return Choice()
+    batch = next(iter(batches))
+    try:
+        trials = _Trials(teacher, batch, num_views)
+        trials.try_layouts(bf16=bf16 and batch.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
+        trials.try_compiling()
+        chosen, checked = trials.check(batches)
+    except torch.OutOfMemoryError:
+        return Choice(words="as it was loaded: there is no memory to try more")
+    return Choice(chosen, f"{trials.words(chosen)}{checked}; found out in {time.perf_counter() - start:.0f} s")
+
+
+def _is_worth_it(teacher: Teacher, num_views: int) -> bool:
+    return teacher.flops() * num_views >= LEAST_FLOPS.get(teacher.scale.device.type, LEAST_FLOPS["cuda"])
+
+
+class _Trials:
+    """A teacher in several ways of running, timed on one batch."""
+
+    def __init__(self, teacher: Teacher, batch: torch.Tensor, num_views: int) -> None:
+        self._teacher, self._batch, self._num_views = teacher, batch, num_views
+        self._arms = {PLAIN: teacher}
+        self._seconds = {PLAIN: 0.0}
+        self._cost, self._unpaid = 0.0, ""
+
+    def try_layouts(self, *, bf16: bool) -> None:
+        """Times the teacher as it was loaded, folded, in channels_last and in bfloat16, in turn."""
+        folded = copy.deepcopy(self._teacher)
+        found = [PLAIN, Execution(folded=folded.fold())]
+        if any(isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 for module in _inner_convs(folded)):
+            found += [replace(execution, channels_last=True) for execution in found]
+        if bf16 and self._teacher.dtype == torch.float32:
+            found += [replace(execution, dtype="bfloat16") for execution in found]
+        for execution in dict.fromkeys(found):
+            if execution and (execution.folded or not found[1]):  # folded it is never slower
+                self._arms[execution] = self._running_as(execution)
+        self._seconds = _time_in_turn(self._arms, self._batch)
+
+    def try_compiling(self) -> None:
+        """Lets the fastest way, on a GPU in both layouts, be compiled, where what is left to do may pay for it."""
+        best = self._fastest()
+        if self._seconds[best] / len(self._batch) * self._num_views < _WORTH_COMPILING:
+            return
+        layouts = {best, replace(best, channels_last=not best.channels_last)} if self._batch.is_cuda else {best}
+        compiled = {}
+        for execution in (one for one in layouts if one in self._arms):
+            now = replace(execution, compiled=len(self._batch))
+            start = time.perf_counter()
+            try:
+                compiled[now] = self._running_as(now)
+                compiled[now](self._batch)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of any kind: there is no compiler, or it cannot compile this model
+                logger.info("the teacher %s is not compiled: %s", self._teacher.name_or_path, first_line(error))
+                return
+            self._cost += time.perf_counter() - start
+        seconds = _time_in_turn({best: self._arms[best], **compiled}, self._batch)
+        fastest = min(compiled, key=seconds.__getitem__)
+        saved = (seconds[best] - seconds[fastest]) / len(self._batch) * self._num_views
+        if saved > self._cost and seconds[best] > _LEAST_GAIN * seconds[fastest]:
+            self._arms |= compiled
+            self._seconds[fastest] = seconds[fastest] / seconds[best] * self._seconds[best]
+        else:
+            gain = seconds[best] / seconds[fastest]
+            self._unpaid = f"; compiling, in {self._cost:.0f} s, would not pay: {gain:.2f} x beside that"
+
+    def check(self, batches: Iterable[torch.Tensor]) -> tuple[Execution, str]:
+        """The fastest way whose labels are those of the teacher as it was loaded, and how many were compared."""
+        least, most = _CHECKED_VIEWS
+        wanted, refused = min(max(self._num_views // 100, least), most), ""
+        for chosen in sorted(self._seconds, key=self._seconds.__getitem__):
+            if not chosen or self._seconds[PLAIN] < _LEAST_GAIN * self._seconds[chosen]:
+                break
+            views, differing = self._compare(chosen, batches, wanted)
+            if differing <= _DIFFERING * views:
+                return chosen, f"{refused}, with another label for {differing:,} of {counted(views, 'view')}"
+            refused += f"; {chosen} it would give another label to {differing:,} of {counted(views, 'view')}"
+        if refused:
+            logger.warning("the teacher %s runs as it was loaded%s", self._teacher.name_or_path, refused)
+        return PLAIN, refused
+
+    def words(self, chosen: Execution) -> str:
+        """What was measured, in words."""
+        speed = {execution: len(self._batch) / seconds for execution, seconds in self._seconds.items()}
+        others = [f"{one} {speed[one] / speed[PLAIN]:.2f} x" for one in speed if one and one != chosen]
+        tried = (f"; tried: {'; '.join(others)}" if others else "") + self._unpaid
+        if not chosen:
+            return f"as it was loaded, {rate(speed[PLAIN])} views/s{tried}"
+        cost = f", compiled in {self._cost:.0f} s" if chosen.compiled else ""
+        return (
+            f"{speed[chosen] / speed[PLAIN]:.2f} x as fast, {chosen}: {rate(speed[chosen])} instead of "
+            f"{rate(speed[PLAIN])} views/s{cost}{tried}"
+        )
+
+    def _running_as(self, execution: Execution) -> Teacher:
+        arm = copy.deepcopy(self._teacher)
+        arm.run_as(execution)
+        return arm
+
+    def _fastest(self) -> Execution:
+        return min(self._seconds, key=self._seconds.__getitem__)
+
+    def _compare(self, chosen: Execution, batches: Iterable[torch.Tensor], wanted: int) -> tuple[int, int]:
+        """Of how many views the labels were compared, and of how many they differ."""
+        views, differing = 0, 0
+        for batch in batches:
+            plain, fast = (decisions_of(self._arms[execution](batch)) for execution in (PLAIN, chosen))
+            views, differing = views + len(batch), differing + int((plain != fast).sum())
+            if views >= wanted:
+                break
+        return views, differing
+
+
+class _Replayed(Iterable):
+    """What an iterator gives, as often as it is asked for; computed once."""
+
+    def __init__(self, items: Iterator[torch.Tensor]) -> None:
+        self._items, self._kept = items, []
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield from self._kept
+        for item in self._items:
+            self._kept.append(item)
+            yield item
+
+
+def _inner_convs(model: nn.Module) -> Iterator[nn.Conv2d]:
+    """Convolutions whose patches overlap: of others, as of a vision transformer's first layer, layout is nothing."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size != module.stride:
+            yield module
+
+
+def _time_in_turn(arms: Mapping[Execution, Teacher], batch: torch.Tensor) -> dict[Execution, float]:
+    """Median seconds of each arm for a batch, after a round that does not count."""
+    seconds: dict[Execution, list[float]] = {execution: [] for execution in arms}
+    for number in range(_ROUNDS + 1):
+        for execution, arm in arms.items():
+            start = time.perf_counter()
+            arm(batch)
+            if batch.device.type != "cpu":
+                torch.accelerator.synchronize()
+            if number:
+                seconds[execution].append(time.perf_counter() - start)
+    return {execution: statistics.median(values) for execution, values in seconds.items()}
