@@ -239,11 +239,13 @@ class _Trials:
             if not chosen or self._seconds[PLAIN] < _LEAST_GAIN * self._seconds[chosen]:
                 break
             views, differing = self._compare(chosen, batches, wanted)
+            found = f"{differing:,} of {counted(views, 'view')} labelled otherwise"
             if differing <= _DIFFERING * views:
-                return chosen, f"{refused}, with another label for {differing:,} of {counted(views, 'view')}"
-            refused += f"; {chosen} it would give another label to {differing:,} of {counted(views, 'view')}"
+                return chosen, f"{refused}; {found}"
+            refused += f"; {chosen}: {found}"
         if refused:
-            logger.warning("the teacher %s runs as it was loaded%s", self._teacher.name_or_path, refused)
+            name, why = self._teacher.name_or_path, refused.removeprefix("; ")
+            logger.warning("the teacher %s runs as it was loaded: %s", name, why)
         return PLAIN, refused
 
     def words(self, chosen: Execution) -> str:
