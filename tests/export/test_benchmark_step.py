@@ -18,7 +18,7 @@ def test_the_command_measures_each_arm_asked_for_and_writes_what_it_found(tmp_pa
     arms = ["alone:hf_deit", "alone:timm", "live:hf_deit", "live:timm-tuned", "live:transformers"]
     assert main_of("benchmark")([*TINY, "--arms", *arms, "--output", str(tmp_path / "step.json")]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [row[0][2:] for row in rows[2:]] == arms
+    assert [row[0][2:].strip() for row in rows[2:]] == arms
     found = json.loads((tmp_path / "step.json").read_text())
     losses = found["loss"]
     assert losses["live:timm-tuned"] == pytest.approx(losses["live:hf_deit"], rel=1e-4) != losses["alone:timm"]

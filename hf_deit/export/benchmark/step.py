@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...errors import InputError, did_you_mean, rate
-from ...evaluation.benchmarks.label_store import photographs, random_teacher
+from ...evaluation.benchmarks.stand_ins import photographs, random_teacher
 from ...evaluation.benchmarks.timing import Ratio, time_in_turn
 from ...evaluation.benchmarks.trainer_step import TrainerStep
 from ...evaluation.speed.throughput import Peak, square_products
