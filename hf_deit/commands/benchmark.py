@@ -136,14 +136,18 @@ def _add_inference(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentP
 def _add_step(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser:
     step = benchmarks.add_parser(
         "step",
-        description="A training step on a fixed batch, against timm's distillation task and transformers' DeiT, whose "
-        "losses must agree.",
+        description="A training step on a fixed batch, against timm's distillation task, transformers' DeiT in a loop "
+        "and in its Trainer, whose losses must agree, and vit-pytorch's wrapper.",
     )
     step.set_defaults(measure=_measure_step)
     step.add_argument("--student", default="deit_tiny_distilled_patch16_224", help="a distilled DeiT of the zoo")
     step.add_argument("--teacher", default="regnety_040", help="timm's name")
     _add_steps(step)
     step.add_argument("--arms", nargs="+", default=[], help="some, as live:hf_deit live:timm (default: all)")
+    add = step.add_argument
+    add("--device", help="cpu or cuda (default: the best there is)")
+    add("--compile", dest="compiled", action="store_true", help="ours and the tuned arms")
+    add("--no_memory", dest="has_memory", action="store_false", help="which takes a process of each arm")
     return step
 
 
