@@ -136,7 +136,7 @@ def test_the_command_says_what_it_can_do_at_once():
         ("benchmark", ["inference", "--help"], "--batch_sizes"),
         ("benchmark", ["inference", "--rounds", "0"], "rounds must lie in"),
         ("benchmark", ["step", "--help"], "losses must agree"),
-        ("benchmark", ["step", "--output", "x.csv"], "ends in .json or .md"),
+        ("benchmark", ["step", "--output", "x.csv"], "end in .json, .md or .png"),
     ],
 )
 def test_options_are_read_before_libraries_are_loaded(command, options, words):

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..data.arguments import COUNTS, check_ranges
 from ..errors import InputError
@@ -12,7 +12,11 @@ from ..evaluation.arguments import EvaluationArguments
 from ..hub.files import write_whole
 from .command_line import CommandParser, run_command
 
+if TYPE_CHECKING:
+    from ..evaluation.benchmarks.figures import Report
+
 _COUNTS = ("image_size", "batch_size", "rounds", "steps", "storage_views", "threads", "max_images")
+_ENDINGS = (".json", ".md", ".png")
 
 
 class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -49,25 +53,25 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     benchmarks = parser.add_subparsers(
         dest="benchmark", metavar="label-store|imports|inference|step", required=True, parser_class=_BenchmarkParser
     )
-    _add_label_store(benchmarks)
-    _add_imports(benchmarks)
-    _add_inference(benchmarks)
-    _add_step(benchmarks)
+    for add in (_add_label_store, _add_imports, _add_inference, _add_step):
+        _add_output(add(benchmarks))
     parsed = parser.parse_args(arguments)
     check_ranges(parsed, {COUNTS: [name for name in _COUNTS if getattr(parsed, name, None) is not None]})
-    _check_output(getattr(parsed, "output", None))
+    _check_output(parsed.output)
     return parsed
 
 
 def _benchmark(arguments: Sequence[str]) -> int:
     options = vars(read_options(arguments))
-    measure = options.pop("measure")
+    measure, files = options.pop("measure"), options.pop("output")
     del options["benchmark"]
-    print(measure(**options))
+    report = measure(**options)
+    print(report)  # first: a full disk takes no figures away
+    _write(report, files)
     return 0
 
 
-def _add_label_store(benchmarks: argparse._SubParsersAction) -> None:
+def _add_label_store(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser:
     store = benchmarks.add_parser(
         "label-store",
         description="A training step with a live teacher, recording and replaying its labels, and without a teacher.",
@@ -78,6 +82,7 @@ def _add_label_store(benchmarks: argparse._SubParsersAction) -> None:
     _add_steps(store)
     store.add_argument("--num_workers", type=int, default=1, help="of each arm's loader")
     store.add_argument("--storage_views", type=int, default=1_281_152, help="of the epoch that is stored")
+    return store
 
 
 def _add_steps(benchmark: argparse.ArgumentParser) -> None:
@@ -90,13 +95,14 @@ def _add_steps(benchmark: argparse.ArgumentParser) -> None:
     add("--bf16", action="store_true", help="of student and teacher")
 
 
-def _add_imports(benchmarks: argparse._SubParsersAction) -> None:
+def _add_imports(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser:
     imports = benchmarks.add_parser("imports", description="Importing this package, against importing transformers.")
     imports.set_defaults(measure=_measure_imports)
     imports.add_argument("--rounds", type=int, default=5, help="that are counted")
+    return imports
 
 
-def _add_inference(benchmarks: argparse._SubParsersAction) -> None:
+def _add_inference(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser:
     inference = benchmarks.add_parser(
         "inference",
         description="A trained model in PyTorch, ONNX Runtime, OpenVINO and ExecuTorch, in float32 and int8: size, "
@@ -124,30 +130,34 @@ def _add_inference(benchmarks: argparse._SubParsersAction) -> None:
     add("--split", help="of it (default: test)")
     add("--max_images", type=int, default=1000, help="that every arm answers, evenly spread over all")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--output", help="a file for the figures: .json, or .md for the table")
+    return inference
 
 
-def _add_step(benchmarks: argparse._SubParsersAction) -> None:
+def _add_step(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser:
     step = benchmarks.add_parser(
         "step",
-        description="A training step on a fixed batch, against timm's distillation task and transformers' DeiT, whose "
-        "losses must agree.",
+        description="A training step on a fixed batch, against timm's distillation task, transformers' DeiT in a loop "
+        "and in its Trainer, whose losses must agree, and vit-pytorch's wrapper.",
     )
     step.set_defaults(measure=_measure_step)
     step.add_argument("--student", default="deit_tiny_distilled_patch16_224", help="a distilled DeiT of the zoo")
     step.add_argument("--teacher", default="regnety_040", help="timm's name")
     _add_steps(step)
     step.add_argument("--arms", nargs="+", default=[], help="some, as live:hf_deit live:timm (default: all)")
-    step.add_argument("--output", help="a file for the figures: .json, or .md for the table")
+    add = step.add_argument
+    add("--device", help="cpu or cuda (default: the best there is)")
+    add("--compile", dest="compiled", action="store_true", help="ours and the tuned arms")
+    add("--no_memory", dest="has_memory", action="store_false", help="which takes a process of each arm")
+    return step
 
 
-def _measure_label_store(**options: Any) -> object:
+def _measure_label_store(**options: Any) -> "Report":
     from ..evaluation.benchmarks.label_store import measure_label_store
 
     return measure_label_store(**options)
 
 
-def _measure_imports(**options: Any) -> object:
+def _measure_imports(**options: Any) -> "Report":
     from ..evaluation.benchmarks.imports import measure_imports
 
     return measure_imports(**options)
@@ -159,9 +169,8 @@ def _measure_inference(
     images_dir: str | None,
     dataset_name: str | None,
     split: str | None,
-    output: str | None,
     **settings: Any,
-) -> object:
+) -> "Report":
     """See `measure_inference`."""
     from ..export.benchmark.inference import Settings, measure_inference
     from ..hub.run_folder import RECIPE_FILE
@@ -174,27 +183,43 @@ def _measure_inference(
         images = images_to_evaluate(EvaluationArguments(model=model, **named))
     elif split:
         raise InputError(f"--split is of a data set, got {split!r}: give --dataset_name, too")
-    report = measure_inference(model, images, chosen)
-    _write(report, output)
-    return report
+    return measure_inference(model, images, chosen)
 
 
-def _measure_step(*, output: str | None, **options: Any) -> object:
-    """See `measure_step`."""
+def _measure_step(**options: Any) -> "Report":
     from ..export.benchmark.step import measure_step
 
-    report = measure_step(**options)
-    _write(report, output)
-    return report
+    return measure_step(**options)
 
 
-def _check_output(output: str | None) -> None:
-    if output is not None and not output.endswith((".json", ".md")):
-        raise InputError(f"--output must be a file that ends in .json or .md, got {output!r}")
+def _add_output(benchmark: argparse.ArgumentParser) -> None:
+    benchmark.add_argument(
+        "--output",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="files for the figures: .json, .md for the table, .png for a picture",
+    )
 
 
-def _write(report: Any, output: str | None) -> None:
-    """A report as JSON or as its table, by the file's ending."""
-    if output is not None:
-        as_json = output.endswith(".json")
-        write_whole(json.dumps(report.to_dict(), indent=2) + "\n" if as_json else f"{report}\n", output)
+def _check_output(files: Sequence[str]) -> None:
+    for file in files:
+        if not file.endswith(_ENDINGS):
+            raise InputError(f"--output must be files that end in .json, .md or .png, got {file!r}")
+        if not os.path.isdir(folder := os.path.dirname(os.path.abspath(file))):
+            raise InputError(f"there is no folder {folder!r} for --output {file!r}: make it first")
+
+
+def _write(report: "Report", files: Sequence[str]) -> None:
+    """A report as JSON, as its table or as its picture, by the ending of each file."""
+    for file in files:
+        if file.endswith(".json"):
+            content: str | bytes = json.dumps(report.to_dict(), indent=2) + "\n"
+        elif file.endswith(".md"):
+            content = f"{report}\n"
+        else:
+            from ..evaluation.benchmarks.chart import draw_charts
+
+            content = draw_charts(report.charts(), title=report.title)
+        write_whole(content, file)

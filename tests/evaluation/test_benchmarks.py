@@ -13,7 +13,7 @@ def test_the_command_prints_a_table(capsys):
     assert main_of("benchmark")(["label-store", *SMALL, "--storage_views", "6400"]) == 0
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.startswith("| resnet10t")]
-    assert [row.split(" | ")[1] for row in rows] == ["fixed", "end to end"]
+    assert [row.split(" | ")[1].strip() for row in rows] == ["fixed", "end to end"]
     assert len({row.count("|") for row in printed.splitlines() if row.startswith("|")}) == 1
     assert "An epoch of 6,400 views, 1,000 classes" in printed
     assert main_of("benchmark")(["no-such-benchmark"]) == 2

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,7 +91,8 @@ def test_the_tables(report):
     table = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     assert " | ".join(table[0]) == "runtime | MB | p50 ms | p95 ms | img/s | mem MB | speed | top-1 | lost"
     assert len(table) == 2 * (2 + 8) and {len(row) for row in table} == {len(table[0])}
-    assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 100
+    assert all(len({len(line) for line in lines[start : start + 10]}) == 1 for start in (0, 10))
+    assert max(map(len, lines)) <= 100
     assert text.index("Batch 1:") < text.index(lines[0]) < text.index("Batch 3:")
     exact = next(row for row in reversed(table) if row[0] == "Exact int8")
     assert float(exact[2]) >= 1000 * planted.SLEEP and exact[6].startswith("0.") and exact[8] == "+0.00"
@@ -223,7 +225,8 @@ def test_which_arms_are_usual():
         (["--rounds", "0"], "rounds must lie in"),
         (["--threads", "0"], "threads must lie in"),
         (["--device", "tpu"], "device must be one of cpu, cuda, got 'tpu'"),
-        (["--output", "table.txt"], "--output must be a file that ends in .json or .md, got 'table.txt'"),
+        (["--output", "table.txt"], "--output must be files that end in .json, .md or .png, got 'table.txt'"),
+        (["--output", "x.md", "no/such/x.json"], "no/such' for --output 'no/such/x.json': make it first"),
         (["--split", "test"], "--split is of a data set, got 'test': give --dataset_name, too"),
         (["--images_dir", "no/such/folder"], "no/such/folder"),
     ],
@@ -248,6 +251,9 @@ def test_the_command_writes_what_it_prints(report, tmp_path, capsys, monkeypatch
     assert capsys.readouterr().out == table.read_text() == f"{report}\n"
     assert main_of("benchmark")(["inference", "--batch-sizes", "8", "--output", str(figures)]) == 0
     assert json.loads(figures.read_text())["num_images"] == 32
+    several = [str(tmp_path / name) for name in ("again.md", "again.json", "bars.png")]
+    assert main_of("benchmark")(["inference", "--output", *several[:2], "--output", several[2]]) == 0
+    assert [Path(file).read_bytes()[:4] for file in several] == [f"{report}"[:4].encode(), b"{\n  ", b"\x89PNG"]
     assert asked[0][:2] == ("deit_tiny_distilled_patch16_224", None)
     assert asked[0][2].arms == ["onnx", "eager"] and asked[1][2].batch_sizes == [8]
 

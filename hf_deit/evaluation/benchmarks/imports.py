@@ -3,8 +3,11 @@
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from ...hub.environment import describe_environment
+from .figures import Bar, Chart, markdown_table, short_time
 from .timing import Ratio
 
 # What this package is asked for, what of transformers that is compared with, and the bound of the ratio.
@@ -47,21 +50,43 @@ class ImportReport:
     """What importing costs; printed as a table."""
 
     figures: list[ImportFigures]
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an object of JSON; times are in seconds."""
+        return {**asdict(self), "figures": [{**asdict(pair), "ratio": asdict(pair.ratio)} for pair in self.figures]}
+
+    def charts(self) -> list[Chart]:
+        """A chart of each pair."""
+        return [
+            Chart(
+                f"importing ours takes {pair.ratio.brief} times the other",
+                "s",
+                [
+                    Bar.of_times(_brief(pair.statement), pair.seconds, is_ours=True),
+                    Bar.of_times(_brief(pair.other), pair.other_seconds),
+                ],
+            )
+            for pair in self.figures
+        ]
+
+    @property
+    def title(self) -> str:
+        return f"Imports in fresh processes, medians, on {self.environment['device']}"
 
     def __str__(self) -> str:
-        rows = [("import", "against", "s", "s", "ratio", "bound"), ("---",) * 6]
-        rows += [
+        rows = [
             (
                 f"`{pair.statement}`",
                 f"`{pair.other}`",
-                f"{statistics.median(pair.seconds):.2f}",
-                f"{statistics.median(pair.other_seconds):.2f}",
+                short_time(statistics.median(pair.seconds)),
+                short_time(statistics.median(pair.other_seconds)),
                 str(pair.ratio),
                 f"{pair.bound:g}",
             )
             for pair in self.figures
         ]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return markdown_table(("import", "against", "time", "time", "ratio", "bound"), rows, words=2)
 
 
 def measure_imports(*, rounds: int = 5) -> ImportReport:
@@ -78,7 +103,12 @@ def measure_imports(*, rounds: int = 5) -> ImportReport:
                 taken = _seconds(statement)
                 if number:
                     seconds.append(taken)
-    return ImportReport(figures)
+    return ImportReport(figures, describe_environment())
+
+
+def _brief(statement: str) -> str:
+    """ "package: name" or "package"."""
+    return statement.replace("from ", "").replace(" import ", ": ").removeprefix("import ")
 
 
 def _seconds(statement: str) -> float:

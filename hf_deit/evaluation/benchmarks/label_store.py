@@ -6,28 +6,27 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image
-from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from ...data.columns import IGNORED_LABEL
 from ...hub.environment import describe_environment
 from ...labels.identity import StoreIdentity
 from ...labels.store import TeacherLabelStore
 from ...models.image_processing_deit import DistilledDeiTImageProcessor
-from ...models.teacher import Teacher, TeacherDescription
+from ...models.teacher import Teacher
 from ...models.zoo import create_model
 from ...training.arguments import DistillationTrainingArguments
 from ...training.trainer import DistillationTrainer
+from .figures import Bar, Chart, markdown_table, short_time
+from .stand_ins import NUM_LABELS, photographs, random_teacher
 from .timing import Ratio, time_in_turn, wait_for_device
 from .trainer_step import TrainerStep
 
-NUM_LABELS = 1000
 _AGREEMENT = 0.75  # how often a teacher says the true label: what RegNetY-16GF does on ImageNet's augmented views
 _IMAGENET_VIEWS = 1_281_152  # whole groups of 64 in ImageNet-1k
 
@@ -66,6 +65,9 @@ class StepFigures:
         return Ratio.of(self.seconds[arm], self.seconds[other])
 
 
+_ARMS = ("student alone", "live", "recording", "replaying")
+
+
 @dataclass
 class LabelStoreReport:
     """What keeping a teacher's labels costs and saves; printed as a table."""
@@ -74,28 +76,56 @@ class LabelStoreReport:
     batch_size: int
     steps: list[StepFigures]
     storage: StorageFigures
-    device: str
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an object of JSON; times are in seconds."""
+        ratios = [
+            {f"{arm} / live": asdict(figures.ratio(arm, "live")) for arm in _ARMS if arm != "live"}
+            for figures in self.steps
+        ]
+        steps = [{**asdict(figures), "ratios": each} for figures, each in zip(self.steps, ratios, strict=True)]
+        return {**asdict(self), "steps": steps}
+
+    def charts(self) -> list[Chart]:
+        """A chart of each teacher, with fixed pixels and from images."""
+        return [
+            Chart(
+                f"teacher {figures.teacher}, pixels {figures.pixels}",
+                "s",
+                [
+                    Bar.of_times(
+                        arm,
+                        figures.seconds[arm],
+                        "" if arm == "live" else f"{figures.ratio(arm, 'live').brief} times live",
+                        is_ours=arm == "replaying",
+                    )
+                    for arm in _ARMS
+                ],
+            )
+            for figures in self.steps
+        ]
+
+    @property
+    def title(self) -> str:
+        return f"A step of {self.student} with {self.batch_size} views, medians, on {self.environment['device']}"
 
     def __str__(self) -> str:
-        arms = ("student alone", "live", "recording", "replaying")
-        head = ("teacher", "pixels", *(f"{arm}, s" for arm in arms), "replaying / student alone", "recording / live")
-        rows = [(*head, "live / replaying")]
-        rows += [
+        head = ("teacher", "pixels", *_ARMS, "replaying / student alone", "recording / live", "live / replaying")
+        rows = [
             (
                 figures.teacher,
                 figures.pixels,
-                *(f"{statistics.median(figures.seconds[arm]):.3f}" for arm in arms),
+                *(short_time(statistics.median(figures.seconds[arm])) for arm in _ARMS),
                 str(figures.ratio("replaying", "student alone")),
                 str(figures.ratio("recording", "live")),
                 str(figures.ratio("live", "replaying")),
             )
             for figures in self.steps
         ]
-        rule = ["---"] * len(rows[0])
-        table = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
         storage = self.storage
         return (
-            f"A step of {self.student} with {self.batch_size} views, medians, on {self.device}:\n\n{table}\n\n"
+            f"{self.title}:\n\n{markdown_table(head, rows, words=2)}\n\n"
             f"An epoch of {storage.views:,} views, {NUM_LABELS:,} classes, of which the teacher says "
             f"{_AGREEMENT:.0%} as they are labelled: {storage.bytes_per_view:.3f} bytes a view on disk, "
             f"{storage.lookup * 1000:.3f} ms to look 256 up, {storage.write:.2f} s to write, {storage.read:.2f} s to "
@@ -149,51 +179,6 @@ def measure_storage(views: int = _IMAGENET_VIEWS, *, lookups: int = 200) -> Stor
             wait_for_device()
             seconds.append(time.perf_counter() - start)
     return StorageFigures(views, size / views, statistics.median(seconds), write, read)
-
-
-def photographs(count: int, *, different: int = 256, seed: int = 0) -> datasets.Dataset:
-    """JPEG images of 500 × 375 pixels, about as smooth and as large as ImageNet's, with random labels.
-
-    Args:
-        count: rows.
-        different: images; others are these again.
-        seed: of pixels and labels.
-    """
-    generator = np.random.default_rng(seed)
-    images = []
-    for _ in range(different):
-        coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
-        noisy = np.asarray(coarse, dtype=np.int16) + generator.normal(0, 8, (375, 500, 1)).astype(np.int16)
-        stream = BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
-        images.append({"bytes": stream.getvalue(), "path": None})
-    names = [f"class {index}" for index in range(NUM_LABELS)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    labels = generator.integers(0, NUM_LABELS, different)
-    data = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-    return data.select(np.arange(count) % different)
-
-
-def random_teacher(name: str, image_size: int, dtype: torch.dtype) -> Teacher:
-    """A timm model with random weights, which serves for time, as a teacher that takes the student's pixels."""
-    config = TimmWrapperConfig(architecture=name, num_labels=NUM_LABELS)
-    model = TimmWrapperForImageClassification(config).to(dtype)
-    description = TeacherDescription(
-        name_or_path=f"timm/{name}",
-        revision="0" * 40,
-        wanted_revision=None,
-        dtype=dtype,
-        id2label={index: f"class {index}" for index in range(NUM_LABELS)},
-        label_order=list(range(NUM_LABELS)),
-        channel_order=[0, 1, 2],
-        scale=[1.0] * 3,
-        shift=[0.0] * 3,
-        processor_size=(image_size, image_size),
-        own_size=(image_size, image_size),
-        student_size=(image_size, image_size),
-        sizes=((image_size, image_size),),
-    )
-    return Teacher(model, description, None)
 
 
 class _Arm:
@@ -316,5 +301,5 @@ def measure_label_store(
         batch_size=batch_size,
         steps=measured,
         storage=measure_storage(storage_views),
-        device=describe_environment()["device"],
+        environment=describe_environment(),
     )

@@ -19,6 +19,11 @@ class Ratio:
     def __str__(self) -> str:
         return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
 
+    @property
+    def brief(self) -> str:
+        """In two digits after the point."""
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
     @classmethod
     def of(cls, seconds: Sequence[float], others: Sequence[float]) -> "Ratio":
         ratios = [one / other for one, other in zip(seconds, others, strict=True)]

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ...errors import InputError, not_one_of
 from ...evaluation.accuracy.intervals import paired_difference, wilson
-from ...evaluation.benchmarks.label_store import photographs
+from ...evaluation.benchmarks.stand_ins import photographs
 from ...evaluation.benchmarks.timing import Ratio, time_in_turn
 from ...evaluation.classifiers.classifiers import ClassifierDescription, describe_classifiers, labels_of, pixels_of
 from ...evaluation.images.images import EvaluationImages

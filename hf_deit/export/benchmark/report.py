@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import brief, counted, rate
+from ...evaluation.benchmarks.figures import Bar, Chart, markdown_table, short_time
 from ...evaluation.benchmarks.timing import Ratio
 from ...evaluation.sections import Estimate
 
@@ -102,6 +103,33 @@ class InferenceReport:
         """As an object of JSON; times are in seconds."""
         return {**asdict(self), "rows": [row.to_dict() for row in self.rows]}
 
+    def charts(self) -> list[Chart]:
+        """A chart of each batch size: the times of the runs of those arms that were measured, the fastest first."""
+        charts = []
+        for size in dict.fromkeys(row.batch_size for row in self.rows):
+            rows = [row for row in self.rows if row.batch_size == size and not row.failure]
+            bars = [
+                Bar(
+                    row.words,
+                    [float(np.median(turn)) for turn in row.seconds],
+                    short_time(row.quantile(0.5)),
+                    f"{row.speedup.brief} times as fast" if row.speedup else "",
+                    is_ours=row.arm == self.rows[0].arm,
+                )
+                for row in sorted(rows, key=lambda row: row.quantile(0.5))
+            ]
+            charts += [Chart(f"batch {size}, speed against PyTorch eager", "s", bars)] if bars else []
+        return charts
+
+    @property
+    def title(self) -> str:
+        random = ", with random weights" if self.has_random_weights else ""
+        return f"{self.model}{random}, on {self._device}: medians of {counted(self.rounds, 'round')}"
+
+    @property
+    def _device(self) -> str:
+        return counted(self.threads, "thread") + " of the CPU" if self.device == "cpu" else self.environment["device"]
+
     def __str__(self) -> str:
         return "\n\n".join([self._introduction(), *self._tables(), *self._notes()])
 
@@ -110,12 +138,9 @@ class InferenceReport:
         return any(row.accuracy for row in self.rows)
 
     def _introduction(self) -> str:
-        on = counted(self.threads, "thread") + " of the CPU" if self.device == "cpu" else self.environment["device"]
-        random = ", with random weights" if self.has_random_weights else ""
         compared = "Top-1 accuracy is" if self._has_labels else "Agreement with PyTorch eager's label is"
         return (
-            f"{self.model}{random}, on {on}: medians of {counted(self.rounds, 'round')} in which all had their turn, "
-            "from pixels to logits. "
+            f"{self.title} in which all had their turn, from pixels to logits. "
             f"{compared} on {counted(self.num_images, 'image')} ({self.images}); "
             f"{self.num_calibration_images:,} more were for calibration."
         )
@@ -128,15 +153,7 @@ class InferenceReport:
             rows = [row for row in self.rows if row.batch_size == size]
             cells = [[row.words, *self._cells(row)] for row in rows if not row.failure]
             cells += [[row.words, *["-"] * (len(head) - 1)] for row in rows if row.failure]
-            widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-            rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-            lines = [
-                " | ".join(
-                    cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(row)
-                )
-                for row in (list(zip(cells_of, widths, strict=True)) for cells_of in (head, rule, *cells))
-            ]
-            yield f"Batch {size}:\n\n" + "\n".join(f"| {line} |" for line in lines)
+            yield f"Batch {size}:\n\n{markdown_table(head, cells)}"
 
     def _cells(self, row: InferenceRow) -> Iterator[str]:
         yield _megabytes(row.num_bytes)
@@ -181,7 +198,7 @@ class InferenceReport:
             cost = f", {_points(best.loss)} points lost" if best.loss and name == "int8" else ""
             yield (
                 f"- Fastest {name} at batch {size}: {best.words}, "
-                f"{_two_digits(best.speedup)} times as fast as PyTorch eager{cost}"
+                f"{best.speedup.brief} times as fast as PyTorch eager{cost}"
             )
 
 
@@ -195,10 +212,6 @@ def _milliseconds(seconds: float) -> str:
 
 def _megabytes(num_bytes: int | None) -> str:
     return "-" if num_bytes is None else f"{num_bytes / 1e6:.3g}" if num_bytes < 1e9 else f"{num_bytes / 1e6:.0f}"
-
-
-def _two_digits(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _points(loss: Estimate) -> str:

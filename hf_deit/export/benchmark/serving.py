@@ -1,9 +1,7 @@
 """What runs in the processes of a benchmark."""
 
-import contextlib
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .arms import Answer, Arm, Making, Programs
+from .memory import forget_peak, peak_memory
 
 CALIBRATION = "calibration.npy"  # in the folder of the programs
 _WARM = 1.05  # so much faster than before makes another block of runs worthwhile
@@ -65,14 +64,14 @@ def begin_answering(arm: Arm, programs: Programs, pixels: str, device: str, thre
 
     def warm(batch_size: int) -> Warmed:
         batch = timed[:batch_size]
-        _forget_peak(device)
+        forget_peak(device)
         answer(batch)
         before, seconds = float("inf"), _median_of_block(answer, batch)
         for _ in range(_MOST_BLOCKS):
             if before <= seconds * _WARM:
                 break
             before, seconds = min(before, seconds), _median_of_block(answer, batch)
-        return Warmed(seconds, _peak(device))
+        return Warmed(seconds, peak_memory(device))
 
     def run(batch_size: int, runs: int) -> list[float]:
         """Seconds of each, after one that does not count: meanwhile others have had the caches."""
@@ -110,28 +109,3 @@ def _seconds(answer: Callable[[np.ndarray], np.ndarray], batch: np.ndarray) -> f
     start = time.perf_counter()
     answer(batch)  # to NumPy: accelerators have ended, too
     return time.perf_counter() - start
-
-
-def _forget_peak(device: str) -> None:
-    if device == "cpu":
-        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    elif "torch" in sys.modules:
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
-
-
-def _peak(device: str) -> int | None:
-    """The most bytes since it was last forgotten; where a CPU's system does not forget, since the process began."""
-    if device != "cpu":
-        torch = sys.modules["torch"]
-        return torch.cuda.max_memory_reserved() or None  # ONNX Runtime's is not told
-    with contextlib.suppress(OSError), open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(ImportError):
-        import resource
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
-    return None

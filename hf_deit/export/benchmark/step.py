@@ -1,48 +1,33 @@
-"""A training step against timm's and transformers': the same weights, pixels, targets and teacher, arms in turn."""
+"""A training step against what other libraries make of it: the same weights, pixels, targets and teacher, in turn."""
 
-import copy
+import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import timm
 import torch
-from timm.layers import BatchNormAct2d
-from timm.loss import SoftTargetCrossEntropy
-from timm.task import TokenDistillationTask
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.utils import logging
 
-from ...errors import InputError, did_you_mean, rate
-from ...evaluation.benchmarks.label_store import photographs, random_teacher
+from ...errors import InputError, did_you_mean, not_one_of, rate
+from ...evaluation.benchmarks.figures import Bar, Chart, markdown_table, short_time
 from ...evaluation.benchmarks.timing import Ratio, time_in_turn
-from ...evaluation.benchmarks.trainer_step import TrainerStep
 from ...evaluation.speed.throughput import Peak, square_products
 from ...hub.environment import describe_environment
-from ...models.image_processing_deit import DistilledDeiTImageProcessor
-from ...models.zoo import create_model
-from ...training.arguments import DistillationTrainingArguments
-from ...training.losses import class_targets, hard_distillation_loss, soft_target_cross_entropy
-from ...training.trainer import DistillationTrainer
-from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.names import timm_weights
-from ..checkpoints.write import native_model, timm_architecture
+from ..requirements import missing, require
+from .processes import ArmError, Process
+from .step_arms import ARMS, OURS, VIT_PYTORCH, Steps, StepSettings, check_same_loss
+from .step_memory import begin_stepping
 
-ARMS = (
-    "alone:hf_deit",
-    "alone:timm",
-    "alone:transformers",
-    "live:hf_deit",
-    "live:timm",
-    "live:timm-tuned",
-    "live:transformers",
-    "live:transformers-tuned",
-)
+logger = logging.get_logger(__name__)
+
 _LONGEST = 1.0  # seconds of a product of matrices
 _COPIED = {"cpu": 1 << 25, "cuda": 1 << 28}  # floats: more than any cache holds, and than a launch takes to copy
+_KINDS = {"alone": "without a teacher", "live": "with the teacher"}
 
 
 @dataclass(frozen=True)
@@ -52,64 +37,78 @@ class StepReport:
     Attributes:
         student, teacher: names of the zoo and of timm.
         batch_size: views of a step.
+        compiled: whether this package's arms and the tuned ones were compiled.
         loss: of each arm, on the batch before its first step.
         seconds: of a step, by arm and round.
         flops: of a step, forward and backward, by arm.
-        memory: the most bytes that a step held on the GPU, by arm; empty on a CPU.
+        memory: the most bytes that a step took, by arm, see `step_memory`; empty where that was not measured.
         peak: floating-point operations a second of a square product, in the step's precision.
         bandwidth: bytes a second of a copy, read and written.
+        notes: sentences on what was not measured, or is not alike.
         environment: see `describe_environment`.
     """
 
     student: str
     teacher: str
     batch_size: int
+    compiled: bool
     loss: dict[str, float]
     seconds: dict[str, list[float]]
     flops: dict[str, int]
     memory: dict[str, int]
     peak: float
     bandwidth: float
+    notes: list[str]
     environment: dict[str, Any]
 
     def ratio(self, arm: str) -> Ratio | None:
         """An arm's time by that of ours of its kind; None where ours was not measured."""
-        ours = f"{arm.partition(':')[0]}:hf_deit"
+        ours = f"{arm.partition(':')[0]}:{next(iter(OURS))}"
         return Ratio.of(self.seconds[arm], self.seconds[ours]) if ours in self.seconds else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As an object of JSON."""
+        """As an object of JSON; times are in seconds."""
         ratios = {arm: self.ratio(arm) for arm in self.seconds}
         return {**asdict(self), "ratio_to_ours": {arm: each and asdict(each) for arm, each in ratios.items()}}
 
-    def __str__(self) -> str:
-        rows = [("arm", "s", "images/s", "time / ours", "of peak", "MB"), ("---",) * 6]
-        for arm, seconds in self.seconds.items():
-            median = statistics.median(seconds)
-            memory = f"{self.memory[arm] / 1e6:.0f}" if arm in self.memory else "-"
-            part = f"{self.flops[arm] / median / self.peak:.0%}"
-            rows.append(
-                (arm, f"{median:.4f}", rate(self.batch_size / median), str(self.ratio(arm) or "-"), part, memory)
-            )
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    def charts(self) -> list[Chart]:
+        """A chart of the steps without a teacher, and of those with it."""
+        charts = []
+        for kind, words in _KINDS.items():
+            bars = []
+            for arm, seconds in self.seconds.items():
+                of, _, name = arm.partition(":")
+                ratio = None if name == next(iter(OURS)) else self.ratio(arm)
+                note = f"{ratio.brief} times ours" if ratio else ""
+                bars += [Bar.of_times(name, seconds, note, is_ours=name in OURS)] if of == kind else []
+            charts += [Chart(f"a step {words}", "s", bars)] if bars else []
+        return charts
+
+    @property
+    def title(self) -> str:
+        compiled = ", ours and the tuned ones compiled" if self.compiled else ""
         return (
-            f"A step of {self.student} with {self.batch_size} views, teacher {self.teacher}, medians, on "
+            f"A step of {self.student} with {self.batch_size} views, teacher {self.teacher}{compiled}, medians, on "
             f"{self.environment['device']}, whose peak is {self.peak / 1e9:.0f} GFLOP/s and "
-            f"{self.bandwidth / 1e9:.1f} GB/s:\n\n{table}"
+            f"{self.bandwidth / 1e9:.1f} GB/s"
         )
 
-
-def folded(model: nn.Module) -> nn.Module:
-    """A copy of a timm model for inference, whose weights "conv…" have taken up the BatchNorm "bn…" beside them."""
-    model = copy.deepcopy(model).eval()
-    for module in list(model.modules()):
-        for name, conv in list(module.named_children()):
-            norm = getattr(module, name.replace("conv", "bn"), None)
-            if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(conv, norm))
-                rest = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
-                setattr(module, name.replace("conv", "bn"), rest)
-    return model
+    def __str__(self) -> str:
+        rows = []
+        for arm, seconds in self.seconds.items():
+            median = statistics.median(seconds)
+            rows.append(
+                (
+                    arm,
+                    short_time(median),
+                    rate(self.batch_size / median),
+                    str(self.ratio(arm) or "-"),
+                    f"{self.flops[arm] / median / self.peak:.0%}",
+                    f"{self.memory[arm] / 1e6:.0f}" if arm in self.memory else "-",
+                )
+            )
+        table = markdown_table(("arm", "time", "images/s", "time / ours", "of peak", "MB"), rows)
+        return "\n\n".join([f"{self.title}:", table, *self.notes])
 
 
 def check_losses(losses: dict[str, float], tolerance: float) -> None:
@@ -117,6 +116,7 @@ def check_losses(losses: dict[str, float], tolerance: float) -> None:
 
     Args:
         losses: of each arm, "kind:name", on one batch; the first of each kind is what the others must agree with.
+            Those of vit-pytorch, whose model has weights of its own, agree with each other.
         tolerance: of the relative difference.
 
     Raises:
@@ -124,12 +124,9 @@ def check_losses(losses: dict[str, float], tolerance: float) -> None:
     """
     first: dict[str, str] = {}
     for arm, loss in losses.items():
-        reference = first.setdefault(arm.partition(":")[0], arm)
-        if not abs(loss - losses[reference]) <= tolerance * abs(losses[reference]):
-            raise InputError(
-                f"{arm} has a loss of {loss:.7g} on the batch on which {reference} has {losses[reference]:.7g}: they "
-                "do not do the same, so that their times cannot be compared"
-            )
+        kind, _, name = arm.partition(":")
+        reference = first.setdefault(VIT_PYTORCH if name.startswith(VIT_PYTORCH) else kind, arm)
+        check_same_loss(arm, loss, reference, losses[reference], tolerance)
 
 
 def measure_step(
@@ -142,11 +139,15 @@ def measure_step(
     steps: int = 1,
     arms: Sequence[str] = (),
     bf16: bool = False,
+    compiled: bool = False,
+    device: str | None = None,
+    has_memory: bool = True,
 ) -> StepReport:
     """Compares the training step, from normalised and mixed pixels on the device to the changed weights.
 
     There is no stochastic depth, so that all arms have one loss, which is checked. "Tuned" arms have a teacher with
-    folded BatchNorm in channels_last, and a fused AdamW.
+    folded BatchNorm in channels_last, and a fused AdamW. vit-pytorch distils a model of its own, whose loss is checked
+    against its formula.
 
     Args:
         student: a distilled DeiT of the zoo.
@@ -155,48 +156,108 @@ def measure_step(
         batch_size: views of a step; even, as views are mixed in pairs.
         rounds: that are counted.
         steps: of an arm in a round.
-        arms: some of `ARMS`; all by default.
+        arms: some of `ARMS`; by default all for which there are packages.
         bf16: of the teacher, and by autocast of the student.
+        compiled: whether tuned arms compile student and teacher, and this package's the student.
+        device: "cpu" or "cuda"; by default the best there is.
+        has_memory: whether to measure how much each step takes, in a process of its own.
 
     Raises:
-        InputError: an arm is not known, the student has no distillation token, or losses differ.
+        InputError: an arm is not known or its package not installed, there is no such device or no compiler, the
+            student has no distillation token, or losses differ.
     """
-    for arm in arms:
-        if arm not in ARMS:
-            raise InputError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}{did_you_mean(arm, ARMS)}")
-    if "distilled" not in student:
-        raise InputError(f"--student must be a distilled DeiT, as deit_tiny_distilled_patch16_224, got {student!r}")
+    _check(student, arms, compiled, device)
+    notes, chosen = _chosen(arms)
     with tempfile.TemporaryDirectory() as folder:
-        steps_of = _Steps(student, teacher, image_size, batch_size, bf16, folder)
-        calls = {arm: steps_of.step(arm) for arm in ARMS if not arms or arm in arms}
-        losses, flops, memory = {}, {}, {}
+        settings = StepSettings(student, teacher, image_size, batch_size, bf16, compiled, device, folder)
+        memory = _memory(chosen, settings) if has_memory else {}
+        steps_of = Steps(settings)
+        calls = {arm: steps_of.step(arm) for arm in chosen}
+        losses, flops = {}, {}
         for arm, call in calls.items():
-            with FlopCounterMode(display=False) as counter:
-                losses[arm] = float(call())
-            flops[arm] = counter.get_total_flops()
-        check_losses(losses, 2e-2 if bf16 else 1e-4)
-        for arm, call in calls.items() if torch.cuda.is_available() else ():
-            torch.cuda.reset_peak_memory_stats()
-            call()
-            memory[arm] = torch.cuda.max_memory_allocated()
+            losses[arm], flops[arm] = _loss_and_flops(call, compiled)
+        check_losses(losses, steps_of.tolerance)
         several = {arm: lambda call=call: [call() for _ in range(steps)] for arm, call in calls.items()}
         products = dict(square_products(torch.bfloat16 if bf16 else torch.float32, steps_of.device, _LONGEST))
         copied, copy_once = _copy(steps_of.device)
         seconds = time_in_turn(
             {**several, **{f"product {side}": run for side, run in products.items()}, "copy": copy_once}, rounds=rounds
         )
+    if any(arm.partition(":")[2].startswith(VIT_PYTORCH) for arm in chosen):
+        notes.append(f"{VIT_PYTORCH} distils a model of its own, of the same width, depth and heads.")
     return StepReport(
         student=student,
         teacher=teacher,
         batch_size=batch_size,
+        compiled=compiled,
         loss=losses,
         seconds={arm: [value / steps for value in seconds[arm]] for arm in calls},
         flops=flops,
         memory=memory,
         peak=Peak.of({side: seconds[f"product {side}"] for side in products}).flop_per_second,
         bandwidth=copied / min(seconds["copy"]),
-        environment=describe_environment(),
+        notes=notes,
+        environment=describe_environment(device_type=device),
     )
+
+
+def _check(student: str, arms: Sequence[str], compiled: bool, device: str | None) -> None:
+    """See `measure_step`."""
+    for arm in arms:
+        if arm not in ARMS:
+            raise InputError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}{did_you_mean(arm, ARMS)}")
+        if VIT_PYTORCH in arm:
+            require("bench")
+    if "distilled" not in student:
+        raise InputError(f"--student must be a distilled DeiT, as deit_tiny_distilled_patch16_224, got {student!r}")
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(not_one_of("device", device, ("cpu", "cuda")))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, and torch finds no such device here: give cpu")
+    compiler = os.environ.get("CXX", "g++")
+    if compiled and not (shutil.which(compiler) or shutil.which("clang++")):
+        raise InputError(
+            f"--compile needs a C++ compiler, and there is none called {compiler} or clang++: install one, name it by "
+            "the environment variable CXX, or leave --compile out"
+        )
+
+
+def _chosen(arms: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Sentences on what is left out, and the arms."""
+    if arms:
+        return [], [arm for arm in ARMS if arm in arms]
+    if lacks := missing("bench"):
+        note = f"Not measured: {VIT_PYTORCH}, as {lacks}."
+        logger.warning(note)
+        return [note], [arm for arm in ARMS if VIT_PYTORCH not in arm]
+    return [], list(ARMS)
+
+
+def _loss_and_flops(call: Callable[[], torch.Tensor], compiled: bool) -> tuple[float, int]:
+    """Of a step; what is compiled does not show its operations, and takes another step without that."""
+    compiled_loss = float(call()) if compiled else None
+    stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with stance, FlopCounterMode(display=False) as counter:
+        loss = float(call())
+    return loss if compiled_loss is None else compiled_loss, counter.get_total_flops()
+
+
+def _memory(arms: Sequence[str], settings: StepSettings) -> dict[str, int]:
+    """The most bytes of each arm's step, where that is known."""
+    found = {}
+    for arm in logging.tqdm(arms, desc="memory is measured"):
+        log = os.path.join(settings.folder, "memory.log")
+        try:
+            process = Process(begin_stepping, settings, log=log)
+            try:
+                most = process.ask("memory", arm)
+            finally:
+                process.close()
+        except ArmError as error:
+            raise InputError(f"{arm} cannot make a step: {error}") from error
+        if most is not None:
+            found[arm] = most
+    return found
 
 
 def _copy(device: torch.device) -> tuple[int, Callable[[], object]]:
@@ -204,107 +265,3 @@ def _copy(device: torch.device) -> tuple[int, Callable[[], object]]:
     source = torch.randn(_COPIED.get(device.type, _COPIED["cpu"]), device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes, lambda: target.copy_(source)
-
-
-class _Steps:
-    """Makes each arm's step, with models of its own, on one batch."""
-
-    def __init__(self, student: str, teacher: str, image_size: int, batch_size: int, bf16: bool, folder: str) -> None:
-        self.bf16, self.image_size = bf16, image_size
-        self.data = photographs(2 * batch_size, different=batch_size)
-        self.processor = DistilledDeiTImageProcessor(crop_size=image_size)
-        torch.manual_seed(0)
-        id2label = dict(enumerate(self.data.features["label"].names))
-        self.student = create_model(student, id2label=id2label, image_size=image_size, drop_path_rate=0.0)
-        self.teacher = random_teacher(teacher, image_size, torch.bfloat16 if bf16 else torch.float32)
-        self.options = {
-            "output_dir": folder,
-            "per_device_train_batch_size": batch_size,
-            "dataloader_num_workers": 0,
-            "max_steps": 2,
-            "bf16": bf16,
-            "disable_tqdm": True,
-            "save_strategy": "no",
-        }
-        trainer = self._trainer("alone")
-        self.device = trainer.args.device
-        self.batch = trainer.prepare_batch(next(iter(trainer.get_train_dataloader())))
-        self.pixels = self.batch["pixel_values"]
-        self.targets = class_targets(
-            self.batch["labels"],
-            len(id2label),
-            smoothing=trainer.args.label_smoothing_factor,
-            partner_labels=self.batch.get("partner_labels"),
-            label_weights=self.batch.get("label_weights"),
-        )
-
-    def step(self, arm: str) -> Callable[[], torch.Tensor]:
-        """A step, which returns its loss."""
-        kind, _, name = arm.partition(":")
-        if name == "hf_deit":
-            ours = TrainerStep(self._trainer(kind))
-            return lambda: ours(self.batch)
-        is_tuned = name.endswith("-tuned")
-        model = (self._timm() if name.startswith("timm") else self._transformers()).to(self.device).train()
-        teach = self._plain_teacher(is_tuned) if kind == "live" else None
-        loss_of = (self._loss_of_timm if name.startswith("timm") else self._loss_of_transformers)(model, teach)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, **({"fused": True} if is_tuned else {}))
-
-        def run() -> torch.Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = loss_of()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss.detach()
-
-        return run
-
-    def _trainer(self, kind: str) -> DistillationTrainer:
-        own = {} if kind == "live" else {"distillation_type": "none"}
-        return DistillationTrainer(
-            copy.deepcopy(self.student),
-            DistillationTrainingArguments(**self.options, **own),
-            teacher=copy.deepcopy(self.teacher) if kind == "live" else None,
-            processing_class=self.processor,
-            train_dataset=self.data,
-        )
-
-    def _timm(self) -> nn.Module:
-        name, arguments = timm_architecture(self.student.config)
-        settings = {"num_classes": self.student.config.num_labels, "img_size": self.image_size} | arguments
-        model = timm.create_model(name, **settings)
-        model.load_state_dict(timm_weights(self.student.state_dict(), self.student.config))
-        model.set_distilled_training(True)
-        return model
-
-    def _transformers(self) -> nn.Module:
-        weights = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
-        model = native_model(Checkpoint(self.student.config, weights, self.processor, "hf_deit"))
-        return model.requires_grad_()
-
-    def _plain_teacher(self, is_tuned: bool) -> nn.Module:
-        model = copy.deepcopy(self.teacher.model.timm_model).to(self.device).eval()
-        return folded(model).to(memory_format=torch.channels_last) if is_tuned else model
-
-    def _loss_of_timm(self, model: nn.Module, teacher: nn.Module | None) -> Callable[[], torch.Tensor]:
-        criterion = SoftTargetCrossEntropy()
-        if teacher is None:
-            return lambda: sum(criterion(logits, self.targets) for logits in model(self.pixels)) / 2
-        teacher.pretrained_cfg = model.pretrained_cfg  # both see the same pixels
-        task = TokenDistillationTask(
-            model, teacher, criterion, distill_type="hard", task_loss_weight=0.5, device=self.device, verbose=False
-        ).train()
-        return lambda: task(self.pixels, self.targets)["loss"]
-
-    def _loss_of_transformers(self, model: nn.Module, teacher: nn.Module | None) -> Callable[[], torch.Tensor]:
-        def loss_of() -> torch.Tensor:
-            outputs = model(pixel_values=self.pixels)
-            class_loss = soft_target_cross_entropy(outputs.cls_logits, self.targets)
-            if teacher is None:
-                return (class_loss + soft_target_cross_entropy(outputs.distillation_logits, self.targets)) / 2
-            with torch.no_grad():
-                answer = teacher(self.pixels)
-            return (class_loss + hard_distillation_loss(outputs.distillation_logits, answer)) / 2
-
-        return loss_of
