@@ -148,7 +148,12 @@ def first_batches(
 
 
 def choose_execution(
-    teacher: Teacher, batches: Iterable[torch.Tensor], *, num_views: int, bf16: bool = False
+    teacher: Teacher,
+    batches: Iterable[torch.Tensor],
+    *,
+    num_views: int,
+    bf16: bool = False,
+    compiles: bool = True,
 ) -> Choice:
     """Finds out how a teacher runs fastest; it stays as it is.
 
@@ -161,6 +166,7 @@ def choose_execution(
             first is timed; all are asked about until there are a hundredth of `num_views`, from 64 to 1,024.
         num_views: that it will be asked about.
         bf16: whether it may compute in bfloat16.
+        compiles: whether it may be compiled.
     """
     start = time.perf_counter()
     if not _is_worth_it(teacher, num_views):
@@ -169,7 +175,8 @@ def choose_execution(
     try:
         trials = _Trials(teacher, batch, num_views)
         trials.try_layouts(bf16=bf16 and batch.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
-        trials.try_compiling()
+        if compiles:
+            trials.try_compiling()
         chosen, checked = trials.check(batches)
     except torch.OutOfMemoryError:
         return Choice(words="as it was loaded: there is no memory to try more")

@@ -6,7 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class StepReport:
 
     def ratio(self, arm: str) -> Ratio | None:
         """An arm's time by that of ours of its kind; None where ours was not measured."""
-        ours = f"{arm.partition(':')[0]}:{next(iter(OURS))}"
+        ours = f"{arm.partition(':')[0]}:{OURS[0]}"
         return Ratio.of(self.seconds[arm], self.seconds[ours]) if ours in self.seconds else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class StepReport:
             bars = []
             for arm, seconds in self.seconds.items():
                 of, _, name = arm.partition(":")
-                ratio = None if name == next(iter(OURS)) else self.ratio(arm)
+                ratio = None if name == OURS[0] else self.ratio(arm)
                 note = f"{ratio.brief} times ours" if ratio else ""
                 bars += [Bar.of_times(name, seconds, note, is_ours=name in OURS)] if of == kind else []
             charts += [Chart(f"a step {words}", "s", bars)] if bars else []
@@ -145,8 +145,9 @@ def measure_step(
 ) -> StepReport:
     """Compares the training step, from normalised and mixed pixels on the device to the changed weights.
 
-    There is no stochastic depth, so that all arms have one loss, which is checked. "Tuned" arms have a teacher with
-    folded BatchNorm in channels_last, and a fused AdamW. vit-pytorch distils a model of its own, whose loss is checked
+    There is no stochastic depth, so that all arms have one loss, which is checked. This package's teacher runs as is
+    fastest, which is tried first; see `choose_execution`. "Tuned" arms have a teacher with folded BatchNorm in
+    channels_last, and a fused AdamW. vit-pytorch distils a model of its own, whose loss is checked
     against its formula.
 
     Args:
@@ -158,7 +159,8 @@ def measure_step(
         steps: of an arm in a round.
         arms: some of `ARMS`; by default all for which there are packages.
         bf16: of the teacher, and by autocast of the student.
-        compiled: whether tuned arms compile student and teacher, and this package's the student.
+        compiled: whether tuned arms compile student and teacher; and this package's the student, and the teacher where
+            that pays.
         device: "cpu" or "cuda"; by default the best there is.
         has_memory: whether to measure how much each step takes, in a process of its own.
 
@@ -170,8 +172,12 @@ def measure_step(
     notes, chosen = _chosen(arms)
     with tempfile.TemporaryDirectory() as folder:
         settings = StepSettings(student, teacher, image_size, batch_size, bf16, compiled, device, folder)
-        memory = _memory(chosen, settings) if has_memory else {}
         steps_of = Steps(settings)
+        if f"live:{OURS[0]}" in chosen:
+            settings = replace(settings, execution=steps_of.choice.execution)
+            found = steps_of.choice.words or "as it was loaded, as it has little to do"
+            notes.append(f"The teacher of live:{OURS[0]} runs {found}.")
+        memory = _memory(chosen, settings) if has_memory else {}
         calls = {arm: steps_of.step(arm) for arm in chosen}
         losses, flops = {}, {}
         for arm, call in calls.items():

@@ -1,56 +1,45 @@
 """The training steps that are compared: this package's Trainer, and what a user would write with other libraries."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d
 from timm.loss import SoftTargetCrossEntropy
 from timm.task import TokenDistillationTask
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import Trainer, TrainingArguments
 
 from ...errors import InputError
 from ...evaluation.benchmarks.stand_ins import photographs, random_teacher
 from ...evaluation.benchmarks.trainer_step import TrainerStep
+from ...models.execution import PLAIN, Execution
+from ...models.folding import fold_batch_norm
 from ...models.image_processing_deit import DistilledDeiTImageProcessor
 from ...models.zoo import create_model
 from ...training.arguments import DistillationTrainingArguments
 from ...training.losses import class_targets, hard_distillation_loss, soft_target_cross_entropy
+from ...training.teacher_speed import Choice, choose_execution
 from ...training.trainer import DistillationTrainer
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.names import timm_weights
 from ..checkpoints.write import native_model, timm_architecture
 from ..requirements import require
 
-# This package's ways, with the training arguments that each has beside what all have.
-OURS: dict[str, dict[str, Any]] = {"hf_deit": {}}
+# This package's: its teacher runs as is fastest, as by default in a long run, or as it was loaded.
+OURS = ("hf_deit", "hf_deit-plain")
 TUNED = "-tuned"
 VIT_PYTORCH = "vit-pytorch"
 _PEERS = tuple(name + end for name in ("timm", "transformers", "transformers-trainer") for end in ("", TUNED))
 ARMS = (
-    *(f"alone:{name}" for name in (*OURS, *_PEERS)),
+    *(f"alone:{name}" for name in (OURS[0], *_PEERS)),
     *(f"live:{name}" for name in (*OURS, *_PEERS, VIT_PYTORCH, VIT_PYTORCH + TUNED)),
 )
+_IMAGENET = 1_281_167  # images
 Step = Callable[[], torch.Tensor]
-
-
-def folded(model: nn.Module) -> nn.Module:
-    """A copy of a timm model for inference, whose weights "conv…" have taken up the BatchNorm "bn…" beside them."""
-    model = copy.deepcopy(model).eval()
-    for module in list(model.modules()):
-        for name, conv in list(module.named_children()):
-            norm = getattr(module, name.replace("conv", "bn"), None)
-            if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(conv, norm))
-                rest = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
-                setattr(module, name.replace("conv", "bn"), rest)
-    return model
 
 
 @dataclass(frozen=True)
@@ -67,6 +56,7 @@ class StepSettings:
             of the latter.
         device: "cpu" or "cuda"; None for the best there is.
         folder: for what a Trainer may write.
+        execution: how this package's teacher runs; by default that is found out.
     """
 
     student: str
@@ -77,6 +67,7 @@ class StepSettings:
     compiled: bool
     device: str | None
     folder: str
+    execution: Execution | None = None
 
 
 class Steps:
@@ -128,7 +119,7 @@ class Steps:
         """
         kind, _, name = arm.partition(":")
         if name in OURS:
-            ours = TrainerStep(self._trainer(kind, OURS[name]))
+            ours = TrainerStep(self._trainer(kind, self.choice.execution if name == OURS[0] else PLAIN))
             return lambda: ours(self.batch)
         is_tuned, name = name.endswith(TUNED), name.removesuffix(TUNED)
         teacher = None if kind == "alone" else self._tuned_teacher if is_tuned else self._plain_teacher
@@ -157,12 +148,24 @@ class Steps:
 
         return run
 
-    def _trainer(self, kind: str, options: Mapping[str, Any] = {}) -> DistillationTrainer:
-        own = {} if kind == "live" else {"distillation_type": "none"}
+    @cached_property
+    def choice(self) -> Choice:
+        """How this package's teacher runs in an epoch of ImageNet, and what was found."""
+        known, compiles = self.settings.execution, self.settings.compiled
+        if known is not None:
+            return Choice(known)
+        teacher = copy.deepcopy(self.teacher).to(self.device)
+        return choose_execution(teacher, [self.pixels], num_views=_IMAGENET, compiles=compiles)
+
+    def _trainer(self, kind: str, execution: Execution = PLAIN) -> DistillationTrainer:
+        own, teacher = {} if kind == "live" else {"distillation_type": "none"}, None
+        if kind == "live":
+            teacher = copy.deepcopy(self.teacher)
+            teacher.run_as(execution)
         return DistillationTrainer(
             copy.deepcopy(self.student),
-            DistillationTrainingArguments(**{**self.options, **options}, **own),
-            teacher=copy.deepcopy(self.teacher) if kind == "live" else None,
+            DistillationTrainingArguments(**self.options, **own),
+            teacher=teacher,
             processing_class=self.processor,
             train_dataset=self.data,
         )
@@ -186,7 +189,10 @@ class Steps:
 
     @cached_property
     def _tuned_teacher(self) -> nn.Module:
-        model = folded(self.teacher.model.timm_model).to(self.device, memory_format=torch.channels_last)
+        model = copy.deepcopy(self.teacher.model.timm_model).eval()
+        pixels = torch.zeros(1, *self.pixels.shape[1:], dtype=self.teacher.dtype)
+        fold_batch_norm(model, lambda: model(pixels))
+        model = model.to(self.device, memory_format=torch.channels_last)
         if self.settings.compiled:
             model.compile()
         return model
