@@ -29,6 +29,7 @@ logger = logging.get_logger(__name__)
 LEAST_FLOPS = {"cpu": 1e14, "cuda": 1e16}
 _LEAST_GAIN = 1.03
 _ROUNDS = 3
+_TIMED_ON_CPU = 16  # views at most; of more the ratios are the same there
 _WORTH_COMPILING = 600.0  # seconds of a teacher's work that are left
 _CHECKED_VIEWS = 64, 1024  # at least and at most; between them a hundredth of those that it is asked about
 _DIFFERING = 1e-3  # of the labels
@@ -68,7 +69,7 @@ def decide(
     def choose() -> list[Choice]:
         batches = _Replayed(batch["pixel_values"] for batch in first_batches(views, args, prepare))
         return [
-            choose_execution(member, batches, num_views=num_views, bf16=args.bf16)
+            choose_execution(member, batches, num_views=num_views, bf16=args.bf16, is_quiet=args.disable_tqdm)
             if member.description.is_undecided
             else Choice(member.description.execution)
             for member in members_of(teacher)
@@ -154,6 +155,7 @@ def choose_execution(
     num_views: int,
     bf16: bool = False,
     compiles: bool = True,
+    is_quiet: bool = True,
 ) -> Choice:
     """Finds out how a teacher runs fastest; it stays as it is.
 
@@ -167,17 +169,19 @@ def choose_execution(
         num_views: that it will be asked about.
         bf16: whether it may compute in bfloat16.
         compiles: whether it may be compiled.
+        is_quiet: whether no progress is shown.
     """
     start = time.perf_counter()
     if not _is_worth_it(teacher, num_views):
         return Choice()
     batch = next(iter(batches))
     try:
-        trials = _Trials(teacher, batch, num_views)
-        trials.try_layouts(bf16=bf16 and batch.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
-        if compiles:
-            trials.try_compiling()
-        chosen, checked = trials.check(batches)
+        with logging.tqdm(desc="how the teacher runs fastest", unit=" batches", delay=2, disable=is_quiet) as bar:
+            trials = _Trials(teacher, batch, num_views, bar.update)
+            trials.try_layouts(bf16=bf16 and batch.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
+            if compiles:
+                trials.try_compiling()
+            chosen, checked = trials.check(batches)
     except torch.OutOfMemoryError:
         return Choice(words="as it was loaded: there is no memory to try more")
     return Choice(chosen, f"{trials.words(chosen)}{checked}; found out in {time.perf_counter() - start:.0f} s")
@@ -190,8 +194,12 @@ def _is_worth_it(teacher: Teacher, num_views: int) -> bool:
 class _Trials:
     """A teacher in several ways of running, timed on one batch."""
 
-    def __init__(self, teacher: Teacher, batch: torch.Tensor, num_views: int) -> None:
+    def __init__(
+        self, teacher: Teacher, batch: torch.Tensor, num_views: int, after_batch: Callable[[], object]
+    ) -> None:
         self._teacher, self._batch, self._num_views = teacher, batch, num_views
+        self._timed = batch if batch.is_cuda else batch[:_TIMED_ON_CPU]
+        self._after_batch = after_batch
         self._arms = {PLAIN: teacher}
         self._seconds = {PLAIN: 0.0}
         self._cost, self._unpaid = 0.0, ""
@@ -207,7 +215,8 @@ class _Trials:
         for execution in dict.fromkeys(found):
             if execution and (execution.folded or not found[1]):  # folded it is never slower
                 self._arms[execution] = self._running_as(execution)
-        self._seconds = _time_in_turn(self._arms, self._batch)
+        seconds = _time_in_turn(self._arms, self._timed, self._after_batch)
+        self._seconds = {one: value / len(self._timed) * len(self._batch) for one, value in seconds.items()}
 
     def try_compiling(self) -> None:
         """Lets the fastest way, on a GPU in both layouts, be compiled, where what is left to do may pay for it."""
@@ -228,7 +237,7 @@ class _Trials:
                 logger.info("the teacher %s is not compiled: %s", self._teacher.name_or_path, first_line(error))
                 return
             self._cost += time.perf_counter() - start
-        seconds = _time_in_turn({best: self._arms[best], **compiled}, self._batch)
+        seconds = _time_in_turn({best: self._arms[best], **compiled}, self._batch, self._after_batch)
         fastest = min(compiled, key=seconds.__getitem__)
         saved = (seconds[best] - seconds[fastest]) / len(self._batch) * self._num_views
         if saved > self._cost and seconds[best] > _LEAST_GAIN * seconds[fastest]:
@@ -282,6 +291,7 @@ class _Trials:
         for batch in batches:
             plain, fast = (decisions_of(self._arms[execution](batch)) for execution in (PLAIN, chosen))
             views, differing = views + len(batch), differing + int((plain != fast).sum())
+            self._after_batch()
             if views >= wanted:
                 break
         return views, differing
@@ -307,7 +317,9 @@ def _inner_convs(model: nn.Module) -> Iterator[nn.Conv2d]:
             yield module
 
 
-def _time_in_turn(arms: Mapping[Execution, Teacher], batch: torch.Tensor) -> dict[Execution, float]:
+def _time_in_turn(
+    arms: Mapping[Execution, Teacher], batch: torch.Tensor, after_batch: Callable[[], object]
+) -> dict[Execution, float]:
     """Median seconds of each arm for a batch, after a round that does not count."""
     seconds: dict[Execution, list[float]] = {execution: [] for execution in arms}
     for number in range(_ROUNDS + 1):
@@ -318,4 +330,5 @@ def _time_in_turn(arms: Mapping[Execution, Teacher], batch: torch.Tensor) -> dic
                 torch.accelerator.synchronize()
             if number:
                 seconds[execution].append(time.perf_counter() - start)
+            after_batch()
     return {execution: statistics.median(values) for execution, values in seconds.items()}

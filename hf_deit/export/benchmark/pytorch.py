@@ -21,6 +21,25 @@ def make_model(making: "Making") -> "Programs":
     return _save_model(making, _MODEL, _logits_of(making))
 
 
+def make_native(making: "Making") -> "Programs":
+    """The same weights in transformers' own class.
+
+    Raises:
+        InputError: the model is not one of this package that transformers has, too.
+    """
+    from ...errors import InputError
+    from ...models.modeling_common import ImageClassifierBase
+    from ..checkpoints.checkpoint import Checkpoint
+    from ..checkpoints.write import native_model
+    from .logits import Logits
+
+    model = making.source.classifier.model
+    if not isinstance(model, ImageClassifierBase) or model.config.model_type not in ("deit", "vit"):
+        raise InputError(f"transformers has no class of its own for {type(model).__name__}: leave this arm out")
+    native = native_model(Checkpoint(model.config, model.state_dict(), None, "hf_deit"))
+    return _save_model(making, "model_native.pt", Logits(native, {}).eval())
+
+
 def make_bfloat16(making: "Making") -> "Programs":
     """The model in bfloat16."""
     return _save_model(making, "model_bfloat16.pt", _logits_of(making, "bfloat16"))
