@@ -137,6 +137,7 @@ def test_a_process_sleeps_until_it_is_asked(tmp_path):
 QUICK = [
     "eager",
     "eager-bf16",
+    "transformers",
     "onnx",
     "onnx-int8-dynamic",
     "onnx-int8-static",
@@ -210,6 +211,7 @@ def test_which_arms_are_usual():
     ]
     assert [name for name in ARMS if name not in usual_arms("cpu")] == [
         "eager-bf16",
+        "transformers",
         "compile-bf16",
         "aotinductor-bf16",
         "executorch-int8",
