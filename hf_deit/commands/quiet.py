@@ -12,6 +12,8 @@ _BAR_DELAY = 2.0  # seconds
 _NOT_FOR_USERS = {
     # It then sorts checkpoints by their number, which is what their times would say.
     "transformers.trainer_utils": "mtime may not be reliable on this filesystem",
+    # Of a CPU, whenever something is compiled for it.
+    "torch.utils.cpp_extension": "No CUDA runtime is found, using CUDA_HOME",
 }
 # As torchao is loaded, which transformers does wherever it is installed.
 _AS_LIBRARIES_ARE_LOADED = {"torch.utils._pytree": "Calling register_constant() on Enum subclasses is deprecated"}

@@ -22,6 +22,7 @@ from ..hub.run_folder import (
     last_whole_checkpoint,
     step_of,
 )
+from ..models.teacher import AnyDescription
 from ..recipes import load_recorded
 from ..recipes.resolve import Arguments, applied_changes, check_same_run, take_revisions, unused_at_the_end
 from ..recipes.sameness import NOTED, is_same_path
@@ -29,7 +30,7 @@ from ..training.arguments import DistillationTrainingArguments
 from ..training.checkpoints import check_same_labels, check_unchanged, find_checkpoint, resume_wish
 from ..training.early_stopping import has_stopped_early
 from ..training.label_source import LabelSource
-from ..training.origin import compared_in
+from ..training.origin import compared_in, teacher_in
 from ..training.processes import on_main_process
 from ..training.trainer import DistillationTrainer
 from .output_folder import UNFINISHED_CHECKPOINT, is_begun, remove_folder
@@ -79,6 +80,11 @@ class Beginning:
         if (begins_with := self.fetched or self.checkpoint) is not None:
             trainer.changes = on_main_process(lambda: self._changes(begins_with))
             trainer.check_checkpoint(begins_with)
+
+    def as_it_ran(self, teacher: AnyDescription) -> AnyDescription:
+        """The teacher of a run that goes on, to run as it did; of a new one, as it is."""
+        begins_with = self.fetched or self.checkpoint
+        return teacher if begins_with is None else teacher.decided_by(on_main_process(lambda: teacher_in(begins_with)))
 
     def take_checkpoint(self) -> str | None:
         """The checkpoint to go on from, in the run's own folder, or None.

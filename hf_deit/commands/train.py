@@ -183,6 +183,8 @@ def run(arguments: Arguments) -> RunResult:
         on_main_process(repository.create)  # before a teacher is trained
     lesson = _find_teacher(prepared, beginning.labels, resuming=is_resuming, start=start)
     arguments = lesson.arguments
+    if lesson.teacher is not None and lesson.teacher.is_undecided:
+        lesson.teacher = beginning.as_it_ran(lesson.teacher)
     trainer = DistillationTrainer(
         prepared.student,
         arguments.training,

@@ -268,8 +268,10 @@ class DistillationTrainer(Trainer):
         if self.args.distillation_type != "none":
             self.add_callback(TeacherCheckCallback(self))
 
-    def _decide_teacher(self, teacher: AnyTeacher, known: Mapping[str, Any] | None = None) -> None:
+    def _decide_teacher(self, teacher: AnyTeacher | None, known: Mapping[str, Any] | None = None) -> None:
         """Lets a teacher that is undecided run as before, or as is fastest here; all processes must call it."""
+        if teacher is None or not teacher.description.is_undecided:
+            return
         args, views = self.args, self.train_dataset
         if known is not None or not isinstance(views, KeyedViews):
             words = take_from(teacher, known or {})
@@ -277,7 +279,7 @@ class DistillationTrainer(Trainer):
             steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
             num_views = steps * args.total_train_batch_size // args.world_size
             words = decide(teacher, views, args, self.prepare_batch, num_views=num_views)
-        self.record.teacher_speed = words
+        self.record.teacher_speed, self._fitted["teacher"] = words, teacher
         if words and self.log_table is None and self.is_world_process_zero():
             logger.warning("the teacher runs %s", words)
 
@@ -461,14 +463,12 @@ class DistillationTrainer(Trainer):
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         self._check_alike()
         checkpoint = on_every_process(lambda: self._find_checkpoint(resume_from_checkpoint))
-        if self.teacher is not None and self.teacher.description.is_undecided:
-            known = None if checkpoint is None else on_main_process(lambda: teacher_in(checkpoint))
-            self._decide_teacher(self.teacher, known)
-            self._fitted["teacher"] = self.teacher
         if checkpoint is not None:
             self.check_checkpoint(checkpoint)
-        elif self.args.save_strategy != SaveStrategy.NO:
-            self._note_origin()
+        else:
+            self._decide_teacher(self.teacher)
+            if self.args.save_strategy != SaveStrategy.NO:
+                self._note_origin()
         self.accelerator.wait_for_everyone()  # all have looked
         if checkpoint is not None and self.args.should_save:
             remove_torn_checkpoints(self.args.output_dir)
@@ -512,6 +512,7 @@ class DistillationTrainer(Trainer):
         Raises:
             InputError: it is of another student, teacher or images, or of another batch.
         """
+        self._decide_teacher(self.teacher, on_main_process(lambda: teacher_in(checkpoint)))
         origin, args, teacher = self._note_origin(checkpoint), self.args, self._fitted["teacher"]
         is_one = isinstance(teacher, Teacher | TeacherDescription)
         is_own = is_one and os.path.dirname(teacher.name_or_path) == os.path.normpath(args.output_dir)

@@ -18,6 +18,7 @@ from hf_deit.labels.store import TeacherLabelStore
 from hf_deit.models.execution import PLAIN, Execution
 from hf_deit.models.teacher import describe_teacher
 from hf_deit.training import teacher_speed
+from hf_deit.training.origin import teacher_in
 from hf_deit.training.teacher_speed import choose_execution
 
 FOLDED = Execution(folded=6)
@@ -152,6 +153,9 @@ def test_a_run_goes_on_with_the_teacher_that_it_had(timed, folder, tmp_path):
     assert origin_of(part)["execution"] == FASTEST.to_dict()
     other = shutil.copytree(part, tmp_path / "part" / "checkpoint-3")
     resumed = run(folder, tmp_path / "part")
+    resumed.check_checkpoint(str(other))  # as the command does, before it writes anything
+    described = resumed.teacher.description
+    assert replace(described, execution=None).decided_by(teacher_in(str(other))).identity() == described.identity()
     resumed.train(resume_from_checkpoint=str(other))
     assert resumed.record.teacher_speed == "6 BatchNorm layers folded, channels_last, as before" and len(timed) == 1
     ends = [load_file(tmp_path / name / "checkpoint-6" / "model.safetensors") for name in ("whole", "part")]
