@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,6 +137,7 @@ def test_a_process_sleeps_until_it_is_asked(tmp_path):
 # Arms whose programs are made in a moment; the others are tried with `-m slow`.
 QUICK = [
     "eager",
+    "transformers",
     "eager-bf16",
     "onnx",
     "onnx-int8-dynamic",
@@ -176,6 +178,15 @@ def test_every_arm_answers_as_the_model(name, making):
     torch.set_num_threads(threads)
 
 
+def test_native_arm_is_of_transformers_own_class(making, tmp_path):
+    file = ARMS["transformers"].make(making)[1][0]
+    model = torch.load(file, weights_only=False).model
+    assert type(model).__module__ == "transformers.models.deit.modeling_deit"
+    native = replace(making, source=SimpleNamespace(classifier=SimpleNamespace(model=model)), folder=str(tmp_path))
+    with pytest.raises(ValueError, match="PyTorch eager is what it is"):
+        ARMS["transformers"].make(native)
+
+
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
 def test_int8_programs_are_those_that_are_exported(mode, making, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
@@ -201,6 +212,7 @@ def test_a_model_of_the_zoo_can_be_exported(tmp_path, monkeypatch):
 def test_which_arms_are_usual():
     assert usual_arms("cuda") == [
         "eager",
+        "transformers",
         "eager-bf16",
         "compile",
         "compile-bf16",

@@ -87,6 +87,7 @@ _TORCHAO = {"modules": ("torchao",), "install": "pip install torchao"}
 EAGER = Arm("eager", "PyTorch eager", "float32", pytorch.make_model, pytorch.open_eager, **_BOTH)
 _ARMS = (
     EAGER,
+    Arm("transformers", "transformers' DeiT", "float32", pytorch.make_native, pytorch.open_eager, **_BOTH),
     Arm("eager-bf16", "PyTorch eager", "bfloat16", pytorch.make_bfloat16, pytorch.open_eager, **_BFLOAT16),
     Arm("compile", "torch.compile", "float32", pytorch.make_model, pytorch.open_compiled, **_BOTH),
     Arm("compile-bf16", "torch.compile", "bfloat16", pytorch.make_bfloat16, pytorch.open_compiled, **_BFLOAT16),

@@ -21,6 +21,27 @@ def make_model(making: "Making") -> "Programs":
     return _save_model(making, _MODEL, _logits_of(making))
 
 
+def make_native(making: "Making") -> "Programs":
+    """A DeiT as transformers' own class, with its weights.
+
+    Raises:
+        ValueError: transformers has no class of its own for it, or it is of one anyway.
+    """
+    from ...models.configuration_deit import DeiTConfigBase
+    from ..checkpoints.checkpoint import Checkpoint
+    from ..checkpoints.write import native_model
+    from .logits import Logits
+
+    classifier = making.source.classifier
+    model = classifier.model
+    if not isinstance(model.config, DeiTConfigBase):
+        raise ValueError(
+            f"{type(model).__name__} has no other class of transformers' own: PyTorch eager is what it is"
+        )
+    native = native_model(Checkpoint(model.config, copy.deepcopy(model.state_dict()), None, "hf_deit"))
+    return _save_model(making, "model_native.pt", Logits(native, {}).eval())
+
+
 def make_bfloat16(making: "Making") -> "Programs":
     """The model in bfloat16."""
     return _save_model(making, "model_bfloat16.pt", _logits_of(making, "bfloat16"))
