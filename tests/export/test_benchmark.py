@@ -17,6 +17,7 @@ from support import planted_arms as planted
 from support import tiny
 from support.main_of import main_of
 
+from hf_deit import CaiTConfig
 from hf_deit.commands import benchmark
 from hf_deit.evaluation.images.images import evaluation_images
 from hf_deit.evaluation.sections import Estimate
@@ -182,9 +183,10 @@ def test_native_arm_is_of_transformers_own_class(making, tmp_path):
     file = ARMS["transformers"].make(making)[1][0]
     model = torch.load(file, weights_only=False).model
     assert type(model).__module__ == "transformers.models.deit.modeling_deit"
-    native = replace(making, source=SimpleNamespace(classifier=SimpleNamespace(model=model)), folder=str(tmp_path))
-    with pytest.raises(ValueError, match="PyTorch eager is what it is"):
-        ARMS["transformers"].make(native)
+    for other in (model, SimpleNamespace(config=CaiTConfig())):
+        source = SimpleNamespace(classifier=SimpleNamespace(model=other))
+        with pytest.raises(ValueError, match="PyTorch eager is what it is"):
+            ARMS["transformers"].make(replace(making, source=source, folder=str(tmp_path)))
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])

@@ -27,14 +27,14 @@ def make_native(making: "Making") -> "Programs":
     Raises:
         ValueError: transformers has no class of its own for it, or it is of one anyway.
     """
-    from ...models.configuration_deit import DeiTConfigBase
+    from ...models.configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
     from ..checkpoints.checkpoint import Checkpoint
     from ..checkpoints.write import native_model
     from .logits import Logits
 
     classifier = making.source.classifier
     model = classifier.model
-    if not isinstance(model.config, DeiTConfigBase):
+    if not isinstance(model.config, DistilledDeiTConfig | PlainDeiTConfig):
         raise ValueError(
             f"{type(model).__name__} has no other class of transformers' own: PyTorch eager is what it is"
         )
