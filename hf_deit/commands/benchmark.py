@@ -51,9 +51,12 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = CommandParser("benchmark", "Measures with the arms in turn, so that a ratio holds on a busy machine.")
     benchmarks = parser.add_subparsers(
-        dest="benchmark", metavar="label-store|imports|inference|step", required=True, parser_class=_BenchmarkParser
+        dest="benchmark",
+        metavar="label-store|imports|inference|step|startup",
+        required=True,
+        parser_class=_BenchmarkParser,
     )
-    for add in (_add_label_store, _add_imports, _add_inference, _add_step):
+    for add in (_add_label_store, _add_imports, _add_inference, _add_step, _add_startup):
         _add_output(add(benchmarks))
     parsed = parser.parse_args(arguments)
     check_ranges(parsed, {COUNTS: [name for name in _COUNTS if getattr(parsed, name, None) is not None]})
@@ -151,6 +154,24 @@ def _add_step(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser
     return step
 
 
+def _add_startup(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    startup = benchmarks.add_parser(
+        "startup",
+        description="From the command to the first training step, by stages, in fresh processes: hf-deit train, a "
+        "script with transformers and datasets, and one with timm.",
+    )
+    startup.set_defaults(measure=_measure_startup)
+    add = startup.add_argument
+    add("--images", type=int, nargs="+", default=[1000, 10_000], help="how many")
+    add("--layouts", nargs="+", default=["folders"], help="folders, of links, and parquet, of 60 kB an image")
+    add("--arms", nargs="+", default=[], help="transformers or timm, beside ours (default: both)")
+    add("--image_size", type=int, default=224, help="in pixels")
+    add("--batch_size", type=int, default=16, help="views of a step")
+    add("--num_workers", type=int, default=2, help="of each loader")
+    add("--rounds", type=int, default=3, help="that are counted")
+    return startup
+
+
 def _measure_label_store(**options: Any) -> "Report":
     from ..evaluation.benchmarks.label_store import measure_label_store
 
@@ -190,6 +211,12 @@ def _measure_step(**options: Any) -> "Report":
     from ..export.benchmark.step import measure_step
 
     return measure_step(**options)
+
+
+def _measure_startup(**options: Any) -> "Report":
+    from ..evaluation.benchmarks.startup import measure_startup
+
+    return measure_startup(**options)
 
 
 def _add_output(benchmark: argparse.ArgumentParser) -> None:

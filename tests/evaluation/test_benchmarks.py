@@ -1,8 +1,13 @@
 """The benchmark measures what it says: the four arms train alike, but for where the teacher's labels come from."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from support.main_of import main_of
 
+from hf_deit.commands.benchmark import read_options
+from hf_deit.errors import InputError
 from hf_deit.evaluation.benchmarks import label_store as benchmarks
 from hf_deit.models.teacher import Teacher
 
@@ -59,3 +64,16 @@ def test_only_some_arms_ask_the_teacher(monkeypatch):
         kept = {name: arm.trainer.kept_labels and arm.trainer.kept_labels.report() for name, arm in arms.items()}
     assert calls == {"student alone": 0, "live": 3, "recording": 3, "replaying": 0}
     assert (kept["recording"].asked, kept["replaying"].replayed) == (12, 12)
+
+
+def test_every_benchmark_has_its_row_in_the_readme(capsys):
+    readme = (Path(benchmarks.__file__).parent / "README.md").read_text()
+    with pytest.raises(InputError) as error:
+        read_options([])
+    names = str(error.value).rpartition(" ")[2].split("|")
+    assert "step" in names
+    for name in names:
+        assert f"| `{name}` |" in readme and f"hf-deit benchmark {name}" in readme
+        with pytest.raises(SystemExit):
+            read_options([name, "--help"])
+        assert "--output" in capsys.readouterr().out

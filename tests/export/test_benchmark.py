@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from support import planted_arms as planted
 from support import tiny
 from support.main_of import main_of
 
+from hf_deit import CaiTConfig
 from hf_deit.commands import benchmark
 from hf_deit.evaluation.images.images import evaluation_images
 from hf_deit.evaluation.sections import Estimate
@@ -136,8 +138,8 @@ def test_a_process_sleeps_until_it_is_asked(tmp_path):
 # Arms whose programs are made in a moment; the others are tried with `-m slow`.
 QUICK = [
     "eager",
-    "eager-bf16",
     "transformers",
+    "eager-bf16",
     "onnx",
     "onnx-int8-dynamic",
     "onnx-int8-static",
@@ -177,6 +179,16 @@ def test_every_arm_answers_as_the_model(name, making):
     torch.set_num_threads(threads)
 
 
+def test_native_arm_is_of_transformers_own_class(making, tmp_path):
+    file = ARMS["transformers"].make(making)[1][0]
+    model = torch.load(file, weights_only=False).model
+    assert type(model).__module__ == "transformers.models.deit.modeling_deit"
+    for other in (model, SimpleNamespace(config=CaiTConfig())):
+        source = SimpleNamespace(classifier=SimpleNamespace(model=other))
+        with pytest.raises(ValueError, match="PyTorch eager is what it is"):
+            ARMS["transformers"].make(replace(making, source=source, folder=str(tmp_path)))
+
+
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
 def test_int8_programs_are_those_that_are_exported(mode, making, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
@@ -202,6 +214,7 @@ def test_a_model_of_the_zoo_can_be_exported(tmp_path, monkeypatch):
 def test_which_arms_are_usual():
     assert usual_arms("cuda") == [
         "eager",
+        "transformers",
         "eager-bf16",
         "compile",
         "compile-bf16",
@@ -211,7 +224,6 @@ def test_which_arms_are_usual():
     ]
     assert [name for name in ARMS if name not in usual_arms("cpu")] == [
         "eager-bf16",
-        "transformers",
         "compile-bf16",
         "aotinductor-bf16",
         "executorch-int8",

@@ -69,6 +69,27 @@ def test_a_step_takes_at_least_the_memory_of_what_it_learns(tmp_path):
     assert 4 * weights < memory("alone:hf_deit") < 12 * weights
 
 
+def test_ours_and_tuned_arms_alone_are_compiled(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(type(model).__name__) or model)
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    name = "deit_tiny_distilled_patch16_224"
+    steps = step_arms.Steps(step_arms.StepSettings(name, "resnet10t", 32, 4, False, True, "cpu", str(tmp_path)))
+    native = "DeiTForImageClassificationWithTeacher"
+    expected = {
+        "live:timm-tuned": ["ResNet", "VisionTransformerDistilled"],
+        "live:hf_deit": ["DistilledDeiTForImageClassification"],
+        "live:transformers-trainer": [],
+        "live:transformers-trainer-tuned": [native],
+        "live:timm": [],
+        "alone:transformers-tuned": [native],
+    }
+    for arm, names in expected.items():
+        compiled.clear()
+        steps.step(arm)
+        assert compiled == names, arm
+
+
 def test_an_arm_with_another_loss_is_refused(monkeypatch, capsys):
     right = step_arms.hard_distillation_loss
     monkeypatch.setattr(step_arms, "hard_distillation_loss", lambda *tensors: right(*tensors) * 1.001)

@@ -55,7 +55,6 @@ class Arm:
         devices: that it runs on.
         usual: those of them on which it is measured where no arms are named; all of them by default. PyTorch's
             bfloat16 is slow on CPUs without units for its matrix products; ExecuTorch's calibration takes minutes.
-            transformers' own class shows what the model costs, not another way to serve it.
     """
 
     name: str
@@ -76,7 +75,6 @@ class Arm:
 
 _BOTH = {"devices": ("cpu", "cuda")}
 _BFLOAT16 = {**_BOTH, "usual": ("cuda",)}
-_NATIVE = {**_BOTH, "usual": ()}
 _ONNX = {"modules": ("onnx", "onnxscript", "onnxruntime"), "install": "pip install 'hf_deit[export]'"}
 _OPENVINO = {
     "modules": ("openvino", "nncf"),
@@ -89,8 +87,8 @@ _TORCHAO = {"modules": ("torchao",), "install": "pip install torchao"}
 EAGER = Arm("eager", "PyTorch eager", "float32", pytorch.make_model, pytorch.open_eager, **_BOTH)
 _ARMS = (
     EAGER,
+    Arm("transformers", "transformers' DeiT", "float32", pytorch.make_native, pytorch.open_eager, **_BOTH),
     Arm("eager-bf16", "PyTorch eager", "bfloat16", pytorch.make_bfloat16, pytorch.open_eager, **_BFLOAT16),
-    Arm("transformers", "transformers' own class", "float32", pytorch.make_native, pytorch.open_eager, **_NATIVE),
     Arm("compile", "torch.compile", "float32", pytorch.make_model, pytorch.open_compiled, **_BOTH),
     Arm("compile-bf16", "torch.compile", "bfloat16", pytorch.make_bfloat16, pytorch.open_compiled, **_BFLOAT16),
     Arm("aotinductor", "AOTInductor", "float32", pytorch.make_aoti, pytorch.open_aoti, **_BOTH),

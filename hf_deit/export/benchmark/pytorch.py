@@ -22,21 +22,23 @@ def make_model(making: "Making") -> "Programs":
 
 
 def make_native(making: "Making") -> "Programs":
-    """The same weights in transformers' own class.
+    """A DeiT as transformers' own class, with its weights.
 
     Raises:
-        InputError: the model is not one of this package that transformers has, too.
+        ValueError: transformers has no class of its own for it, or it is of one anyway.
     """
-    from ...errors import InputError
-    from ...models.modeling_common import ImageClassifierBase
+    from ...models.configuration_deit import DistilledDeiTConfig, PlainDeiTConfig
     from ..checkpoints.checkpoint import Checkpoint
     from ..checkpoints.write import native_model
     from .logits import Logits
 
-    model = making.source.classifier.model
-    if not isinstance(model, ImageClassifierBase) or model.config.model_type not in ("deit", "vit"):
-        raise InputError(f"transformers has no class of its own for {type(model).__name__}: leave this arm out")
-    native = native_model(Checkpoint(model.config, model.state_dict(), None, "hf_deit"))
+    classifier = making.source.classifier
+    model = classifier.model
+    if not isinstance(model.config, DistilledDeiTConfig | PlainDeiTConfig):
+        raise ValueError(
+            f"{type(model).__name__} has no other class of transformers' own: PyTorch eager is what it is"
+        )
+    native = native_model(Checkpoint(model.config, copy.deepcopy(model.state_dict()), None, "hf_deit"))
     return _save_model(making, "model_native.pt", Logits(native, {}).eval())
 
 
