@@ -47,12 +47,16 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = CommandParser("benchmark", "Measures with the arms in turn, so that a ratio holds on a busy machine.")
     benchmarks = parser.add_subparsers(
-        dest="benchmark", metavar="label-store|imports|inference|step", required=True, parser_class=_BenchmarkParser
+        dest="benchmark",
+        metavar="label-store|imports|inference|step|end-to-end",
+        required=True,
+        parser_class=_BenchmarkParser,
     )
     _add_label_store(benchmarks)
     _add_imports(benchmarks)
     _add_inference(benchmarks)
     _add_step(benchmarks)
+    _add_end_to_end(benchmarks)
     parsed = parser.parse_args(arguments)
     check_ranges(parsed, {COUNTS: [name for name in _COUNTS if getattr(parsed, name, None) is not None]})
     _check_output(getattr(parsed, "output", None))
@@ -141,6 +145,22 @@ def _add_step(benchmarks: argparse._SubParsersAction) -> None:
     step.add_argument("--output", help="a file for the figures: .json, or .md for the table")
 
 
+def _add_end_to_end(benchmarks: argparse._SubParsersAction) -> None:
+    training = benchmarks.add_parser(
+        "end-to-end",
+        description="A training from JPEG images to weights: the Trainer, a bare loop of its step, and timm's loader "
+        "and distillation task.",
+    )
+    add = training.add_argument
+    add("--student", default="deit_tiny_distilled_patch16_224", help="a distilled DeiT of the zoo")
+    add("--teacher", default="regnety_040", help="timm's name, or none")
+    _add_steps(training)
+    training.set_defaults(measure=_measure_end_to_end, rounds=5, steps=5)
+    add("--num_workers", type=int, default=1, help="of each arm's loader")
+    add("--arms", nargs="+", default=[], help="some, as hf_deit hf_deit:bare (default: all)")
+    add("--output", help="a file for the figures: .json, or .md for the table")
+
+
 def _measure_label_store(**options: Any) -> object:
     from ..evaluation.benchmarks.label_store import measure_label_store
 
@@ -184,6 +204,15 @@ def _measure_step(*, output: str | None, **options: Any) -> object:
     from ..export.benchmark.step import measure_step
 
     report = measure_step(**options)
+    _write(report, output)
+    return report
+
+
+def _measure_end_to_end(*, output: str | None, **options: Any) -> object:
+    """See `measure_end_to_end`."""
+    from ..evaluation.benchmarks.end_to_end import measure_end_to_end
+
+    report = measure_end_to_end(**options)
     _write(report, output)
     return report
 
