@@ -15,7 +15,7 @@ from .command_line import CommandParser, run_command
 if TYPE_CHECKING:
     from ..evaluation.benchmarks.figures import Report
 
-_COUNTS = ("image_size", "batch_size", "rounds", "steps", "storage_views", "threads", "max_images")
+_COUNTS = ("image_size", "batch_size", "rounds", "steps", "batches", "storage_views", "threads", "max_images")
 _ENDINGS = (".json", ".md", ".png")
 
 
@@ -52,11 +52,12 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser("benchmark", "Measures with the arms in turn, so that a ratio holds on a busy machine.")
     benchmarks = parser.add_subparsers(
         dest="benchmark",
-        metavar="label-store|imports|inference|step|startup",
+        metavar="label-store|imports|inference|step|loader|end-to-end|startup",
         required=True,
         parser_class=_BenchmarkParser,
     )
-    for add in (_add_label_store, _add_imports, _add_inference, _add_step, _add_startup):
+    kinds = (_add_label_store, _add_imports, _add_inference, _add_step, _add_loader, _add_end_to_end, _add_startup)
+    for add in kinds:
         _add_output(add(benchmarks))
     parsed = parser.parse_args(arguments)
     check_ranges(parsed, {COUNTS: [name for name in _COUNTS if getattr(parsed, name, None) is not None]})
@@ -154,6 +155,37 @@ def _add_step(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser
     return step
 
 
+def _add_loader(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    loader = benchmarks.add_parser(
+        "loader", description="From JPEG images to batches of augmented views, against timm's loaders."
+    )
+    loader.set_defaults(measure=_measure_loader)
+    add = loader.add_argument
+    add("--image_size", type=int, default=224, help="in pixels")
+    add("--batch_size", type=int, default=48, help="views of a batch; a multiple of 3")
+    add("--batches", type=int, default=4, help="of an arm in a round")
+    add("--num_workers", type=int, default=0, help="of each loader; 0 makes views in the process itself")
+    add("--rounds", type=int, default=7, help="that are counted")
+    add("--arms", nargs="+", default=[], help="some, as hf_deit:1 timm:uint8 (default: all)")
+    return loader
+
+
+def _add_end_to_end(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    training = benchmarks.add_parser(
+        "end-to-end",
+        description="A training from JPEG images to weights: the Trainer, a bare loop of its step, and timm's loader "
+        "and distillation task.",
+    )
+    add = training.add_argument
+    add("--student", default="deit_tiny_distilled_patch16_224", help="a distilled DeiT of the zoo")
+    add("--teacher", default="regnety_040", help="timm's name, or none")
+    _add_steps(training)
+    training.set_defaults(measure=_measure_end_to_end, rounds=5, steps=5)
+    add("--num_workers", type=int, default=1, help="of each arm's loader")
+    add("--arms", nargs="+", default=[], help="some, as hf_deit hf_deit:bare (default: all)")
+    return training
+
+
 def _add_startup(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentParser:
     startup = benchmarks.add_parser(
         "startup",
@@ -211,6 +243,18 @@ def _measure_step(**options: Any) -> "Report":
     from ..export.benchmark.step import measure_step
 
     return measure_step(**options)
+
+
+def _measure_loader(**options: Any) -> "Report":
+    from ..evaluation.benchmarks.loader import measure_loader
+
+    return measure_loader(**options)
+
+
+def _measure_end_to_end(**options: Any) -> "Report":
+    from ..evaluation.benchmarks.end_to_end import measure_end_to_end
+
+    return measure_end_to_end(**options)
 
 
 def _measure_startup(**options: Any) -> "Report":

@@ -19,6 +19,10 @@ from ..models.keyed import fold, keyed_normal
 # The last part of a key, fold(seed, epoch, slot or group, purpose), which keeps the two generators apart.
 _ERASING, _MIXING = 1, 2
 
+# Of a batch, the places of views that are erased, blended and cut: a host cannot count them later without waiting for
+# its device.
+PLACES = ("erased_views", "blended_views", "cut_views")
+
 Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right are exclusive
 EMPTY_BOX: Box = (0, 0, 0, 0)
 
@@ -178,7 +182,13 @@ def erase(pixel_values: torch.Tensor, boxes: torch.Tensor, view_seeds: torch.Ten
 
 
 def mix(
-    pixel_values: torch.Tensor, partners: torch.Tensor, pixel_weights: torch.Tensor, boxes: torch.Tensor
+    pixel_values: torch.Tensor,
+    partners: torch.Tensor,
+    pixel_weights: torch.Tensor,
+    boxes: torch.Tensor,
+    *,
+    any_blended: bool = True,
+    any_cut: bool = True,
 ) -> torch.Tensor:
     """Mixes each view with its partner, see `Mix`.
 
@@ -187,14 +197,22 @@ def mix(
         partners: (B,) int64, places in the batch.
         pixel_weights: (B,) in [0, 1], of a view's own pixels outside of its box.
         boxes: (B, 4) int64: top, bottom, left, right; see `Box`. Inside, the pixels are the partner's.
+        any_blended: False if it is known that all weights are 1, which spares the device work.
+        any_cut: the same, of boxes that are all empty.
 
     Returns:
         (B, 3, H, W); what was given stays as it is.
     """
-    others = pixel_values[partners]
-    weights = pixel_weights.view(-1, 1, 1, 1)
-    blended = pixel_values * weights + others * (1 - weights)
-    return torch.where(_inside(boxes, tuple(pixel_values.shape[-2:])), others, blended)
+    if not (any_blended or any_cut):
+        return pixel_values
+    others = pixel_values.index_select(0, partners)  # on a CPU three times as fast as `pixel_values[partners]`
+    mixed = pixel_values
+    if any_blended:
+        weights = pixel_weights.view(-1, 1, 1, 1)
+        mixed = (pixel_values * weights).add_(others * (1 - weights))
+    if any_cut:
+        mixed = torch.where(_inside(boxes, tuple(pixel_values.shape[-2:])), others, mixed)
+    return mixed
 
 
 def augment_batch(
@@ -204,19 +222,32 @@ def augment_batch(
 
     Args:
         batch: from `hf_deit.data.view_dataset.collate`. It is erased if it has `erase_boxes`, and mixed if it has
-            `partner_offsets`.
+            `partner_offsets`. Without `PLACES`, which say where there is nothing to do, it takes longer.
         image_mean, image_std: (3,) each, of pixels in [0, 1].
 
     Returns:
-        The batch with `pixel_values` (B, 3, H, W) float32 and, if it is mixed, with the labels of the views' partners
-        as `partner_labels` (B,).
+        The batch, without `PLACES`, with `pixel_values` (B, 3, H, W) float32 and, if it is mixed, with the labels of
+        the views' partners as `partner_labels` (B,).
     """
+    places = {name: batch[name] for name in PLACES if name in batch}
+    rest = {name: value for name, value in batch.items() if name not in PLACES}
     pixel_values = normalize(batch["pixel_values"], image_mean, image_std)
     if "erase_boxes" in batch:
-        pixel_values = erase(pixel_values, batch["erase_boxes"], batch["view_seeds"])
+        boxes, seeds, erased = batch["erase_boxes"], batch["view_seeds"], places.get("erased_views")
+        if erased is None:
+            pixel_values = erase(pixel_values, boxes, seeds)
+        elif len(erased):
+            pixel_values[erased] = erase(pixel_values[erased], boxes[erased], seeds[erased])
     if "partner_offsets" not in batch:
-        return {**batch, "pixel_values": pixel_values}
+        return {**rest, "pixel_values": pixel_values}
     positions = torch.arange(len(pixel_values), device=pixel_values.device)
     partners = positions + batch["partner_offsets"]
-    pixel_values = mix(pixel_values, partners, batch["pixel_weights"], batch["mix_boxes"])
-    return {**batch, "pixel_values": pixel_values, "partner_labels": batch["labels"][partners]}
+    pixel_values = mix(
+        pixel_values,
+        partners,
+        batch["pixel_weights"],
+        batch["mix_boxes"],
+        any_blended="blended_views" not in places or len(places["blended_views"]) > 0,
+        any_cut="cut_views" not in places or len(places["cut_views"]) > 0,
+    )
+    return {**rest, "pixel_values": pixel_values, "partner_labels": batch["labels"][partners]}

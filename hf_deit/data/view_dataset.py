@@ -284,10 +284,17 @@ class EvaluationDataset(Dataset):
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stacks samples to a batch: `pixel_values` (B, 3, H, W) uint8, boxes (B, 4), all else (B,), integers as int64.
 
-    `skipped` is a list of text, and is there only if there is anything to say.
+    Besides, there are `batch_augment.PLACES` in the batch: with erasing `erased_views` (E,), whose box is not empty;
+    with mixing `blended_views` (M,), whose pixels outside of the box are not all their own, and `cut_views` (C,),
+    whose box is not empty. `skipped` is a list of text, and is there only if there is anything to say.
     """
     numbers = [name for name in samples[0] if name not in ("pixel_values", "skipped")]
     batch = {name: torch.tensor([sample[name] for sample in samples]) for name in numbers}
+    if "erase_boxes" in batch:
+        batch["erased_views"] = batch["erase_boxes"].any(dim=1).nonzero().flatten()
+    if "mix_boxes" in batch:
+        batch["blended_views"] = (batch["pixel_weights"] < 1).nonzero().flatten()
+        batch["cut_views"] = batch["mix_boxes"].any(dim=1).nonzero().flatten()
     notes = [sample["skipped"] for sample in samples if sample.get("skipped")]
     skipped = {"skipped": notes} if notes else {}
     return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), **batch, **skipped}

@@ -50,6 +50,23 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+def _shift_right(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """Of int64, logically; `>>` keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _splitmix64_of(z: torch.Tensor) -> torch.Tensor:
+    """SplitMix64 of int64, whose bits are taken as those of unsigned integers."""
+
+    def xor_shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
+        return z ^ _shift_right(z, bits)
+
+    z = z + _signed(_GAMMA)
+    z = xor_shifted(z, 30) * _signed(_MULTIPLIER_1)
+    z = xor_shifted(z, 27) * _signed(_MULTIPLIER_2)
+    return xor_shifted(z, 31)
+
+
 def keyed_uniform(seeds: torch.Tensor, stream: int) -> torch.Tensor:
     """One uniform number per view, computed on the seeds' device, bit-identical on every device.
 
@@ -60,15 +77,26 @@ def keyed_uniform(seeds: torch.Tensor, stream: int) -> torch.Tensor:
     Returns:
         (B,) float32 in [0, 1).
     """
+    return as_uniform(_shift_right(_splitmix64_of(seeds ^ _signed(fold(stream))), 40))
 
-    def shift_right(z: torch.Tensor, bits: int) -> torch.Tensor:  # logical; `>>` on int64 keeps the sign
-        return (z >> bits) & ((1 << (64 - bits)) - 1)
 
-    z = (seeds ^ _signed(fold(stream))) + _signed(_GAMMA)
-    z = (z ^ shift_right(z, 30)) * _signed(_MULTIPLIER_1)
-    z = (z ^ shift_right(z, 27)) * _signed(_MULTIPLIER_2)
-    z = z ^ shift_right(z, 31)
-    return shift_right(z, 40).to(torch.float32) * 2.0**-24
+def keyed_draws(seeds: torch.Tensor, num_streams: int) -> torch.Tensor:
+    """The bits of `keyed_uniform` of many streams, by as many operations as of one: on a GPU these are what costs.
+
+    Args:
+        seeds: (B,) int64, from `view_seed`.
+        num_streams: from stream 0 on.
+
+    Returns:
+        (num_streams, B) int64 in [0, 2^24), of which `as_uniform` makes the numbers.
+    """
+    streams = _splitmix64_of(torch.arange(num_streams, device=seeds.device))  # `fold(stream)` of each
+    return _shift_right(_splitmix64_of(seeds ^ streams.unsqueeze(1)), 40)
+
+
+def as_uniform(draws: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers, float32 in [0, 1), of integers in [0, 2^24), of any shape."""
+    return draws.to(torch.float32) * 2.0**-24
 
 
 def _mix32(z: torch.Tensor) -> torch.Tensor:

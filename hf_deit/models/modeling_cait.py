@@ -23,6 +23,7 @@ from .modeling_common import (
     ImageClassifierBase,
     LayerBase,
     StochasticDepth,
+    depth_draws,
 )
 
 
@@ -118,11 +119,11 @@ class CaiTLayer(_LayerScaled):
         self.attention_depth = StochasticDepth(config.drop_path_rate, stream=2 * layer_index)
         self.mlp_depth = StochasticDepth(config.drop_path_rate, stream=2 * layer_index + 1)
 
-    def forward(self, hidden_states: torch.Tensor, view_seeds: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:
         branch = self.attention_scale * self.dropout(self.attention(self.layernorm_before(hidden_states)))
-        hidden_states = hidden_states + self.attention_depth(branch, view_seeds)
+        hidden_states = hidden_states + self.attention_depth(branch, draws)
         branch = self.mlp_scale * self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + self.mlp_depth(branch, view_seeds)
+        return hidden_states + self.mlp_depth(branch, draws)
 
 
 class CaiTClassLayer(_LayerScaled):
@@ -197,8 +198,9 @@ class CaiTModel(CaiTPreTrainedModelBase):
         """
         self._recorded(output_hidden_states, output_attentions)
         special, patches = self.embeddings(pixel_values)
+        draws = depth_draws(self.layers, view_seeds)
         for layer in self.layers:
-            patches = layer(patches, view_seeds)
+            patches = layer(patches, draws)
         for layer in self.class_layers:
             special = layer(special, patches)
         return BaseModelOutput(last_hidden_state=self.layernorm(torch.cat((special, patches), dim=1)))

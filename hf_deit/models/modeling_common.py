@@ -36,7 +36,7 @@ from transformers.utils import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_deit import DeiTConfigBase, as_pair, label2id_of
-from .keyed import keyed_uniform
+from .keyed import as_uniform, keyed_draws
 
 
 @dataclass
@@ -73,17 +73,33 @@ class StochasticDepth(nn.Module):
         self.rate = rate
         self.stream = stream
 
-    def forward(self, branch: torch.Tensor, view_seeds: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, branch: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
+        """Drops samples of (B, …) by row `stream` of `keyed_draws`, or, without, by torch's generator."""
         if self.rate == 0 or not self.training:
             return branch
-        if view_seeds is None:
+        if draws is None:
             kept = torch.rand(branch.shape[0], device=branch.device) >= self.rate
         else:
-            kept = keyed_uniform(view_seeds, self.stream) >= self.rate
+            kept = as_uniform(draws[self.stream]) >= self.rate
         return branch * (kept.to(branch.dtype) / (1 - self.rate)).view(-1, *[1] * (branch.ndim - 1))
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
+
+
+def depth_draws(layers: nn.ModuleList, view_seeds: torch.Tensor | None) -> torch.Tensor | None:
+    """What decides which branches of layers are dropped: `keyed_draws`, (streams, B); None where nothing is drawn.
+
+    They are integers, which no wrapper of the layers casts to the weights' type.
+
+    Args:
+        layers: with an `attention_depth` and an `mlp_depth`.
+        view_seeds: (B,) int64, from `keyed.view_seed`, or None.
+    """
+    depths = [depth for layer in layers for depth in (layer.attention_depth, layer.mlp_depth) if depth.rate > 0]
+    if view_seeds is None or not depths:
+        return None
+    return keyed_draws(view_seeds, 1 + max(depth.stream for depth in depths))
 
 
 def interpolate_positions(

@@ -26,6 +26,7 @@ from .modeling_common import (
     ImageClassifierBase,
     LayerBase,
     StochasticDepth,
+    depth_draws,
 )
 
 _SPECIAL_TOKENS, _POSITIONS = ("cls_token", "distillation_token"), "position_embeddings"
@@ -127,11 +128,11 @@ class DeiTLayer(LayerBase):
         self.attention_depth = StochasticDepth(rate, stream=2 * layer_index)
         self.mlp_depth = StochasticDepth(rate, stream=2 * layer_index + 1)
 
-    def forward(self, hidden_states: torch.Tensor, view_seeds: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:
         attention_output, _ = self.attention(self.layernorm_before(hidden_states))
-        hidden_states = hidden_states + self.attention_depth(self.dropout(attention_output), view_seeds)
+        hidden_states = hidden_states + self.attention_depth(self.dropout(attention_output), draws)
         mlp_output = self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + self.mlp_depth(mlp_output, view_seeds)
+        return hidden_states + self.mlp_depth(mlp_output, draws)
 
 
 class DeiTPreTrainedModelBase(ImageClassifierBase):
@@ -221,8 +222,9 @@ class _DeiTBackbone(DeiTPreTrainedModelBase):
         """
         self._recorded(output_hidden_states, output_attentions)
         hidden_states = self.embeddings(pixel_values)
+        draws = depth_draws(self.layers, view_seeds)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, view_seeds)
+            hidden_states = layer(hidden_states, draws)
         return BaseModelOutput(last_hidden_state=self.layernorm(hidden_states))
 
 

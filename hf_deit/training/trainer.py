@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import DistributedType
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -91,6 +92,8 @@ from .teacher_speed import as_kept, decide, take_from
 from .total_batch import check_total_batch
 
 logger = logging.get_logger(__name__)
+
+_WITH_WHOLE_GRADIENTS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 class DistillationTrainer(Trainer):
@@ -205,6 +208,7 @@ class DistillationTrainer(Trainer):
         self.step_record = StepRecord(self.accelerator)
         self.skipped_images = SkippedImages()
         self._image_losses: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._flops: dict[int, int] = {}
         self.teacher_answers = TeacherAnswers(args, self._name_of_view)
         self._takes_view_seeds = "view_seeds" in inspect.signature(model.forward).parameters
         self.weight_average = self._make_average()
@@ -474,6 +478,7 @@ class DistillationTrainer(Trainer):
             remove_torn_checkpoints(self.args.output_dir)
             if self.pushes is not None:
                 self.pushes.resume(checkpoint)
+        self._flops = {}
         self.step_record.reset()
         self.teacher_answers.restart()
         self.record.restart()
@@ -533,6 +538,20 @@ class DistillationTrainer(Trainer):
         self._run_origin.origin = origin
         self.record.sources = replace(self.record.sources, changes=origin["changes"])
         return origin
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """transformers', which counts the parameters anew at each step, once for each number of pixels of a run."""
+        pixels = inputs["pixel_values"].numel()
+        if pixels not in self._flops:
+            self._flops[pixels] = super().floating_point_ops(inputs)
+        return self._flops[pixels]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
+        """transformers', which, where nothing is clipped, multiplies all gradients by one besides."""
+        is_plain = self.accelerator.distributed_type in _WITH_WHOLE_GRADIENTS and self.accelerator.scaler is None
+        if grad_norm is None and is_plain and not self._has_mixed_mesh_grads(model):
+            return torch.nn.utils.get_total_norm([each.grad for each in model.parameters() if each.grad is not None])
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:

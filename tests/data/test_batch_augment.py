@@ -18,7 +18,8 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2.functional import normalize as torchvision_normalize
 from torchvision.transforms.v2.functional import to_dtype
 
-from hf_deit.data.batch_augment import EMPTY_BOX, Mix, Mixing, RandomErasing, augment_batch, erase, mix
+from hf_deit.data import batch_augment
+from hf_deit.data.batch_augment import EMPTY_BOX, PLACES, Mix, Mixing, RandomErasing, augment_batch, erase, mix
 from hf_deit.data.transforms import build_train_transform
 from hf_deit.data.view_dataset import ViewDataset, collate
 from hf_deit.data.views import ViewKey, ViewSampler, preserve_global_random_state
@@ -274,6 +275,42 @@ def test_views_are_erased_where_timm_erases_them(images):
     for slot, key in enumerate(keys):
         changed = erased["pixel_values"][slot] != plain["pixel_values"][slot]
         assert torch.equal(changed, timm_erased(0.5, (3, 2, slot), SIZE).expand(3, -1, -1)), key
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        Mixing(group_size=8),
+        Mixing(cutmix_alpha=0.0, group_size=8),
+        Mixing(mixup_alpha=0.0, group_size=8),
+        Mixing(probability=0.0),
+        None,
+    ],
+    ids=["both", "mixup", "cutmix", "never mixed", "no mixing"],
+)
+def test_work_is_spared_where_there_is_none_without_another_bit(images, mixing, monkeypatch):
+    drawn, keyed_normal = [], batch_augment.keyed_normal
+    monkeypatch.setattr(
+        batch_augment, "keyed_normal", lambda seeds, shape: drawn.append(len(seeds)) or keyed_normal(seeds, shape)
+    )
+    transform = build_train_transform(SIZE, image_mean=MEAN)
+    dataset = ViewDataset(images, transform, seed=3, erasing=ERASING, mixing=mixing)
+    batch = collate(dataset.__getitems__(keys_of(images, 32)))
+    erased = [place for place, box in enumerate(batch["erase_boxes"].tolist()) if box != [0, 0, 0, 0]]
+    assert 0 < len(erased) < 32
+    plain = {name: value for name, value in batch.items() if name not in PLACES}
+    assert plain.keys() == batch.keys() - set(PLACES if mixing else PLACES[:1])
+    spared, whole = augment_batch(batch, MEAN, STD), augment_batch(plain, MEAN, STD)
+    assert drawn == [len(erased), 32]
+    assert spared.keys() == whole.keys()
+    assert [name for name in whole if not torch.equal(spared[name], whole[name])] == []
+
+
+def test_no_view_of_a_batch_is_erased(images):
+    never, off = (
+        views_of(images, keys_of(images, 8), None, erasing=each) for each in (RandomErasing(1.0, (2.0, 2.0)), None)
+    )
+    assert torch.equal(never["pixel_values"], off["pixel_values"])
 
 
 def test_an_odd_and_a_short_group_in_a_batch(images):

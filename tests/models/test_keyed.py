@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.images import random_states
 
-from hf_deit.models.keyed import fold, fold_array, keyed_normal, keyed_uniform, view_seed
+from hf_deit.models.keyed import as_uniform, fold, fold_array, keyed_draws, keyed_normal, keyed_uniform, view_seed
 
 MODULUS = 2**64
 
@@ -75,6 +75,16 @@ def test_keyed_uniform_equals_splitmix64_in_big_integers(stream):
     seeds = [view_seed(0, 0, slot) for slot in range(200)] + [0, 1, -1, 2**63 - 1, -(2**63)]
     expected = [(splitmix64((seed % MODULUS) ^ fold(stream)) >> 40) / 2**24 for seed in seeds]
     uniform = keyed_uniform(torch.tensor(seeds), stream)
+    assert uniform.dtype == torch.float32
+    assert uniform.tolist() == expected
+
+
+def test_keyed_draws_are_those_of_each_stream():
+    seeds = [view_seed(0, 0, slot) for slot in range(200)] + [0, 1, -1, 2**63 - 1, -(2**63)]
+    expected = [
+        [(splitmix64((seed % MODULUS) ^ fold(stream)) >> 40) / 2**24 for seed in seeds] for stream in range(30)
+    ]
+    uniform = as_uniform(keyed_draws(torch.tensor(seeds), 30))
     assert uniform.dtype == torch.float32
     assert uniform.tolist() == expected
 

@@ -37,6 +37,7 @@ from torch.export import Dim, export
 
 from hf_deit.export.checkpoints.names import our_weights
 from hf_deit.models.heads import HEADS
+from hf_deit.models.keyed import keyed_draws
 from hf_deit.models.modeling_common import StochasticDepth
 
 # Initialisation
@@ -194,7 +195,7 @@ def test_without_seeds_torchs_generator_decides(kind):
 def test_stochastic_depth_keeps_the_expected_value(with_seeds):
     torch.manual_seed(0)
     branch = torch.randn(20_000, 1, 1).abs() + 1
-    output = StochasticDepth(0.3, stream=1).train()(branch, seeds(20_000) if with_seeds else None)
+    output = StochasticDepth(0.3, stream=1).train()(branch, keyed_draws(seeds(20_000), 2) if with_seeds else None)
     ratio = (output / branch).flatten()
     kept = ratio != 0
     torch.testing.assert_close(ratio[kept], torch.full_like(ratio[kept], 1 / 0.7))
@@ -207,9 +208,9 @@ def test_stochastic_depth_keeps_the_expected_value(with_seeds):
 def test_branches_draw_independently(kind, layers):
     """Of each other, and of the samples beside them."""
     model = kind.tiny(drop_path_rate=0.5, num_hidden_layers=layers).train()
-    view_seeds, branch = seeds(6000), torch.ones(6000, 1)
+    draws, branch = keyed_draws(seeds(6000), 2 * layers), torch.ones(6000, 1)
     modules = [module for module in model.modules() if isinstance(module, StochasticDepth) and module.rate > 0]
-    kept = [module(branch, view_seeds).flatten() for module in modules]
+    kept = [module(branch, draws).flatten() for module in modules]
     assert len(kept) == 6
     kept.append(kept[0].roll(1))
     correlation = torch.corrcoef(torch.stack(kept)) - torch.eye(7)

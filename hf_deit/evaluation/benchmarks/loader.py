@@ -1,0 +1,196 @@
+"""Batches of training views from JPEG images: the Trainer's loader against timm's."""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from timm.data import create_transform
+from timm.data.loader import fast_collate
+from torch.utils.data import DataLoader, default_collate
+
+from ...errors import InputError, counted, did_you_mean, rate
+from ...hub.environment import describe_environment
+from ...models.image_processing_deit import DistilledDeiTImageProcessor
+from ...models.zoo import create_model
+from ...training.arguments import DistillationTrainingArguments
+from ...training.trainer import DistillationTrainer
+from .end_to_end import Photographs
+from .figures import Bar, Chart, markdown_table, short_time
+from .stand_ins import photographs
+from .timing import Ratio, time_in_turn
+
+_REPEATS = {"hf_deit:3": 3, "hf_deit:1": 1}  # views of an image that is drawn
+ARMS = (*_REPEATS, "timm:uint8", "timm:float")
+
+
+@dataclass(frozen=True)
+class LoaderReport:
+    """What a batch of views costs; printed as a table.
+
+    Attributes:
+        image_size: in pixels.
+        batch_size: views of a batch.
+        num_workers: of each loader.
+        seconds: of a batch, by arm and round.
+        environment: see `describe_environment`.
+    """
+
+    image_size: int
+    batch_size: int
+    num_workers: int
+    seconds: dict[str, list[float]]
+    environment: dict[str, Any]
+
+    def ratio(self, arm: str, other: str) -> Ratio | None:
+        """An arm's time by another's; None where one was not measured."""
+        seconds = self.seconds
+        return Ratio.of(seconds[arm], seconds[other]) if arm in seconds and other in seconds else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an object of JSON; times are in seconds."""
+        ratios = {
+            ours: {arm: each and asdict(each) for arm in self.seconds for each in [self.ratio(arm, ours)]}
+            for ours in _REPEATS
+            if ours in self.seconds
+        }
+        return {**asdict(self), "ratio_to": ratios}
+
+    def charts(self) -> list[Chart]:
+        """As a picture."""
+        bars = []
+        for arm, seconds in self.seconds.items():
+            ratios = {ours: self.ratio(arm, ours) for ours in _REPEATS if arm not in _REPEATS}
+            note = ", ".join(f"{ratio.brief} times {ours}" for ours, ratio in ratios.items() if ratio)
+            bars.append(Bar.of_times(arm, self._of_a_view(seconds), note, is_ours=arm in _REPEATS))
+        return [Chart("a view, from JPEG to a batch", "s", bars)]
+
+    @property
+    def title(self) -> str:
+        return (
+            f"A view of {self.image_size} pixels from a JPEG image of 500 x 375, in batches of {self.batch_size}, "
+            f"{counted(self.num_workers, 'worker')}, medians, on {self.environment['device']}"
+        )
+
+    def __str__(self) -> str:
+        rows = []
+        for arm, seconds in self.seconds.items():
+            median = statistics.median(self._of_a_view(seconds))
+            ratios = [str(self.ratio(arm, ours) or "-") for ours in _REPEATS]
+            rows.append((arm, short_time(median), rate(1 / median), *ratios))
+        head = ("arm", "time", "views/s", *(f"time / {ours}" for ours in _REPEATS))
+        return f"{self.title}:\n\n{markdown_table(head, rows)}"
+
+    def _of_a_view(self, seconds: Sequence[float]) -> list[float]:
+        return [value / self.batch_size for value in seconds]
+
+
+def measure_loader(
+    *,
+    image_size: int = 224,
+    batch_size: int = 48,
+    batches: int = 4,
+    num_workers: int = 0,
+    rounds: int = 7,
+    arms: Sequence[str] = (),
+) -> LoaderReport:
+    """Compares loaders of the same images with DeiT's augmentation: bicubic crops, flips, RandAugment, erasing.
+
+    "hf_deit:3" and "hf_deit:1" are the Trainer's, with three views of an image that is drawn, as in the paper, and with
+    one; like "timm:uint8", timm's transform with its collation for a prefetcher, they leave normalising and erasing to
+    the device. "timm:float" does them, too, as the authors' loader.
+
+    Args:
+        image_size: in pixels.
+        batch_size: views of a batch; a multiple of 3.
+        batches: of an arm in a round.
+        num_workers: of each loader; 0 makes views in the process itself.
+        rounds: that are counted.
+        arms: some of `ARMS`; all by default.
+
+    Raises:
+        InputError: an arm is not known, or a batch has no whole images.
+    """
+    for arm in arms:
+        if arm not in ARMS:
+            raise InputError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}{did_you_mean(arm, ARMS)}")
+    if batch_size % 3:
+        raise InputError(f"--batch_size must be a multiple of 3, the views of an image, got {batch_size}")
+    chosen = [arm for arm in ARMS if not arms or arm in arms]
+    with tempfile.TemporaryDirectory() as folder:
+        made = _Loaders(image_size, batch_size, batches, num_workers, folder)
+        calls = {arm: made.round_of(arm) for arm in chosen}
+        seconds = time_in_turn(calls, rounds=rounds)
+    of_a_batch = {arm: [value / batches for value in seconds[arm]] for arm in calls}
+    return LoaderReport(image_size, batch_size, num_workers, of_a_batch, describe_environment(device_type="cpu"))
+
+
+class _Loaders:
+    """Makes each arm's loader, of the same images."""
+
+    def __init__(self, image_size: int, batch_size: int, batches: int, num_workers: int, folder: str) -> None:
+        self._image_size, self._batch_size, self._num_workers = image_size, batch_size, num_workers
+        self._folder = folder
+        self._data = photographs(batches * batch_size)
+        self._processor = DistilledDeiTImageProcessor(crop_size=image_size)
+
+    def round_of(self, arm: str) -> Callable[[], None]:
+        """Goes through the batches of an epoch."""
+        loader = self._trainers(_REPEATS[arm]) if arm in _REPEATS else self._timms(is_float=arm == "timm:float")
+
+        def run() -> None:
+            for _ in loader:
+                pass
+
+        return run
+
+    def _arguments(self, repeats: int) -> DistillationTrainingArguments:
+        return DistillationTrainingArguments(
+            output_dir=self._folder,
+            per_device_train_batch_size=self._batch_size,
+            dataloader_num_workers=self._num_workers,
+            dataloader_persistent_workers=self._num_workers > 0,
+            repeated_augmentation=repeats,
+            mixup=0.0,
+            cutmix=0.0,
+            distillation_type="none",
+            max_steps=1,
+            use_cpu=True,
+            disable_tqdm=True,
+            save_strategy="no",
+        )
+
+    def _trainers(self, repeats: int) -> Any:
+        names = dict(enumerate(self._data.features["label"].names))
+        sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 12}
+        student = create_model("deit_tiny_patch16_224", id2label=names, image_size=self._image_size, **sizes)
+        trainer = DistillationTrainer(
+            student, self._arguments(repeats), processing_class=self._processor, train_dataset=self._data
+        )
+        return trainer.get_train_dataloader()
+
+    def _timms(self, *, is_float: bool) -> DataLoader:
+        args, data = self._arguments(1), Photographs(self._data)
+        data.transform = create_transform(
+            self._image_size,
+            is_training=True,
+            use_prefetcher=not is_float,
+            color_jitter=None,
+            auto_augment=args.auto_augment,
+            interpolation="bicubic",
+            mean=tuple(self._processor.image_mean),
+            std=tuple(self._processor.image_std),
+            re_prob=args.random_erasing if is_float else 0.0,
+            re_mode="pixel",
+        )
+        return DataLoader(
+            data,
+            batch_size=self._batch_size,
+            shuffle=True,
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            collate_fn=default_collate if is_float else fast_collate,
+            generator=torch.Generator(),
+        )
