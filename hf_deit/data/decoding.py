@@ -147,6 +147,16 @@ def refuse_faults(
     )
 
 
+def size_of(encoded: dict[str, Any] | None) -> tuple[int, int] | None:
+    """The (width, height) of an image, from its header; None of one that cannot be read."""
+    _prepare_pillow()
+    try:
+        with Image.open(_file_of(encoded)) as image:
+            return image.size
+    except Exception:  # of any kind, as of a broken file; who decodes it says what is wrong
+        return None
+
+
 class ImageDecoder:
     """Decodes the image of any row of a data set, or says which row, and which file, is broken.
 
@@ -161,7 +171,11 @@ class ImageDecoder:
 
     def __call__(self, index: int) -> Image.Image:
         """The image of row `index`; see `decode_image`."""
-        return decode_image(self._encoded[index][self.image_column], f"row {index}")
+        return decode_image(self.encoded(index), f"row {index}")
+
+    def encoded(self, index: int) -> dict[str, Any] | None:
+        """The file of row `index`: see `decode_image`."""
+        return self._encoded[index][self.image_column]
 
     def name(self, index: int, where: str, number: int | None = None) -> str:
         """What to call the image of row `index`; see `image_name`.

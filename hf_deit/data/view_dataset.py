@@ -20,6 +20,7 @@ from ..errors import BadImageError, InputError
 from ..models.keyed import view_seed
 from .batch_augment import Mixing, RandomErasing
 from .columns import IGNORED_LABEL, labels_of, without_format
+from .decoded_images import DecodedImages
 from .decoding import ImageDecoder
 from .views import ViewKey, preserve_global_random_state, seed_global_random_state
 
@@ -185,6 +186,7 @@ class ViewDataset(KeyedViews):
 
     Args:
         dataset: has an `Image` and a `ClassLabel` column; a label of None means that there is none.
+        cache_bytes: how many bytes of decoded images to keep on disk; see `DecodedImages`.
         **settings: see `KeyedViews`.
 
     Attributes:
@@ -198,12 +200,14 @@ class ViewDataset(KeyedViews):
         *,
         image_column: str = "image",
         label_column: str = "label",
+        cache_bytes: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(transform, **settings)
         self.dataset = without_format(dataset)
         self.image_column, self.label_column = image_column, label_column
         self._decode = ImageDecoder(self.dataset, image_column)
+        self._decoded = DecodedImages(self._decode, len(self.dataset), cache_bytes) if cache_bytes else self._decode
         self.labels = labels_of(self.dataset, label_column)
         self.has_labels = bool((self.labels >= 0).any())
 
@@ -215,7 +219,7 @@ class ViewDataset(KeyedViews):
         for offset in range(len(self)):
             candidate = (key.index + offset) % len(self)
             try:
-                return ReadImage(self._decode(candidate), int(self.labels[candidate]), passed_over)
+                return ReadImage(self._decoded(candidate), int(self.labels[candidate]), passed_over)
             except BadImageError as error:
                 if self.on_bad_image == "stop":
                     raise

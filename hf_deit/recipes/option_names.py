@@ -209,6 +209,8 @@ _MEANT = {
         "verify_images validate_images check_data check_dataset verify_data check_files check_headers skip_checks "
         "no_check no_verify check_corrupt verify check"
     ),
+    "cache_images": "cache_decoded ram_cache cache_in_memory cache_ram cache_disk decoded_cache",
+    "cache_images_gb": "cache_gb cache_size cache_size_gb max_cache_gb",
     "on_bad_teacher_answer": "skip_nan ignore_nan nan_teacher teacher_nan on_nan on_teacher_nan skip_bad_answers",
     "dataloader_num_workers": (
         "j num_worker n_workers nworkers num_threads threads n_jobs jobs data_workers loader_workers "

@@ -81,6 +81,7 @@ MAY_CHANGE = (
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps", "skip_memory_metrics"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_drop_last", "check_images"),
+    *("cache_images", "cache_images_gb"),
     # What is shown and reported.
     *("log_format", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name"),
     *("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "debug"),
@@ -116,7 +117,7 @@ _OTHER_WORDS = {
 OF_ONE_MACHINE = (
     *("output_dir", "use_cpu", "local_rank", "ddp_backend", "debug", "skip_memory_metrics"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "cache_images", "cache_images_gb"),
     *("log_format", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name"),
     *("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "hub_token"),
 )

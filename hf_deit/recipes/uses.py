@@ -350,6 +350,16 @@ _USES = {
         "is about images in folders and data sets",
         ", but those of {dataset_name} come with a library: leave it out",
     ),
+    "cache_images": _Use(
+        lambda options: not options["streaming"],
+        "keeps images by their rows",
+        ", but streaming is true: leave one of them out",
+    ),
+    "cache_images_gb": _Use(
+        lambda options: options["cache_images"] == "decoded" and not options["streaming"],
+        "is how much cache_images may take",
+        ", but cache_images is {cache_images!r}, streaming {streaming}: leave it out, or give --cache_images decoded",
+    ),
     "distillation_alpha": _Use(_is_distilled, "weighs what a teacher says", _UNTAUGHT),
     "distillation_temperature": _Use(_is_soft, "is of soft distillation", _NOT_SOFT),
     "distillation_reduction": _Use(_is_soft, "is of soft distillation", _NOT_SOFT),

@@ -85,7 +85,10 @@ _RANGES = {
         *("mixup", "cutmix", "warmup_learning_rate", "min_learning_rate", "learning_rate", "weight_decay"),
         "max_grad_norm",
     ),
-    "(0, 1000000000)": ("num_train_epochs", "hub_push_timeout", "save_steps", "ddp_timeout", "ddp_bucket_cap_mb"),
+    "(0, 1000000000)": (
+        "cache_images_gb",
+        *("num_train_epochs", "hub_push_timeout", "save_steps", "ddp_timeout", "ddp_bucket_cap_mb"),
+    ),
     "[0, 1000000000)": (
         *("teacher_labels_top_k", "warmup_epochs", "warmup_steps", "logging_steps", "eval_epochs", "eval_steps"),
         *("eval_delay", "save_total_limit", "min_train_steps"),
@@ -215,6 +218,16 @@ class DistillationTrainingArguments(TrainingArguments):
         },
     )
 
+    cache_images: Literal["off", "decoded"] = field(
+        default="off",
+        metadata={
+            "help": 'Keep training images "decoded" among the temporary files (TMPDIR), where workers find them in '
+            "later epochs. The pixels are the same."
+        },
+    )
+    cache_images_gb: float = field(
+        default=16.0, metadata={"help": "How much cache_images may take for each process of the run, in GB, about."}
+    )
     on_bad_teacher_answer: Literal["stop", "skip"] = field(
         default="stop",
         metadata={
@@ -311,6 +324,8 @@ class DistillationTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False."})
 
     def __post_init__(self) -> None:
+        if self.cache_images is False:  # as YAML reads a bare off
+            self.cache_images = "off"
         _check_choices(self)
         _check_numbers(self)
         check_fit(self)
@@ -438,6 +453,11 @@ class DistillationTrainingArguments(TrainingArguments):
             switch_probability=self.mixup_switch_probability,
             group_size=self.mixup_group_size,
         )
+
+    @property
+    def cache_bytes(self) -> float:
+        """How many bytes of decoded images each process may keep."""
+        return self.cache_images_gb * 1e9 if self.cache_images == "decoded" else 0.0
 
     @property
     def images_per_block(self) -> int:

@@ -230,7 +230,8 @@ def as_views(
         image_column, label_column = "image", "label"
     if not images_are_checked:
         check_stored_images(dataset, image_column, "images to train on", args.on_bad_image, args.check_images)
-    return ViewDataset(dataset, transform, image_column=image_column, label_column=label_column, **settings)
+    columns = {"image_column": image_column, "label_column": label_column}
+    return ViewDataset(dataset, transform, **columns, cache_bytes=args.cache_bytes, **settings)
 
 
 def as_evaluation(

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from support.main_of import main_of
+from torch import nn
 
 from hf_deit.errors import InputError
 from hf_deit.export import requirements

@@ -54,6 +54,7 @@ PUSH = ["--push_to_hub", "true"]
 NO_MIX = ["--mixup", "0", "--cutmix", "0"]
 UNLABELED = ["--recipe", "debug", "--dataset_name", "", "--unlabeled_dir", "x", "--use_cpu", "true"]
 UNTAUGHT = [*DIGITS, "--distillation_type", "none"]
+STREAM = ["--recipe", "debug", "--dataset_name", "a/b", "--streaming", "true", "--use_cpu", "true"]
 # By option: its value, a line beside which it does nothing, what the refusal says, and a line where it does something.
 ROWS = {
     "student_revision": ("v2", HERE, "a student on the Hub", [*HERE, *CHECKPOINT]),
@@ -81,6 +82,8 @@ ROWS = {
     "early_stopping_patience": ("3", [*HERE, "--load_best_model_at_end", "false"], "load_best_model_at_end", HERE),
     "min_train_steps": ("9", [*HERE, "--max_steps", "5"], "is the least length", HERE),
     "check_images": ("all", DIGITS, "come with a library", [*DIGITS, "--unlabeled_dir", "x"]),
+    "cache_images": ("decoded", STREAM, "streaming is true", DIGITS),
+    "cache_images_gb": ("2", DIGITS, "--cache_images decoded", [*DIGITS, "--cache_images", "decoded"]),
     "distillation_alpha": ("0.3", UNTAUGHT, 'distillation_type is "none"', DIGITS),
     "distillation_temperature": ("2", HERE, "--distillation_type soft", [*HERE, *SOFT]),
     "distillation_reduction": ("numel", HERE, "--distillation_type soft", [*HERE, *SOFT]),

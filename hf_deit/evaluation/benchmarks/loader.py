@@ -22,8 +22,11 @@ from .figures import Bar, Chart, markdown_table, short_time
 from .stand_ins import photographs
 from .timing import Ratio, time_in_turn
 
-_REPEATS = {"hf_deit:3": 3, "hf_deit:1": 1}  # views of an image that is drawn
-ARMS = (*_REPEATS, "timm:uint8", "timm:float")
+# This package's: views of an image that is drawn, and what is kept of images.
+_OURS = {"hf_deit:3": (3, "off"), "hf_deit:1": (1, "off")}
+_OURS |= {f"{name}-cached": (repeats, "decoded") for name, (repeats, _) in _OURS.items()}
+_TIMM = ("timm:uint8", "timm:float")
+ARMS = (*_OURS, *_TIMM)
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,18 @@ class LoaderReport:
     def to_dict(self) -> dict[str, Any]:
         """As an object of JSON; times are in seconds."""
         ratios = {
-            ours: {arm: each and asdict(each) for arm in self.seconds for each in [self.ratio(arm, ours)]}
-            for ours in _REPEATS
-            if ours in self.seconds
+            ours: {timm: asdict(ratio) for timm in _TIMM if (ratio := self.ratio(timm, ours))}
+            for ours in self.seconds.keys() & _OURS.keys()
         }
-        return {**asdict(self), "ratio_to": ratios}
+        return {**asdict(self), "ratio_to_ours": ratios}
 
     def charts(self) -> list[Chart]:
         """As a picture."""
         bars = []
         for arm, seconds in self.seconds.items():
-            ratios = {ours: self.ratio(arm, ours) for ours in _REPEATS if arm not in _REPEATS}
-            note = ", ".join(f"{ratio.brief} times {ours}" for ours, ratio in ratios.items() if ratio)
-            bars.append(Bar.of_times(arm, self._of_a_view(seconds), note, is_ours=arm in _REPEATS))
+            ratios = {timm: self.ratio(timm, arm) for timm in _TIMM if arm in _OURS}
+            note = ", ".join(f"{timm} {ratio.brief} times as long" for timm, ratio in ratios.items() if ratio)
+            bars.append(Bar.of_times(arm, self._of_a_view(seconds), note, is_ours=arm in _OURS))
         return [Chart("a view, from JPEG to a batch", "s", bars)]
 
     @property
@@ -78,9 +80,9 @@ class LoaderReport:
         rows = []
         for arm, seconds in self.seconds.items():
             median = statistics.median(self._of_a_view(seconds))
-            ratios = [str(self.ratio(arm, ours) or "-") for ours in _REPEATS]
+            ratios = [str((arm in _OURS and self.ratio(timm, arm)) or "-") for timm in _TIMM]
             rows.append((arm, short_time(median), rate(1 / median), *ratios))
-        head = ("arm", "time", "views/s", *(f"time / {ours}" for ours in _REPEATS))
+        head = ("arm", "time", "views/s", *(f"{timm} / it" for timm in _TIMM))
         return f"{self.title}:\n\n{markdown_table(head, rows)}"
 
     def _of_a_view(self, seconds: Sequence[float]) -> list[float]:
@@ -98,9 +100,10 @@ def measure_loader(
 ) -> LoaderReport:
     """Compares loaders of the same images with DeiT's augmentation: bicubic crops, flips, RandAugment, erasing.
 
-    "hf_deit:3" and "hf_deit:1" are the Trainer's, with three views of an image that is drawn, as in the paper, and with
-    one; like "timm:uint8", timm's transform with its collation for a prefetcher, they leave normalising and erasing to
-    the device. "timm:float" does them, too, as the authors' loader.
+    "hf_deit:3" and "hf_deit:1" are the Trainer's, with three views of an image that is drawn, as in the paper, and
+    with one; like "timm:uint8", timm's transform with its collation for a prefetcher, they leave normalising and
+    erasing to the device. "timm:float" does them, too, as the authors' loader. "-cached" has `cache_images`, after the
+    epoch in which images are decoded.
 
     Args:
         image_size: in pixels.
@@ -138,7 +141,7 @@ class _Loaders:
 
     def round_of(self, arm: str) -> Callable[[], None]:
         """Goes through the batches of an epoch."""
-        loader = self._trainers(_REPEATS[arm]) if arm in _REPEATS else self._timms(is_float=arm == "timm:float")
+        loader = self._trainers(*_OURS[arm]) if arm in _OURS else self._timms(is_float=arm == "timm:float")
 
         def run() -> None:
             for _ in loader:
@@ -146,13 +149,14 @@ class _Loaders:
 
         return run
 
-    def _arguments(self, repeats: int) -> DistillationTrainingArguments:
+    def _arguments(self, repeats: int = 1, cache_images: str = "off") -> DistillationTrainingArguments:
         return DistillationTrainingArguments(
             output_dir=self._folder,
             per_device_train_batch_size=self._batch_size,
             dataloader_num_workers=self._num_workers,
             dataloader_persistent_workers=self._num_workers > 0,
             repeated_augmentation=repeats,
+            cache_images=cache_images,
             mixup=0.0,
             cutmix=0.0,
             distillation_type="none",
@@ -162,17 +166,17 @@ class _Loaders:
             save_strategy="no",
         )
 
-    def _trainers(self, repeats: int) -> Any:
+    def _trainers(self, repeats: int, cache_images: str) -> Any:
         names = dict(enumerate(self._data.features["label"].names))
         sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 12}
         student = create_model("deit_tiny_patch16_224", id2label=names, image_size=self._image_size, **sizes)
         trainer = DistillationTrainer(
-            student, self._arguments(repeats), processing_class=self._processor, train_dataset=self._data
+            student, self._arguments(repeats, cache_images), processing_class=self._processor, train_dataset=self._data
         )
         return trainer.get_train_dataloader()
 
     def _timms(self, *, is_float: bool) -> DataLoader:
-        args, data = self._arguments(1), Photographs(self._data)
+        args, data = self._arguments(), Photographs(self._data)
         data.transform = create_transform(
             self._image_size,
             is_training=True,

@@ -1,0 +1,106 @@
+"""Contract: images that are kept decoded are those that decoding gives; they take no more room than they may."""
+
+import copy
+import gc
+import os
+import pickle
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from support import tiny
+from torch.utils.data import DataLoader
+
+from hf_deit.data.decoded_images import DecodedImages
+from hf_deit.data.decoding import ImageDecoder, size_of
+from hf_deit.data.view_dataset import ViewDataset, collate
+from hf_deit.data.views import ViewSampler
+from hf_deit.errors import BadImageError
+
+
+@pytest.fixture
+def images(tmp_path) -> datasets.Dataset:
+    """Of several modes and sizes, one lying on its side, and one that is broken."""
+    generator, paths = np.random.default_rng(0), []
+    for index, mode in enumerate(["RGB", "L", "RGBA", "P", "RGB", "RGB"]):
+        image = Image.fromarray(generator.integers(0, 256, (20 + index, 31, 3), dtype=np.uint8)).convert(mode)
+        exif = Image.Exif()
+        exif[0x0112] = 6 if index == 4 else 1
+        paths.append(str(tmp_path / f"{index}.{'jpg' if mode == 'RGB' else 'png'}"))
+        image.save(paths[-1], **({"exif": exif} if mode == "RGB" else {}))
+    with open(paths[-1], "r+b") as file:
+        file.truncate(300)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=2)})
+    return datasets.Dataset.from_dict({"image": paths, "label": [0, 1] * 3}, features=features)
+
+
+def test_kept_images_are_those_that_are_decoded(images, monkeypatch):
+    decode = ImageDecoder(images, "image")
+    kept = DecodedImages(decode, len(images), 1e9)
+    first = [kept(index) for index in range(5)]
+    with pytest.raises(BadImageError):
+        kept(5)
+    monkeypatch.setattr(ImageDecoder, "__call__", None)  # nothing is decoded once more, by a worker neither
+    for again in (kept, pickle.loads(pickle.dumps(kept))):
+        for index in range(5):
+            image = again(index)
+            assert (image.mode, image.size) == ("RGB", first[index].size)
+            assert image.tobytes() == first[index].tobytes()
+    monkeypatch.undo()
+    assert [image.tobytes() for image in first] == [decode(index).tobytes() for index in range(5)]
+    folder = kept.folder
+    del again
+    gc.collect()
+    assert os.listdir(folder)
+    del kept
+    gc.collect()
+    assert not os.path.exists(folder)
+
+
+def test_only_so_many_are_kept_as_have_room(caplog):
+    train, _ = tiny.digits()
+    decode = ImageDecoder(train, "image")
+    whole = sum(3 * image.width * image.height for image in train["image"])
+    with caplog.at_level("WARNING"):
+        kept = DecodedImages(decode, len(train), whole / 2)
+    assert "50 % of the 96 images are kept decoded" in caplog.text and "--cache_images_gb" in caplog.text
+    for index in [*range(96), *range(96)]:
+        assert kept(index).tobytes() == decode(index).tobytes()
+    sizes = [os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(kept.folder) for name in names]
+    assert 0.3 * whole < sum(sizes) < 0.7 * whole
+    shutil.rmtree(kept.folder)
+    with open(kept.folder, "w"):  # nothing can be written any more
+        assert kept(0).tobytes() == decode(0).tobytes()
+        assert all(kept(index).tobytes() == decode(index).tobytes() for index in range(9))
+    assert caplog.text.count("no more images are kept decoded") == 1
+    os.remove(kept.folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_are_the_same(images, workers):
+    whole = images.select(range(5))
+    plain, cached = (ViewDataset(whole, transform, seed=3, repeats=2, cache_bytes=room) for room in (0, 1e9))
+    sampler = ViewSampler(5, seed=3, total_batch_size=2, repeats=2)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        settings = {"batch_size": 2, "sampler": sampler, "collate_fn": collate, "num_workers": workers}
+        for one, other in zip(DataLoader(plain, **settings), DataLoader(cached, **settings), strict=True):
+            assert all((one[name] == other[name]).all() for name in one)
+    names = {name for _, _, found in os.walk(cached._decoded.folder) for name in found}
+    assert names and names <= {"0", "1", "2", "3", "4"}
+    assert copy.copy(cached).labels is cached.labels
+
+
+def transform(image):
+    import random
+
+    from torchvision.transforms.functional import pil_to_tensor
+
+    left = random.randrange(8)
+    return pil_to_tensor(image.crop((left, 0, left + 16, 16)))
+
+
+def test_sizes_are_read_from_headers():
+    assert size_of(None) is None and size_of({"bytes": b"no image", "path": None}) is None
