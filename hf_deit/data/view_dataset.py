@@ -191,6 +191,7 @@ class ViewDataset(KeyedViews):
 
     Attributes:
         labels: of all rows, (N,) int64, `IGNORED_LABEL` where there is none.
+        decoded: gives the RGB image of a row, or raises `BadImageError`.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class ViewDataset(KeyedViews):
         self.dataset = without_format(dataset)
         self.image_column, self.label_column = image_column, label_column
         self._decode = ImageDecoder(self.dataset, image_column)
-        self._decoded = DecodedImages(self._decode, len(self.dataset), cache_bytes) if cache_bytes else self._decode
+        self.decoded = DecodedImages(self._decode, len(self.dataset), cache_bytes) if cache_bytes else self._decode
         self.labels = labels_of(self.dataset, label_column)
         self.has_labels = bool((self.labels >= 0).any())
 
@@ -219,7 +220,7 @@ class ViewDataset(KeyedViews):
         for offset in range(len(self)):
             candidate = (key.index + offset) % len(self)
             try:
-                return ReadImage(self._decoded(candidate), int(self.labels[candidate]), passed_over)
+                return ReadImage(self.decoded(candidate), int(self.labels[candidate]), passed_over)
             except BadImageError as error:
                 if self.on_bad_image == "stop":
                     raise

@@ -88,7 +88,7 @@ def test_views_are_the_same(images, workers):
         settings = {"batch_size": 2, "sampler": sampler, "collate_fn": collate, "num_workers": workers}
         for one, other in zip(DataLoader(plain, **settings), DataLoader(cached, **settings), strict=True):
             assert all((one[name] == other[name]).all() for name in one)
-    names = {name for _, _, found in os.walk(cached._decoded.folder) for name in found}
+    names = {name for _, _, found in os.walk(cached.decoded.folder) for name in found}
     assert names and names <= {"0", "1", "2", "3", "4"}
     assert copy.copy(cached).labels is cached.labels
 

@@ -64,7 +64,7 @@ def test_arms_take_the_same_steps(seen, monkeypatch, tmp_path, capsys):
     report = json.loads(figures.read_text())
     assert {arm: len(seconds) for arm, seconds in report["seconds"].items()} == dict.fromkeys(end_to_end.ARMS, 1)
     printed = capsys.readouterr().out
-    assert [line.split(" | ")[0] for line in printed.splitlines() if line.startswith("| ")][2:] == [
+    assert [line.split(" | ")[0].rstrip() for line in printed.splitlines() if line.startswith("| ")][2:] == [
         f"| {arm}" for arm in end_to_end.ARMS
     ]
     assert "The Trainer takes" in printed

@@ -102,8 +102,8 @@ def measure_loader(
 
     "hf_deit:3" and "hf_deit:1" are the Trainer's, with three views of an image that is drawn, as in the paper, and
     with one; like "timm:uint8", timm's transform with its collation for a prefetcher, they leave normalising and
-    erasing to the device. "timm:float" does them, too, as the authors' loader. "-cached" has `cache_images`, after the
-    epoch in which images are decoded.
+    erasing to the device. "timm:float" does them, too, as the authors' loader. "-cached" has `cache_images`, and has
+    decoded all images before.
 
     Args:
         image_size: in pixels.
@@ -173,6 +173,9 @@ class _Loaders:
         trainer = DistillationTrainer(
             student, self._arguments(repeats, cache_images), processing_class=self._processor, train_dataset=self._data
         )
+        if cache_images != "off":
+            for index in range(len(self._data)):  # an epoch of several views has but a part of the images
+                trainer.train_dataset.decoded(index)
         return trainer.get_train_dataloader()
 
     def _timms(self, *, is_float: bool) -> DataLoader:
