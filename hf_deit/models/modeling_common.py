@@ -96,7 +96,12 @@ def depth_draws(layers: nn.ModuleList, view_seeds: torch.Tensor | None) -> torch
         layers: with an `attention_depth` and an `mlp_depth`.
         view_seeds: (B,) int64, from `keyed.view_seed`, or None.
     """
-    depths = [depth for layer in layers for depth in (layer.attention_depth, layer.mlp_depth) if depth.rate > 0]
+    depths = [
+        depth
+        for layer in layers
+        for depth in (layer.attention_depth, layer.mlp_depth)
+        if depth.training and depth.rate > 0
+    ]
     if view_seeds is None or not depths:
         return None
     return keyed_draws(view_seeds, 1 + max(depth.stream for depth in depths))

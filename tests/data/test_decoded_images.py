@@ -2,9 +2,11 @@
 
 import copy
 import gc
+import glob
 import os
 import pickle
 import shutil
+import tempfile
 
 import datasets
 import numpy as np
@@ -17,7 +19,7 @@ from hf_deit.data.decoded_images import DecodedImages
 from hf_deit.data.decoding import ImageDecoder, size_of
 from hf_deit.data.view_dataset import ViewDataset, collate
 from hf_deit.data.views import ViewSampler
-from hf_deit.errors import BadImageError
+from hf_deit.errors import BadImageError, InputError
 
 
 @pytest.fixture
@@ -50,32 +52,62 @@ def test_kept_images_are_those_that_are_decoded(images, monkeypatch):
             assert image.tobytes() == first[index].tobytes()
     monkeypatch.undo()
     assert [image.tobytes() for image in first] == [decode(index).tobytes() for index in range(5)]
-    folder = kept.folder
+    folder, late = kept.folder, pickle.loads(pickle.dumps(kept))
+    with open(os.path.join(folder, "0", "3"), "r+b") as file:
+        file.truncate(5)
+    assert late(3).tobytes() == first[3].tobytes()
     del again
     gc.collect()
     assert os.listdir(folder)
     del kept
     gc.collect()
-    assert not os.path.exists(folder)
+    assert late(0).tobytes() == first[0].tobytes()  # as a worker that is still at work: it brings nothing back
+    assert not glob.glob(f"{folder}*")
 
 
-def test_only_so_many_are_kept_as_have_room(caplog):
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    decode = ImageDecoder(tiny.digits()[0], "image")
+    living = DecodedImages(decode, 96, 1e9)
+    left = tmp_path / "hf_deit_images_left"
+    (left / "0").mkdir(parents=True)
+    (left / "lock").touch()
+    other = DecodedImages(decode, 96, 1e9)
+    assert sorted(str(path) for path in tmp_path.iterdir()) == sorted([living.folder, other.folder])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    with pytest.raises(InputError, match=r"images cannot be kept decoded .*TMPDIR"):
+        DecodedImages(decode, 96, 1e9)
+
+
+def test_processes_share_the_disk(monkeypatch, caplog):
+    decode = ImageDecoder(tiny.digits()[0], "image")
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=96 * 4096 * 4))
+    assert DecodedImages(decode, 96, 1e9).kept_part == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert DecodedImages(decode, 96, 1e9).kept_part == pytest.approx(0.25)
+
+
+def test_only_so_many_are_kept_as_have_room(caplog, monkeypatch):
     train, _ = tiny.digits()
     decode = ImageDecoder(train, "image")
-    whole = sum(3 * image.width * image.height for image in train["image"])
+    whole = 96 * 4096  # a block each
     with caplog.at_level("WARNING"):
         kept = DecodedImages(decode, len(train), whole / 2)
     assert "50 % of the 96 images are kept decoded" in caplog.text and "--cache_images_gb" in caplog.text
     for index in [*range(96), *range(96)]:
         assert kept(index).tobytes() == decode(index).tobytes()
     sizes = [os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(kept.folder) for name in names]
-    assert 0.3 * whole < sum(sizes) < 0.7 * whole
-    shutil.rmtree(kept.folder)
-    with open(kept.folder, "w"):  # nothing can be written any more
-        assert kept(0).tobytes() == decode(0).tobytes()
+    assert 0.3 * 96 < sum(size > 0 for size in sizes) < 0.7 * 96
+    kept = DecodedImages(decode, len(train), 1e9)
+
+    def full(self, *args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with caplog.at_level("WARNING"):
         assert all(kept(index).tobytes() == decode(index).tobytes() for index in range(9))
-    assert caplog.text.count("no more images are kept decoded") == 1
-    os.remove(kept.folder)
+    assert caplog.text.count("no more images are kept decoded") == 1 and not os.listdir(os.path.join(kept.folder, "0"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -88,7 +120,7 @@ def test_views_are_the_same(images, workers):
         settings = {"batch_size": 2, "sampler": sampler, "collate_fn": collate, "num_workers": workers}
         for one, other in zip(DataLoader(plain, **settings), DataLoader(cached, **settings), strict=True):
             assert all((one[name] == other[name]).all() for name in one)
-    names = {name for _, _, found in os.walk(cached.decoded.folder) for name in found}
+    names = {name for _, _, found in os.walk(cached.decoded.folder) for name in found if name.isdigit()}
     assert names and names <= {"0", "1", "2", "3", "4"}
     assert copy.copy(cached).labels is cached.labels
 

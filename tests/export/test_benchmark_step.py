@@ -10,9 +10,9 @@ from support.main_of import main_of
 from torch import nn
 
 from hf_deit.errors import InputError
+from hf_deit.evaluation.benchmarks.memory import resident_memory
 from hf_deit.export import requirements
 from hf_deit.export.benchmark import step, step_arms
-from hf_deit.export.benchmark.memory import resident_memory
 from hf_deit.export.benchmark.step_memory import begin_stepping
 from hf_deit.models.zoo import create_model
 

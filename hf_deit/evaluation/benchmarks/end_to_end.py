@@ -111,7 +111,7 @@ def measure_end_to_end(
 
     "hf_deit" is `DistillationTrainer.train`, "hf_deit:bare" a loop over the same loader and the same step, "timm" a
     loop over timm's loader, with its RandAugment, random erasing and mixing, and its task of distillation. A round is
-    a training from its start; the time counts from where its loader has nothing left that it prepared meanwhile.
+    a training from its start; the time counts when workers are as many batches ahead as they get, at its end, too.
 
     Args:
         student: a distilled DeiT of the zoo.
@@ -202,7 +202,7 @@ class _Arms:
     ) -> None:
         self.student, self.image_size, self.bf16 = student, image_size, bf16
         self.batch_size, self.num_workers, self.num_steps = batch_size, num_workers, num_steps
-        self.data = photographs(num_steps * batch_size)
+        self.data = photographs((num_steps + 2 * num_workers) * batch_size)  # so that workers do not run out of it
         self.processor = DistilledDeiTImageProcessor(crop_size=image_size)
         torch.manual_seed(0)
         dtype = torch.bfloat16 if bf16 else torch.float32
@@ -260,6 +260,8 @@ class _Arms:
             for number, batch in enumerate(loader, start=1):
                 step(trainer.prepare_batch(batch))
                 clock(number)
+                if number == self.num_steps:
+                    break
 
         return run
 
@@ -287,7 +289,9 @@ class _Arms:
         model = timm.create_model(self.student, num_classes=labels, img_size=self.image_size, drop_path_rate=0.1)
         model.set_distilled_training(True)
         loss_of = self._loss_of_timm(model.to(device).train())
-        optimizer = create_optimizer_v2(model, "adamw", lr=args.learning_rate, weight_decay=args.weight_decay)
+        optimizer = create_optimizer_v2(
+            model, "adamw", lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
+        )
 
         def run(clock: _Clock) -> None:
             for number, (pixels, targets) in enumerate(loader, start=1):
@@ -297,6 +301,8 @@ class _Arms:
                 optimizer.step()
                 optimizer.zero_grad()
                 clock(number)
+                if number == self.num_steps:
+                    break
 
         return run
 

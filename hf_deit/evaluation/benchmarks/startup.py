@@ -22,7 +22,7 @@ from ...errors import InputError, not_one_of
 from ...hub.environment import describe_environment
 from .figures import Bar, Chart, markdown_table, short_time
 from .stand_ins import photographs
-from .startup_arms import ARMS, STAGES, Start, command_line
+from .startup_arms import ARMS, MEMORY, STAGES, Start, command_line
 from .timing import Ratio
 
 LAYOUTS = ("folders", "parquet")
@@ -222,7 +222,7 @@ def _begin(start: Start, folder: str, cache: str) -> tuple[dict[str, float], int
                 stderr=file,
                 start_new_session=True,
             )
-        memory = _wait(process)
+        _wait(process)
         if not os.path.exists(start.marks):
             with open(log, encoding="utf-8", errors="replace") as file:
                 lines = [line.strip() for line in file if line.strip()]
@@ -230,18 +230,13 @@ def _begin(start: Start, folder: str, cache: str) -> tuple[dict[str, float], int
         with open(start.marks) as file:
             marks = json.load(file)
     ends = [0.0, *(marks[stage] for stage in STAGES)]
-    return {stage: ends[place + 1] - ends[place] for place, stage in enumerate(STAGES)}, memory
+    return {stage: ends[place + 1] - ends[place] for place, stage in enumerate(STAGES)}, marks[MEMORY]
 
 
-def _wait(process: subprocess.Popen) -> int | None:
-    """Until a process has ended, and its workers with it; gives the most bytes that it held."""
-    if not hasattr(os, "wait4"):
-        process.wait()
-        return None
+def _wait(process: subprocess.Popen) -> None:
+    """Until a process has ended, and its workers with it."""
     try:
-        _, _, used = os.wait4(process.pid, 0)
-        process.returncode = 0  # it has been waited for
+        process.wait()
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .memory import peak_memory
+
 # What is waited for, in turn: libraries and options; the images' list and its checks; the model and what trains it;
 # workers and the batch that they give first; the step that it makes.
 STAGES = ("imports", "images", "model", "first batch", "first step")
+MEMORY = "memory"  # the most bytes of the process, beside the stages
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -57,7 +60,7 @@ def main() -> None:
         found.setdefault(stage, time.time() - start.began)
         if stage == STAGES[-1]:
             with open(start.marks, "w") as file:
-                json.dump(found, file)
+                json.dump({**found, MEMORY: peak_memory("cpu")}, file)
             sys.stdout.flush()
             os._exit(0)  # what follows a run is not waited for
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ...evaluation.benchmarks.memory import forget_peak, peak_memory
 from .arms import Answer, Arm, Making, Programs
-from .memory import forget_peak, peak_memory
 
 CALIBRATION = "calibration.npy"  # in the folder of the programs
 _WARM = 1.05  # so much faster than before makes another block of runs worthwhile

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .memory import forget_peak, peak_memory, release, resident_memory
+from ...evaluation.benchmarks.memory import forget_peak, peak_memory, release, resident_memory
 from .step_arms import Steps, StepSettings
 
 _STEPS = 3  # of which the first makes the optimizer's state
