@@ -28,7 +28,7 @@ class Execution:
         return self != PLAIN
 
     def __str__(self) -> str:
-        """In words, of one that is not as it was loaded."""
+        """In words."""
         parts = [
             f"{counted(self.folded, 'BatchNorm layer')} folded" if self.folded else "",
             "channels_last" if self.channels_last else "",
@@ -51,9 +51,13 @@ class Execution:
         known = {} if known is None else known
         kinds = {"folded": int, "channels_last": bool, "compiled": int, "dtype": str}
         is_known = isinstance(known, Mapping) and all(type(value) is kinds.get(name) for name, value in known.items())
+        is_known = is_known and min(known.get("folded", 0), known.get("compiled", 0)) >= 0
         if not is_known or known.get("dtype", "bfloat16") not in ("bfloat16", "float16"):
             names = ", ".join(field.name for field in fields(cls))
-            raise InputError(f"how a teacher runs is said by {names}, got {brief(known)}: update hf_deit")
+            raise InputError(
+                f"how a teacher runs is said by {names}, got {brief(known)}: it is damaged, or of a later "
+                "version: update hf_deit"
+            )
         return cls(**known)
 
 

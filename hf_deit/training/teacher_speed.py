@@ -142,7 +142,7 @@ def first_batches(
     views: KeyedViews, args: DistillationTrainingArguments, prepare: Prepare
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The first batches of a run, as it sees them, in the process that asks."""
-    keys = filter(None, make_sampler(views, args))  # None is another process's, of a stream
+    keys = (key for key in make_sampler(views, args) if key is not None)  # which is another process's, of a stream
     while chunk := list(itertools.islice(keys, args.train_batch_size)):
         samples = views.__getitems__(chunk) if hasattr(views, "__getitems__") else [views[key] for key in chunk]
         yield prepare(collate(samples))
@@ -174,9 +174,12 @@ def choose_execution(
     start = time.perf_counter()
     if not _is_worth_it(teacher, num_views):
         return Choice()
-    batch = next(iter(batches))
+    if (batch := next(iter(batches), None)) is None:
+        return Choice()
     try:
-        with logging.tqdm(desc="how the teacher runs fastest", unit=" batches", delay=2, disable=is_quiet) as bar:
+        with logging.tqdm(
+            desc="finding the fastest way to run the teacher", unit=" batches", delay=2, disable=is_quiet
+        ) as bar:
             trials = _Trials(teacher, batch, num_views, bar.update)
             trials.try_layouts(bf16=bf16 and batch.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
             if compiles:
@@ -203,6 +206,7 @@ class _Trials:
         self._arms = {PLAIN: teacher}
         self._seconds = {PLAIN: 0.0}
         self._cost, self._unpaid = 0.0, ""
+        self._said: list[torch.Tensor] = []  # by the teacher as it was loaded, of each batch
 
     def try_layouts(self, *, bf16: bool) -> None:
         """Times the teacher as it was loaded, folded, in channels_last and in bfloat16, in turn."""
@@ -212,9 +216,10 @@ class _Trials:
             found += [replace(execution, channels_last=True) for execution in found]
         if bf16 and self._teacher.dtype == torch.float32:
             found += [replace(execution, dtype="bfloat16") for execution in found]
+        del folded  # each arm has its own
         for execution in dict.fromkeys(found):
             if execution and (execution.folded or not found[1]):  # folded it is never slower
-                self._arms[execution] = self._running_as(execution)
+                self._try(execution, self._arms, self._timed)
         seconds = _time_in_turn(self._arms, self._timed, self._after_batch)
         self._seconds = {one: value / len(self._timed) * len(self._batch) for one, value in seconds.items()}
 
@@ -223,20 +228,14 @@ class _Trials:
         best = self._fastest()
         if self._seconds[best] / len(self._batch) * self._num_views < _WORTH_COMPILING:
             return
-        layouts = {best, replace(best, channels_last=not best.channels_last)} if self._batch.is_cuda else {best}
-        compiled = {}
+        layouts = [best, replace(best, channels_last=not best.channels_last)] if self._batch.is_cuda else [best]
+        compiled: dict[Execution, Teacher] = {}
         for execution in (one for one in layouts if one in self._arms):
-            now = replace(execution, compiled=len(self._batch))
             start = time.perf_counter()
-            try:
-                compiled[now] = self._running_as(now)
-                compiled[now](self._batch)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # of any kind: there is no compiler, or it cannot compile this model
-                logger.info("the teacher %s is not compiled: %s", self._teacher.name_or_path, first_line(error))
-                return
+            self._try(replace(execution, compiled=len(self._batch)), compiled, self._batch)
             self._cost += time.perf_counter() - start
+        if not compiled:
+            return
         seconds = _time_in_turn({best: self._arms[best], **compiled}, self._batch, self._after_batch)
         fastest = min(compiled, key=seconds.__getitem__)
         saved = (seconds[best] - seconds[fastest]) / len(self._batch) * self._num_views
@@ -255,7 +254,7 @@ class _Trials:
             if not chosen or self._seconds[PLAIN] < _LEAST_GAIN * self._seconds[chosen]:
                 break
             views, differing = self._compare(chosen, batches, wanted)
-            found = f"{differing:,} of {counted(views, 'view')} labelled otherwise"
+            found = f"{differing:,} of {counted(views, 'view')} labelled differently"
             if differing <= _DIFFERING * views:
                 return chosen, f"{refused}; {found}"
             refused += f"; {chosen}: {found}"
@@ -277,10 +276,18 @@ class _Trials:
             f"{rate(speed[PLAIN])} views/s{cost}{tried}"
         )
 
-    def _running_as(self, execution: Execution) -> Teacher:
-        arm = copy.deepcopy(self._teacher)
-        arm.run_as(execution)
-        return arm
+    def _try(self, execution: Execution, arms: dict[Execution, Teacher], batch: torch.Tensor) -> None:
+        """Adds a way to run the teacher to others, if it can run so."""
+        try:
+            arm = copy.deepcopy(self._teacher)
+            arm.run_as(execution)
+            arm(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of any kind: a model may want a layout, a device an engine, torch a compiler
+            logger.info("the teacher %s does not run %s: %s", self._teacher.name_or_path, execution, first_line(error))
+        else:
+            arms[execution] = arm
 
     def _fastest(self) -> Execution:
         """Not as it was loaded, if there is another way: that one has more to do, if only by little."""
@@ -289,9 +296,11 @@ class _Trials:
     def _compare(self, chosen: Execution, batches: Iterable[torch.Tensor], wanted: int) -> tuple[int, int]:
         """Of how many views the labels were compared, and of how many they differ."""
         views, differing = 0, 0
-        for batch in batches:
-            plain, fast = (decisions_of(self._arms[execution](batch)) for execution in (PLAIN, chosen))
-            views, differing = views + len(batch), differing + int((plain != fast).sum())
+        for number, batch in enumerate(batches):
+            if number == len(self._said):
+                self._said.append(decisions_of(self._teacher(batch)))
+            fast = decisions_of(self._arms[chosen](batch))
+            views, differing = views + len(batch), differing + int((self._said[number] != fast).sum())
             self._after_batch()
             if views >= wanted:
                 break
@@ -312,7 +321,7 @@ class _Replayed(Iterable):
 
 
 def _inner_convs(model: nn.Module) -> Iterator[nn.Conv2d]:
-    """Convolutions whose patches overlap: of others, as of a vision transformer's first layer, layout is nothing."""
+    """Convolutions whose patches overlap: to others, as those of a vision transformer, layout is no matter."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size != module.stride:
             yield module
@@ -328,7 +337,7 @@ def _time_in_turn(
             start = time.perf_counter()
             arm(batch)
             if batch.device.type != "cpu":
-                torch.accelerator.synchronize()
+                torch.accelerator.synchronize(batch.device)
             if number:
                 seconds[execution].append(time.perf_counter() - start)
             after_batch()

@@ -39,6 +39,14 @@ class Repeated(nn.Module):
         return self.head((self.norms[0](self.stem(pixels)) + self.norms[1](made)).mean(dim=(2, 3)))
 
 
+class Curious(Reused):
+    """Looks at what its BatchNorm is, and shares an activation with nothing."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        made = self.conv(self.stem(pixels))
+        return self.head((self.norm(made) / self.norm.num_features).mean(dim=(2, 3)))
+
+
 class Standardized(nn.Conv2d):
     """As of Big Transfer: its weights are standardised, so that scaling them does nothing."""
 
@@ -52,12 +60,25 @@ MODELS = {
     "with activations": (lambda: timm.create_model("lcnet_035"), lambda norms: norms),
     "before the convolution": (lambda: timm.create_model("densenet121", block_config=(2, 2)), lambda norms: 5),
     "needed elsewhere": (Reused, lambda _: 2),
+    "looked at": (Curious, lambda _: 2),
+    "of tokens": (lambda: Tokens(), lambda _: 0),
     "twice": (Repeated, lambda _: 1),
     "standardised": (lambda: head_on(Standardized(3, 4, 3), nn.BatchNorm2d(4)), lambda _: 0),
     "without weights": (lambda: head_on(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False)), int),
     "of each batch": (lambda: head_on(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), lambda _: 0),
     "another class": (lambda: head_on(nn.Conv2d(3, 4, 3), type("Own", (nn.BatchNorm2d,), {})(4)), lambda _: 0),
 }
+
+
+class Tokens(nn.Module):
+    """A BatchNorm over the places of tokens, not over the features that its linear layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(40, 6), nn.BatchNorm1d(120)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(pixels.flatten(1, 2))).mean(dim=1)
 
 
 class Logits(nn.Module):

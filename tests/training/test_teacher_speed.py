@@ -79,7 +79,7 @@ def test_the_fastest_is_chosen_and_answers_alike(timed, folder):
     choice = choose(teacher)
     assert choice.execution == FASTEST and timed == [[PLAIN, FOLDED, FASTEST]]
     assert choice.words.startswith("1.43 x as fast, 6 BatchNorm layers folded, channels_last: 46 instead of 32 views")
-    assert "folded 1.11 x; 0 of 64 views labelled otherwise" in choice.words
+    assert "folded 1.11 x; 0 of 64 views labelled differently" in choice.words
     assert teacher.description.is_undecided  # until it is told
     fast, pixels = teacher_of(folder), batches()[0]
     fast.run_as(choice.execution)
@@ -110,7 +110,7 @@ def test_one_that_gives_other_labels_stays_as_it_was_loaded(timed, folder, monke
     with caplog.at_level("WARNING"):
         choice = choose(teacher)
     assert choice.execution == PLAIN and choice.words.startswith("as it was loaded, 32 views/s; tried: 6 BatchNorm")
-    assert "channels_last: 14 of 64 views labelled otherwise; 6 BatchNorm" in caplog.text
+    assert "channels_last: 14 of 64 views labelled differently; 6 BatchNorm" in caplog.text
 
 
 def test_compiling_is_for_the_batches_of_the_training_and_must_pay(timed, folder, monkeypatch):
@@ -199,7 +199,21 @@ def test_several_teachers_run_each_in_its_own_way(timed, folder, tmp_path):
     assert again._fitted["teacher"].identity() == several.teacher.description.identity() and len(timed) == 2
 
 
-@pytest.mark.parametrize("known", [{"folded": True}, {"flying": 1}, {"dtype": "int8"}, ["folded"]])
+def test_a_way_in_which_it_cannot_run_is_left_out(timed, folder, monkeypatch):
+    teacher = teacher_of(folder)
+    run_as = type(teacher).run_as
+
+    def refusing(self, execution):
+        run_as(self, execution)
+        if execution.channels_last:
+            raise RuntimeError("view size is not compatible with input tensor's size and stride")
+
+    monkeypatch.setattr(type(teacher), "run_as", refusing)
+    assert choose(teacher).execution == FOLDED
+    assert choose_execution(teacher, [], num_views=1000) == teacher_speed.Choice()
+
+
+@pytest.mark.parametrize("known", [{"folded": -1}, {"folded": True}, {"flying": 1}, {"dtype": "int8"}, ["folded"]])
 def test_a_way_to_run_of_a_later_version_is_refused(known):
     with pytest.raises(InputError, match="how a teacher runs is said by folded, channels_last, compiled, dtype, got"):
         Execution.of(known)
