@@ -45,6 +45,11 @@ AnyTeacher = Teacher | TeacherEnsemble
 AnyDescription = TeacherDescription | EnsembleDescription
 
 
+def members_of(teacher: AnyTeacher) -> list[Teacher]:
+    """The teachers, of which there may be one."""
+    return list(teacher.members) if isinstance(teacher, TeacherEnsemble) else [teacher]
+
+
 def load_teacher(
     name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..data.streams import StreamViewDataset
 from ..data.view_dataset import EvaluationDataset
 from ..models.answers import has_answer
-from .datasets import make_sampler
+from .datasets import first_samples
 from .metrics import measure_teacher
 from .teacher_answers import TeacherAnswers
 
@@ -85,11 +85,8 @@ def _views(trainer: "DistillationTrainer", answers: TeacherAnswers, keys: dict[t
         keys: takes the views' keys by epoch and slot.
     """
     views, mixed = trainer.train_dataset, 0
-    given = filter(None, make_sampler(views, trainer.args))  # None is another process's, of a stream
-    given = itertools.islice(given, TEACHER_CHECK_IMAGES)
-    while chunk := list(itertools.islice(given, trainer.args.train_batch_size)):  # which has whole groups of views
+    for chunk, samples in first_samples(views, trainer.args, TEACHER_CHECK_IMAGES):
         keys.update({(key.epoch, key.slot): key for key in chunk})
-        samples = views.__getitems__(chunk) if hasattr(views, "__getitems__") else [views[key] for key in chunk]
         if not _MIXING.isdisjoint(samples[0]) and mixed < TEACHER_CHECK_MIXED_VIEWS:
             batch = trainer.prepare_batch(trainer.data_collator(samples))
             answers.note(has_answer(trainer.teacher(batch["pixel_values"])), batch)

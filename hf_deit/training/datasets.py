@@ -1,6 +1,7 @@
 """What a run's loaders iterate over: data sets as views or evaluation images, checked against student and teacher."""
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -291,6 +292,21 @@ def make_sampler(views: KeyedViews, args: DistillationTrainingArguments) -> View
         repeats=args.repeated_augmentation,
         images_per_block=args.images_per_block,
     )
+
+
+def first_samples(
+    views: KeyedViews, args: DistillationTrainingArguments, most: int | None = None
+) -> Iterator[tuple[list[Any], list[dict[str, Any]]]]:
+    """The keys and samples of an epoch's first views, as many at once as in a batch, which has whole groups of them.
+
+    Args:
+        most: views; by default all of the epoch.
+    """
+    given = (key for key in make_sampler(views, args) if key is not None)  # which is another process's, of a stream
+    given = itertools.islice(given, most)
+    while keys := list(itertools.islice(given, args.train_batch_size)):
+        samples = views.__getitems__(keys) if hasattr(views, "__getitems__") else [views[key] for key in keys]
+        yield keys, samples
 
 
 def steps_per_epoch(views: KeyedViews, args: DistillationTrainingArguments) -> int:

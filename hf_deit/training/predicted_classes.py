@@ -16,7 +16,7 @@ from ..models.answers import decisions_of, has_answer
 from ..models.class_names import in_order
 from ..models.ensemble import TeacherEnsemble
 from ..models.image_processing_deit import SMALL_INPUT, DistilledDeiTImageProcessor
-from ..models.teacher import AnyTeacher, Teacher
+from ..models.teacher import AnyTeacher, members_of
 from ..models.zero_shot.prior import PRIOR_IMAGES, log_prior
 from .arguments import DistillationTrainingArguments
 from .processes import on_main_process
@@ -152,7 +152,7 @@ def predict_classes(
         most = PRIOR_IMAGES if to_correct else PREDICTED_IMAGES
         logits = _logits(teacher, views, processor, args, prepare, most=most)
         found = {place: log_prior(logits[place]) for place in to_correct}
-        priors = [found.get(place, member.prior) for place, member in enumerate(_members(teacher))]
+        priors = [found.get(place, member.prior) for place, member in enumerate(members_of(teacher))]
         kept = [None if prior is None else prior.tolist() for prior in priors]
         kept = kept if any(kept) else None
         said = _counts(teacher, logits)
@@ -169,18 +169,14 @@ def predict_classes(
 
 def correct_priors(teacher: AnyTeacher, predicted: PredictedClasses) -> None:
     """Takes off a teacher's logits, or those of each of several, what was found before."""
-    for member, prior in zip(_members(teacher), predicted.priors or (), strict=predicted.priors is not None):
+    for member, prior in zip(members_of(teacher), predicted.priors or (), strict=predicted.priors is not None):
         if prior is not None:
             member.correct_prior(prior)
 
 
-def _members(teacher: AnyTeacher) -> list[Teacher]:
-    return list(teacher.members) if isinstance(teacher, TeacherEnsemble) else [teacher]
-
-
 def _to_correct(teacher: AnyTeacher) -> list[int]:
     """Which of several teachers are to be corrected, and are not yet."""
-    members = enumerate(_members(teacher))
+    members = enumerate(members_of(teacher))
     return [place for place, one in members if one.description.corrects_prior and one.prior is None]
 
 
@@ -255,11 +251,11 @@ def _logits(
         num_workers=args.dataloader_num_workers if len(rows) > PREDICTED_IMAGES else 0,
         generator=torch.Generator(),  # the global one is the training's
     )
-    answers: list[list[torch.Tensor]] = [[] for _ in _members(teacher)]
+    answers: list[list[torch.Tensor]] = [[] for _ in members_of(teacher)]
     for batch in loader:
         is_whole = batch.pop("bad_images") == 0
         pixels = prepare(batch)["pixel_values"]
-        logits = [member(pixels).cpu()[is_whole] for member in _members(teacher)]
+        logits = [member(pixels).cpu()[is_whole] for member in members_of(teacher)]
         answered = torch.stack([has_answer(part) for part in logits]).all(dim=0)
         for kept, part in zip(answers, logits, strict=True):
             kept.append(part[answered])

@@ -1,7 +1,6 @@
 """How a teacher runs fastest on this device: found out by trying, once, on a run's own views."""
 
 import copy
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,9 +17,9 @@ from ..models.answers import decisions_of
 from ..models.ensemble import TeacherEnsemble
 from ..models.execution import PLAIN, Execution
 from ..models.single_teacher import Teacher
-from ..models.teacher import AnyDescription, AnyTeacher
+from ..models.teacher import AnyDescription, AnyTeacher, members_of
 from .arguments import DistillationTrainingArguments
-from .datasets import make_sampler
+from .datasets import first_samples
 from .processes import on_every_process, on_main_process
 
 logger = logging.get_logger(__name__)
@@ -133,19 +132,11 @@ def run_as(teacher: AnyTeacher, executions: list[Execution]) -> None:
         teacher.run_as(*executions)
 
 
-def members_of(teacher: AnyTeacher) -> list[Teacher]:
-    """The teachers, of which there may be one."""
-    return list(teacher.members) if isinstance(teacher, TeacherEnsemble) else [teacher]
-
-
 def first_batches(
     views: KeyedViews, args: DistillationTrainingArguments, prepare: Prepare
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The first batches of a run, as it sees them, in the process that asks."""
-    keys = (key for key in make_sampler(views, args) if key is not None)  # which is another process's, of a stream
-    while chunk := list(itertools.islice(keys, args.train_batch_size)):
-        samples = views.__getitems__(chunk) if hasattr(views, "__getitems__") else [views[key] for key in chunk]
-        yield prepare(collate(samples))
+    return (prepare(collate(samples)) for _, samples in first_samples(views, args))
 
 
 def choose_execution(

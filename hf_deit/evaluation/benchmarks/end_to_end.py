@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback
 
-from ...errors import InputError, counted, did_you_mean, rate
+from ...errors import InputError, counted, rate
 from ...hub.environment import describe_environment
 from ...models.image_processing_deit import DistilledDeiTImageProcessor
 from ...models.teacher import Teacher
@@ -30,8 +30,9 @@ from ...training.callbacks import StepEndCallback, TeacherCheckCallback
 from ...training.log_table import LogTableCallback
 from ...training.trainer import DistillationTrainer
 from .figures import Bar, Chart, markdown_table, short_time
+from .options import check_arms, check_distilled
 from .stand_ins import photographs, random_teacher
-from .timing import Ratio, wait_for_device
+from .timing import Ratio, turns, wait_for_device
 from .trainer_step import TrainerStep
 
 ARMS = ("hf_deit", "hf_deit:bare", "timm")
@@ -59,8 +60,7 @@ class EndToEndReport:
 
     def ratio(self, arm: str, other: str) -> Ratio | None:
         """An arm's time by another's; None where one was not measured."""
-        seconds = self.seconds
-        return Ratio.of(seconds[arm], seconds[other]) if arm in seconds and other in seconds else None
+        return Ratio.between(self.seconds, arm, other)
 
     def to_dict(self) -> dict[str, Any]:
         """As an object of JSON."""
@@ -127,11 +127,8 @@ def measure_end_to_end(
     Raises:
         InputError: an arm is not known, the student has no distillation token, or the batch is odd.
     """
-    for arm in arms:
-        if arm not in ARMS:
-            raise InputError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}{did_you_mean(arm, ARMS)}")
-    if "distilled" not in student:
-        raise InputError(f"--student must be a distilled DeiT, as deit_tiny_distilled_patch16_224, got {student!r}")
+    check_arms(arms, ARMS)
+    check_distilled(student)
     if batch_size % 2:
         raise InputError(f"--batch_size must be even, as timm mixes views in pairs, got {batch_size}")
     first = 1 + 2 * num_workers  # steps that do not count; each worker prepares two batches
@@ -139,13 +136,11 @@ def measure_end_to_end(
         made = _Arms(student, teacher, image_size, batch_size, num_workers, first + steps, bf16, folder)
         runs = {arm: made.arm(arm) for arm in ARMS if not arms or arm in arms}
         seconds: dict[str, list[float]] = {arm: [] for arm in runs}
-        for number in range(rounds + 1):
-            names = list(runs)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                clock = _Clock(first, first + steps)
-                runs[name](clock)
-                if number:
-                    seconds[name].append(clock.seconds / steps)
+        for name, counts in turns(list(runs), rounds):
+            clock = _Clock(first, first + steps)
+            runs[name](clock)
+            if counts:
+                seconds[name].append(clock.seconds / steps)
     return EndToEndReport(student, teacher, batch_size, num_workers, seconds, describe_environment())
 
 

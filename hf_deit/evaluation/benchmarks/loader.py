@@ -11,7 +11,7 @@ from timm.data import create_transform
 from timm.data.loader import fast_collate
 from torch.utils.data import DataLoader, default_collate
 
-from ...errors import InputError, counted, did_you_mean, rate
+from ...errors import InputError, counted, rate
 from ...hub.environment import describe_environment
 from ...models.image_processing_deit import DistilledDeiTImageProcessor
 from ...models.zoo import create_model
@@ -19,6 +19,7 @@ from ...training.arguments import DistillationTrainingArguments
 from ...training.trainer import DistillationTrainer
 from .end_to_end import Photographs
 from .figures import Bar, Chart, markdown_table, short_time
+from .options import check_arms
 from .stand_ins import photographs
 from .timing import Ratio, time_in_turn
 
@@ -49,8 +50,7 @@ class LoaderReport:
 
     def ratio(self, arm: str, other: str) -> Ratio | None:
         """An arm's time by another's; None where one was not measured."""
-        seconds = self.seconds
-        return Ratio.of(seconds[arm], seconds[other]) if arm in seconds and other in seconds else None
+        return Ratio.between(self.seconds, arm, other)
 
     def to_dict(self) -> dict[str, Any]:
         """As an object of JSON; times are in seconds."""
@@ -116,9 +116,7 @@ def measure_loader(
     Raises:
         InputError: an arm is not known, or a batch has no whole images.
     """
-    for arm in arms:
-        if arm not in ARMS:
-            raise InputError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}{did_you_mean(arm, ARMS)}")
+    check_arms(arms, ARMS)
     if batch_size % 3:
         raise InputError(f"--batch_size must be a multiple of 3, the views of an image, got {batch_size}")
     chosen = [arm for arm in ARMS if not arms or arm in arms]

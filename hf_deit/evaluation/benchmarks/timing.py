@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,19 +29,30 @@ class Ratio:
         ratios = [one / other for one, other in zip(seconds, others, strict=True)]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
 
+    @classmethod
+    def between(cls, seconds: Mapping[str, Sequence[float]], arm: str, other: str) -> "Ratio | None":
+        """Of one arm's time by another's; None where one was not measured."""
+        return cls.of(seconds[arm], seconds[other]) if arm in seconds and other in seconds else None
+
+
+def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[str, bool]]:
+    """Whose turn it is, and whether it counts: not in a first round. Arms change places from round to round."""
+    for number in range(rounds + 1):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            yield name, number > 0
+
 
 def time_in_turn(arms: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each arm in each round, after a round that does not count; arms change places from round to round."""
+    """Seconds of each arm in each round that counts; see `turns`."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(rounds + 1):
-        names = list(arms)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            wait_for_device()
-            start = time.perf_counter()
-            arms[name]()
-            wait_for_device()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
+    for name, counts in turns(list(arms), rounds):
+        wait_for_device()
+        start = time.perf_counter()
+        arms[name]()
+        wait_for_device()
+        if counts:
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

@@ -13,8 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
 
-from ...errors import InputError, did_you_mean, not_one_of, rate
+from ...errors import InputError, not_one_of, rate
 from ...evaluation.benchmarks.figures import Bar, Chart, markdown_table, short_time
+from ...evaluation.benchmarks.options import check_arms, check_distilled
 from ...evaluation.benchmarks.timing import Ratio, time_in_turn
 from ...evaluation.speed.throughput import Peak, square_products
 from ...hub.environment import describe_environment
@@ -209,13 +210,10 @@ def measure_step(
 
 def _check(student: str, arms: Sequence[str], compiled: bool, device: str | None) -> None:
     """See `measure_step`."""
-    for arm in arms:
-        if arm not in ARMS:
-            raise InputError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}{did_you_mean(arm, ARMS)}")
-        if VIT_PYTORCH in arm:
-            require("bench")
-    if "distilled" not in student:
-        raise InputError(f"--student must be a distilled DeiT, as deit_tiny_distilled_patch16_224, got {student!r}")
+    check_arms(arms, ARMS)
+    if any(VIT_PYTORCH in arm for arm in arms):
+        require("bench")
+    check_distilled(student)
     if device not in (None, "cpu", "cuda"):
         raise InputError(not_one_of("device", device, ("cpu", "cuda")))
     if device == "cuda" and not torch.cuda.is_available():
