@@ -145,7 +145,6 @@ def choose_execution(
     *,
     num_views: int,
     bf16: bool = False,
-    compiles: bool = True,
     is_quiet: bool = True,
 ) -> Choice:
     """Finds out how a teacher runs fastest; it stays as it is.
@@ -159,7 +158,6 @@ def choose_execution(
             first is timed; all are asked about until there are a hundredth of `num_views`, from 64 to 1,024.
         num_views: that it will be asked about.
         bf16: whether it may compute in bfloat16.
-        compiles: whether it may be compiled.
         is_quiet: whether no progress is shown.
     """
     start = time.perf_counter()
@@ -173,8 +171,7 @@ def choose_execution(
         ) as bar:
             trials = _Trials(teacher, batch, num_views, bar.update)
             trials.try_layouts(bf16=bf16 and batch.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
-            if compiles:
-                trials.try_compiling()
+            trials.try_compiling()
             chosen, checked = trials.check(batches)
     except torch.OutOfMemoryError:
         return Choice(words="as it was loaded: there is no memory to try more")

@@ -21,7 +21,7 @@ from hf_deit.evaluation.speed import speed_picture, throughput
 from hf_deit.evaluation.speed.speed import speed_section
 from hf_deit.evaluation.speed.speed_picture import SpeedPoint, draw_speed
 from hf_deit.evaluation.speed.throughput import GIVEN, MEMORY, SPEED, TIME, Batch, find_batch, measure_throughput
-from hf_deit.evaluation.speed.work import count_bytes, count_flop
+from hf_deit.evaluation.speed.work import TrafficCounter, count_bytes, count_flop
 
 # Multiply-adds in milliards and parameters in millions, by fvcore, in timm's
 # results/benchmark-infer-amp-nchw-pt240-cu124-rtx3090.csv (infer_gmacs, param_count).
@@ -124,6 +124,21 @@ def test_memory_is_of_the_tensors_that_live_at_once():
 
     one = 3 * 4 * 4 * 4
     assert count_bytes(Chain(), torch.zeros(5, 3, 4, 4)) == 4 * 5 * one
+
+
+def test_traffic_is_what_operations_read_and_write():
+    """By hand, of float32: a product, an operation in place, one on an expanded tensor, and those that move nothing."""
+    one, other, gradient = (torch.zeros(8, 8, requires_grad=needs) for needs in (True, False, False))
+    row = torch.zeros(8)
+    with TrafficCounter() as traffic:
+        product = one @ other  # two read, one written
+        product.view(64).view(8, 8).t()
+        torch.empty(1000)
+        gradient.add_(row.expand(8, 8))  # a matrix and eight numbers read, a matrix written
+    assert traffic.total_bytes == 4 * (3 * 64 + (2 * 64 + 8))
+    with TrafficCounter() as traffic:
+        product.backward(gradient)  # of `one` alone: a product, and the gradient is kept as it is
+    assert traffic.total_bytes in (4 * 3 * 64, 4 * 5 * 64)  # or copied
 
 
 def needs(images, error=None):

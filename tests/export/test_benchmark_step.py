@@ -36,6 +36,8 @@ def test_the_command_measures_each_arm_asked_for_and_writes_what_it_found(tmp_pa
     assert losses["live:vit-pytorch"] == pytest.approx(losses["live:vit-pytorch-tuned"], rel=1e-4)
     assert found["flops"]["live:timm-tuned"] > found["flops"]["alone:timm"] > 0
     assert found["flops"]["live:vit-pytorch"] == pytest.approx(found["flops"]["live:hf_deit"], rel=0.1)
+    traffic = found["traffic"]
+    assert traffic["live:transformers"] > traffic["alone:transformers-trainer"] > 0
     assert found["ratio_to_ours"]["live:hf_deit"]["median"] == 1 and found["bandwidth"] > 0
     # Nothing computes faster than the peak that is measured beside it.
     assert all(found["flops"][arm] / min(seconds) < found["peak"] for arm, seconds in found["seconds"].items())

@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+_WITHOUT_TRAFFIC = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided}
+
 
 @torch.no_grad()
 def count_flop(model: nn.Module, pixel_values: torch.Tensor, **forward_options: Any) -> int:
@@ -51,6 +53,39 @@ def count_bytes(model: nn.Module, pixel_values: torch.Tensor, **forward_options:
 def weight_bytes(model: nn.Module) -> int:
     """The bytes of the weights of a model, with its buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
+class TrafficCounter(TorchDispatchMode):
+    """Counts the bytes that operations read and write, each tensor once by each operation; views move none.
+
+    What an operation moves within itself, and what a cache spares, is not seen: that is about what one operation
+    after the other must get from memory, of tensors that are larger than the caches.
+
+    Attributes:
+        total_bytes: of all operations within it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total_bytes = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        if not (func.is_view or func.overloadpacket in _WITHOUT_TRAFFIC):
+            moved = (*tree_leaves((args, kwargs)), *tree_leaves(outputs))
+            self.total_bytes += sum(_bytes_of(one) for one in moved if isinstance(one, torch.Tensor))
+        return outputs
+
+
+def _bytes_of(tensor: torch.Tensor) -> int:
+    """What lies in memory of it: an expanded tensor has fewer numbers than its shape says."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
 class _Storages(TorchDispatchMode):

@@ -5,7 +5,6 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from ...evaluation.benchmarks.figures import Bar, Chart, markdown_table, short_t
 from ...evaluation.benchmarks.options import check_arms, check_distilled
 from ...evaluation.benchmarks.timing import Ratio, time_in_turn
 from ...evaluation.speed.throughput import Peak, square_products
+from ...evaluation.speed.work import TrafficCounter
 from ...hub.environment import describe_environment
 from ..requirements import missing, require
 from .processes import ArmError, Process
@@ -42,6 +42,8 @@ class StepReport:
         loss: of each arm, on the batch before its first step.
         seconds: of a step, by arm and round.
         flops: of a step, forward and backward, by arm.
+        traffic: bytes that the operations of a step read and write, by arm; see `TrafficCounter`. What is compiled
+            is counted as it is without that.
         memory: the most bytes that a step took, by arm, see `step_memory`; empty where that was not measured.
         peak: floating-point operations a second of a square product, in the step's precision.
         bandwidth: bytes a second of a copy, read and written.
@@ -56,6 +58,7 @@ class StepReport:
     loss: dict[str, float]
     seconds: dict[str, list[float]]
     flops: dict[str, int]
+    traffic: dict[str, int]
     memory: dict[str, int]
     peak: float
     bandwidth: float
@@ -105,10 +108,11 @@ class StepReport:
                     rate(self.batch_size / median),
                     str(self.ratio(arm) or "-"),
                     f"{self.flops[arm] / median / self.peak:.0%}",
+                    f"{self.traffic[arm] / median / self.bandwidth:.0%}",
                     f"{self.memory[arm] / 1e6:.0f}" if arm in self.memory else "-",
                 )
             )
-        table = markdown_table(("arm", "time", "images/s", "time / ours", "of peak", "MB"), rows)
+        table = markdown_table(("arm", "time", "images/s", "time / ours", "of peak", "of bandwidth", "MB"), rows)
         return "\n\n".join([f"{self.title}:", table, *self.notes])
 
 
@@ -180,9 +184,9 @@ def measure_step(
             notes.append(f"The teacher of live:{OURS[0]} runs {found}.")
         memory = _memory(chosen, settings) if has_memory else {}
         calls = {arm: steps_of.step(arm) for arm in chosen}
-        losses, flops = {}, {}
+        losses, work = {}, {}
         for arm, call in calls.items():
-            losses[arm], flops[arm] = _loss_and_flops(call, compiled)
+            losses[arm], work[arm] = float(call()), _work_of(call)
         check_losses(losses, steps_of.tolerance)
         several = {arm: lambda call=call: [call() for _ in range(steps)] for arm, call in calls.items()}
         products = dict(square_products(torch.bfloat16 if bf16 else torch.float32, steps_of.device, _LONGEST))
@@ -199,7 +203,8 @@ def measure_step(
         compiled=compiled,
         loss=losses,
         seconds={arm: [value / steps for value in seconds[arm]] for arm in calls},
-        flops=flops,
+        flops={arm: flops for arm, (flops, _) in work.items()},
+        traffic={arm: traffic for arm, (_, traffic) in work.items()},
         memory=memory,
         peak=Peak.of({side: seconds[f"product {side}"] for side in products}).flop_per_second,
         bandwidth=copied / min(seconds["copy"]),
@@ -237,13 +242,13 @@ def _chosen(arms: Sequence[str]) -> tuple[list[str], list[str]]:
     return [], list(ARMS)
 
 
-def _loss_and_flops(call: Callable[[], torch.Tensor], compiled: bool) -> tuple[float, int]:
-    """Of a step; what is compiled does not show its operations, and takes another step without that."""
-    compiled_loss = float(call()) if compiled else None
-    stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with stance, FlopCounterMode(display=False) as counter:
-        loss = float(call())
-    return loss if compiled_loss is None else compiled_loss, counter.get_total_flops()
+def _work_of(call: Callable[[], object]) -> tuple[int, int]:
+    """Floating-point operations of a step, and bytes of its traffic; what is compiled does not show them, so it is run
+    without that.
+    """
+    with torch.compiler.set_stance("force_eager"), TrafficCounter() as traffic, FlopCounterMode(display=False) as flops:
+        call()
+    return flops.get_total_flops(), traffic.total_bytes
 
 
 def _memory(arms: Sequence[str], settings: StepSettings) -> dict[str, int]:

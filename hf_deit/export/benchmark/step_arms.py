@@ -53,7 +53,7 @@ class StepSettings:
         batch_size: views of a step.
         bf16: of the teacher, and by autocast of the student.
         compiled: whether `torch.compile` makes the student of this package's arms and of tuned ones, and the teacher
-            of the latter.
+            of the latter; that of the former is compiled where it pays, whatever is said here.
         device: "cpu" or "cuda"; None for the best there is.
         folder: for what a Trainer may write.
         execution: how this package's teacher runs; by default that is found out.
@@ -151,11 +151,10 @@ class Steps:
     @cached_property
     def choice(self) -> Choice:
         """How this package's teacher runs in an epoch of ImageNet, and what was found."""
-        known, compiles = self.settings.execution, self.settings.compiled
-        if known is not None:
-            return Choice(known)
+        if self.settings.execution is not None:
+            return Choice(self.settings.execution)
         teacher = copy.deepcopy(self.teacher).to(self.device)
-        return choose_execution(teacher, [self.pixels], num_views=_IMAGENET, compiles=compiles)
+        return choose_execution(teacher, [self.pixels], num_views=_IMAGENET)
 
     def _trainer(self, kind: str, execution: Execution = PLAIN) -> DistillationTrainer:
         own, teacher = {} if kind == "live" else {"distillation_type": "none"}, None
