@@ -152,7 +152,8 @@ def measure(name: str) -> Measured:
         model = create_model(name).eval()
     size = model.config.image_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, 3, size, size, device="meta"))
+        # With all of the last layer, as every library computes it.
+        model(torch.empty(1, 3, size, size, device="meta"), output_hidden_states=True)
     crop_ratio = usual_crop_ratio((size, size), is_cait=isinstance(model.config, CaiTConfig))
     processor = DistilledDeiTImageProcessor(crop_size=size, crop_ratio=crop_ratio)
     return Measured(

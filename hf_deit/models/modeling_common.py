@@ -376,6 +376,10 @@ class ImageClassifierBase(PreTrainedModel):
             )
         return {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
 
+    def _needed(self, recorded: Mapping[str, bool]) -> dict[str, Any]:
+        """What tells the base model that heads need less than it gives, if it records nothing of what it computes."""
+        return {}
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         """Loads a checkpoint, for DeiT in either key layout of transformers, or refuses it.
@@ -524,11 +528,9 @@ class ImageClassificationMixin:
         Raises:
             ValueError: the pixels or the labels have the wrong shape, or attentions are asked for that there are not.
         """
+        recorded = self._recorded(output_hidden_states, output_attentions)
         outputs = self.base_model(
-            pixel_values,
-            view_seeds=view_seeds,
-            return_dict=True,
-            **self._recorded(output_hidden_states, output_attentions),
+            pixel_values, view_seeds=view_seeds, return_dict=True, **recorded, **self._needed(recorded)
         )
         return self._answer(outputs, None if labels is None else check_labels(labels, pixel_values.shape[0]))
 

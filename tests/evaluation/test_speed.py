@@ -63,17 +63,24 @@ def pixels(size, batch=1, device="meta"):
 def test_the_cost_is_what_is_published(name):
     gmacs, parameters = PUBLISHED[name]
     model = on_meta(name)
-    flop = count_flop(model, pixels(384 if name.endswith("384") else 224))
+    whole = {"output_hidden_states": True} if name.startswith("deit") else {}  # else the last layer's are spared
+    flop = count_flop(model, pixels(384 if name.endswith("384") else 224), **whole)
     assert flop / 2e9 == pytest.approx(gmacs, rel=0.01)  # fvcore counts norms, too
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.006)
 
 
-def deit_flop(config, *, distilled, patches=None):
-    patches = patches or (config.image_size // config.patch_size) ** 2
-    tokens, width, hidden = patches + 1 + distilled, config.hidden_size, config.intermediate_size
-    layer = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
-    embeddings, heads = patches * width * 3 * config.patch_size**2, (1 + distilled) * width * config.num_labels
-    return 2 * np.float64(embeddings + config.num_hidden_layers * layer + heads)
+def deit_flop(config, *, distilled, patches=None, is_whole=False):
+    """Of a forward pass: in the last layer of the special tokens alone, or whole, as that of other libraries."""
+    patches, special = patches or (config.image_size // config.patch_size) ** 2, 1 + distilled
+    tokens, width, hidden = patches + special, config.hidden_size, config.intermediate_size
+
+    def layer(asking):
+        projections = 2 * tokens * width**2 + 2 * asking * width**2  # keys and values, queries and output
+        return projections + 2 * asking * tokens * width + 2 * asking * width * hidden
+
+    layers = (config.num_hidden_layers - 1) * layer(tokens) + layer(tokens if is_whole else special)
+    embeddings, heads = patches * width * 3 * config.patch_size**2, special * width * config.num_labels
+    return 2 * np.float64(embeddings + layers + heads)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -81,9 +88,11 @@ def deit_flop(config, *, distilled, patches=None):
 def test_the_cost_of_a_deit_is_that_of_its_products(distilled, attention):
     model = student(distilled=distilled, num_attention_heads=4, num_hidden_layers=3).eval()
     model.set_attn_implementation(attention)
-    expected = deit_flop(model.config, distilled=distilled)
-    for batch in (1, 3):
-        assert count_flop(model, pixels(IMAGE_SIZE, batch, "cpu")) == batch * expected
+    for whole in (True, False):
+        expected = deit_flop(model.config, distilled=distilled, is_whole=whole)
+        for batch in (1, 3):
+            images = pixels(IMAGE_SIZE, batch, "cpu")
+            assert count_flop(model, images, output_hidden_states=whole) == batch * expected
 
 
 def test_the_cost_of_a_model_does_not_depend_on_whose_it_is():
@@ -92,11 +101,13 @@ def test_the_cost_of_a_model_does_not_depend_on_whose_it_is():
     with torch.device("meta"):
         native = DeiTForImageClassificationWithTeacher(DeiTConfig(**sizes)).eval()
         of_timm = ByKeyword(timm.create_model("deit_tiny_distilled_patch16_224").eval())
-    expected = deit_flop(ours.config, distilled=True)
-    assert {count_flop(model, pixels(224)) for model in (ours, native, of_timm)} == {expected}
+    expected = deit_flop(ours.config, distilled=True, is_whole=True)
+    assert {count_flop(model, pixels(224)) for model in (native, of_timm)} == {expected}
+    assert count_flop(ours, pixels(224), output_hidden_states=True) == expected
+    assert 0.93 * expected < count_flop(ours, pixels(224)) < 0.95 * expected
     on_cpu = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=10).eval()  # fused there
     config = create_model("deit_tiny_patch16_224", image_size=32, num_hidden_layers=1, num_labels=10).config
-    assert count_flop(ByKeyword(on_cpu), pixels(32, device="cpu")) == deit_flop(config, distilled=False)
+    assert count_flop(ByKeyword(on_cpu), pixels(32, device="cpu")) == deit_flop(config, distilled=False, is_whole=True)
 
 
 def test_the_cost_of_talking_heads_and_class_attention():
@@ -360,6 +371,6 @@ def test_a_model_at_another_size_costs_what_it_costs_there(monkeypatch):
     wide = Classifier("a", model, None, (16, 24), forward_options={"interpolate_pos_encoding": True})
     section = speed_section([wide], accuracies={}, runs=1, seconds=1e-9)
     numbers = section.numbers["models"]["a"]
-    assert numbers["flop_per_image"] == deit_flop(config, distilled=True, patches=2 * 3)
+    assert numbers["flop_per_image"] == deit_flop(config, distilled=True, patches=2 * 3, is_whole=True)
     assert (numbers["batch_size"], numbers["batch_bound"]) == (1, TIME)
     assert section.pictures == () and section.tables[0].rows[0][1] == "16 x 24, float32"

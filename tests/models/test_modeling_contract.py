@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from support import checkpoints
 from support.families import (
     CAIT,
+    DEIT_KINDS,
     DISTILLED_DEIT,
     DISTILLED_KINDS,
     EVERY_KIND,
@@ -616,6 +617,34 @@ def test_hidden_states_are_the_embeddings_and_each_layers_output(kind):
     logits = model.get_submodule(kind.heads[0])(backbone.layernorm(last)[:, 0])
     torch.testing.assert_close(logits, output[kind.logits[-len(kind.heads)]])
     assert model(pixel_values).hidden_states is None
+
+
+@DEIT_KINDS
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_of_the_last_layer_only_what_the_heads_look_at_is_computed(kind, attention):
+    """With the same loss and gradients; all of it where states or attentions are asked for, or dropout draws."""
+    model = kind.tiny(num_hidden_layers=3, drop_path_rate=0.5).train()
+    model.set_attn_implementation(attention)
+    shapes, special, pixel_values = [], kind.num_special_positions, images()
+    model.base_model.layers[-1].register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+
+    def gradients(**options):
+        model.zero_grad()
+        loss = model(pixel_values, labels=torch.tensor([0, 1, 2]), view_seeds=seeds(3), **options).loss
+        loss.backward()
+        return {"loss": loss.detach(), **{name: weight.grad for name, weight in model.named_parameters()}}
+
+    assert_close(gradients(), gradients(output_hidden_states=True), atol=1e-6)
+    states = model.base_model(pixel_values, view_seeds=seeds(3)).last_hidden_state
+    first = model.base_model(pixel_values, view_seeds=seeds(3), num_tokens=1).last_hidden_state
+    torch.testing.assert_close(first, states[:, :1])
+    if attention == "eager":
+        assert model(pixel_values, output_attentions=True).attentions[-1].shape[-2:] == (special + 16,) * 2
+    model.config.hidden_dropout_prob = 0.1
+    model(pixel_values)
+    model.eval()(pixel_values)
+    whole = [special + 16] * (2 if attention == "eager" else 1)
+    assert [shape[1] for shape in shapes] == [special, special + 16, special + 16, 1, *whole, special]
 
 
 @EVERY_KIND
