@@ -138,7 +138,7 @@ def test_memory_is_of_the_tensors_that_live_at_once():
 
 
 def test_traffic_is_what_operations_read_and_write():
-    """By hand, of float32: a product, an operation in place, one on an expanded tensor, and those that move nothing."""
+    """By hand, of float32: a product, an operation in place on an expanded tensor, and those that move nothing."""
     one, other, gradient = (torch.zeros(8, 8, requires_grad=needs) for needs in (True, False, False))
     row = torch.zeros(8)
     with TrafficCounter() as traffic:

@@ -246,9 +246,10 @@ def _work_of(call: Callable[[], object]) -> tuple[int, int]:
     """Floating-point operations of a step, and bytes of its traffic; what is compiled does not show them, so it is run
     without that.
     """
-    with torch.compiler.set_stance("force_eager"), TrafficCounter() as traffic, FlopCounterMode(display=False) as flops:
+    counter = FlopCounterMode(display=False)
+    with torch.compiler.set_stance("force_eager"), TrafficCounter() as traffic, counter:
         call()
-    return flops.get_total_flops(), traffic.total_bytes
+    return counter.get_total_flops(), traffic.total_bytes
 
 
 def _memory(arms: Sequence[str], settings: StepSettings) -> dict[str, int]:
