@@ -1,12 +1,16 @@
-"""Contract: what the loop spares changes nothing; one graph is compiled, once; AdamW is torch's fused one."""
+"""Contract: what the loop spares changes nothing; one graph is compiled, once; AdamW is torch's fused one.
+
+Between two lines of the log no step waits for the device.
+"""
 
 import pytest
 import torch
 from support import tiny
 from torch._dynamo.utils import counters
-from transformers import Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Trainer, TrainerCallback
 
-from hf_deit import DistillationTrainer
+from hf_deit import DistillationTrainer, load_teacher
 
 FULL = {"distillation_type": "none", "mixup": 0.8, "cutmix": 1.0, "mixup_group_size": 4, "random_erasing": 0.5}
 SPARED = ("_get_grad_norm", "floating_point_ops")
@@ -63,3 +67,66 @@ def test_a_run_compiles_one_graph_once(tmp_path):
         assert dict(counters["graph_break"]) == {}
     finally:
         torch._dynamo.reset()
+
+
+class WaitsForDevice(TorchDispatchMode):
+    """Counts what a host cannot do before a device has computed: read a number, or make a tensor as long as one says.
+
+    On a GPU torch itself tells, too, which is then an error.
+    """
+
+    waiting = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "bincount")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.count += name in self.waiting
+        if name in ("index", "index_put", "index_put_"):
+            self.count += any(index is not None and index.dtype == torch.bool for index in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+class CountsWaits(TrainerCallback):
+    """Of each step, from when it has its batch."""
+
+    def __init__(self, waits):
+        self.waits, self.of_steps = waits, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.waits.count = 0
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.of_steps.append(self.waits.count)
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("waits_for", [None, "a loss", "a mask"])
+def test_no_step_waits_for_the_device_between_two_lines_of_the_log(tmp_path, monkeypatch, waits_for):
+    """With a teacher, mixing, erasing, smoothing, stochastic depth, clipping and an average of the weights."""
+    if waits_for is not None:  # what the test must see
+        compute = DistillationTrainer.compute_loss
+
+        def compute_loss(self, model, inputs, **options):
+            loss = compute(self, model, inputs, **options)
+            value = loss[0] if isinstance(loss, tuple) else loss
+            values = value.detach()[None]
+            assert float(values) > 0 if waits_for == "a loss" else values[values > 0].numel()
+            return loss
+
+        monkeypatch.setattr(DistillationTrainer, "compute_loss", compute_loss)
+    settings = {**FULL, "distillation_type": "hard", "label_smoothing_factor": 0.1, "ema_decay": 0.99}
+    args = tiny.arguments(tmp_path / "run", max_steps=9, logging_steps=4, max_grad_norm=1.0, **settings)
+    teacher = load_teacher(tiny.fair_teacher_folder(tmp_path / "teacher"), student_processor=tiny.processor())
+    trainer = tiny.trainer(tiny.student(drop_path_rate=0.2), args, teacher, eval_dataset=None)
+    with WaitsForDevice() as waits:
+        counts = CountsWaits(waits)
+        trainer.add_callback(counts)
+        trainer.train()
+    assert len(counts.of_steps) == 9
+    assert (counts.of_steps == [0] * 9) == (waits_for is None)
