@@ -215,18 +215,27 @@ def test_accumulation_is_equivalent(tmp_path, folder_of_teacher, optim, learning
 
 
 TWO_PROCESSES = """
-import sys
+import os, sys
 import conftest, torch
 from support import tiny
 from hf_deit import load_teacher
 from hf_deit.commands.command_line import exit_command
-teacher = load_teacher(sys.argv[1].split(","), student_processor=tiny.processor(), weights=[2, 1])
+from hf_deit.training import teacher_speed
+
+def planted(arms, batch, after_batch):  # by the main process alone
+    assert int(os.environ["RANK"]) == 0
+    return {execution: 1.0 - 0.1 * bool(execution.folded) for execution in arms}
+
+teacher_speed.LEAST_FLOPS, teacher_speed._time_in_turn = {"cpu": 0.0, "cuda": 0.0}, planted
+names = sys.argv[1].split(",")
+teacher = load_teacher(names, student_processor=tiny.processor(), weights=[2, 1], speed="auto")
 model = tiny.student(drop_path_rate=0.2)
 args = tiny.arguments(sys.argv[2], max_steps=20, per_device_train_batch_size=int(sys.argv[3]),
                       save_strategy="steps", save_steps=15)
 trainer = tiny.trainer(model, args, teacher)
 assert args.world_size == int(sys.argv[4])
 trainer.train(resume_from_checkpoint=sys.argv[5] or None)
+assert [member.description.execution.folded for member in teacher.members] == [6, 6]
 metrics = trainer.evaluate()
 predicted = trainer.predict(tiny.digits()[1])
 trainer.evaluate_teacher()
@@ -239,7 +248,7 @@ exit_command(0)
 
 
 def test_two_processes_are_equivalent_to_one_and_resume(tmp_path, folder_of_teacher):
-    """With two teachers, whose accuracies are the same, too."""
+    """With two teachers, whose accuracies are the same, too; they run in the way that the main process has found."""
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
     teachers = f"{folder_of_teacher},{tiny.teacher_folder(tmp_path / 'other', seed=2)}"
