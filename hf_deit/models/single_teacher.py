@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .answers import has_answer
 from .class_names import in_order
 from .execution import PLAIN, Execution
@@ -149,9 +149,25 @@ class Teacher(nn.Module):
             self.model.to(self.dtype)
         if execution.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        if execution.compiled:
-            self._compiled = torch.compile(self._logits_of, dynamic=False)
         self.description = replace(self.description, execution=execution)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is compiled anew: the program of this one has these weights."""
+        return {**self.__dict__, "_compiled": None}
+
+    def _compiled_logits_of(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self._compiled is None:
+            self._compiled = torch.compile(self._logits_of, dynamic=False)
+        try:
+            return self._compiled(pixels)
+        except Exception as error:
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):  # imported by now, and slow to import
+                raise
+            raise InputError(
+                f"the teacher {self.name_or_path!r} runs compiled, as before, and torch cannot compile it here "
+                f"({first_line(error)}): install a C++ compiler, or begin anew with --teacher_speed off and, if there "
+                "are any, other --teacher_labels"
+            ) from error
 
     def _logits_of(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model(pixel_values=pixels).logits
@@ -166,6 +182,9 @@ class Teacher(nn.Module):
 
         Returns:
             (B, num_labels) float32 logits, in the student's label order.
+
+        Raises:
+            InputError: it runs compiled, and torch cannot compile here.
         """
         pixel_values = pixel_values.float()
         if self.channel_order is not None:
@@ -177,8 +196,8 @@ class Teacher(nn.Module):
         pixel_values, execution = pixel_values.to(self.dtype), self.description.execution or PLAIN
         if execution.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        is_compiled = self._compiled is not None and len(pixel_values) == execution.compiled and input_size is None
-        logits = (self._compiled if is_compiled else self._logits_of)(pixel_values).float()
+        is_compiled = 0 < len(pixel_values) == execution.compiled and input_size is None
+        logits = (self._compiled_logits_of if is_compiled else self._logits_of)(pixel_values).float()
         logits = logits if self.label_order is None else logits[:, self.label_order]
         return logits if self.prior is None else logits - self.prior
 

@@ -3,6 +3,7 @@
 What was found out once, a checkpoint and a label store keep: a run that goes on, or replays, tries nothing again.
 """
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import tiny
+from torch._dynamo.exc import TorchDynamoException
 
 from hf_deit import InputError, load_teacher
 from hf_deit.labels.store import TeacherLabelStore
@@ -125,16 +127,21 @@ def test_compiling_is_for_the_batches_of_the_training_and_must_pay(timed, folder
     made.clear()
     for size in (32, 5):
         teacher(torch.zeros(size, 3, 16, 16))
-    assert made == [torch.Size([32, 3, 16, 16])]
+    assert made == [{"dynamic": False}, torch.Size([32, 3, 16, 16])]
+    other, pixels = copy.deepcopy(teacher), torch.zeros(32, 3, 16, 16)
+    other.model.classifier[1].bias.add_(1.0)
+    torch.testing.assert_close(other(pixels), teacher(pixels) + 1)  # its own program
     monkeypatch.setattr(teacher_speed, "_LEAST_GAIN", 9.0)
     assert "compiling, in 0 s, would not pay: 2.33 x beside that" in choose(teacher_of(folder)).words
 
-    def without_compiler(function, **settings):
-        raise RuntimeError("no compiler")
+    def without_compiler(pixels):
+        raise TorchDynamoException("no compiler\nat all")
 
     monkeypatch.setattr(teacher_speed, "_LEAST_GAIN", 1.0)
-    monkeypatch.setattr(torch, "compile", without_compiler)
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: without_compiler)
     assert choose(teacher_of(folder)).execution == FASTEST
+    with pytest.raises(InputError, match=r"runs compiled, as before, .* here \(no compiler\): install a C\+\+"):
+        copy.deepcopy(teacher)(pixels)
 
 
 def noting(function, made):
