@@ -154,9 +154,15 @@ class DeiTLayer(LayerBase):
 
 
 class DeiTPreTrainedModelBase(ImageClassifierBase):
-    """Loading and saving of all DeiT classes."""
+    """Loading and saving of all DeiT classes.
+
+    Attributes:
+        computes_all_tokens: whether a classifier computes of its last block also those tokens that its heads do not
+            look at. It does anyway where states or attentions are asked for, and where dropout draws.
+    """
 
     config: DeiTConfigBase
+    computes_all_tokens = False
     # Not the embeddings: FSDP2 of accelerate wraps these, and the input embeddings within them once more.
     _no_split_modules = ["DeiTLayer"]  # noqa: RUF012 (transformers' name and type)
     _supports_sdpa = True
@@ -168,10 +174,10 @@ class DeiTPreTrainedModelBase(ImageClassifierBase):
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\."]  # noqa: RUF012
 
     def _needed(self, recorded: Mapping[str, bool]) -> dict[str, Any]:
-        config = self.config
-        drops = self.training and max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
-        # Of dropout all tokens draw, as timm's do: what the others draw must not depend on who looks at them.
-        return {} if drops or any(recorded.values()) else {"num_tokens": len(self._head_names)}
+        # Of dropout all tokens draw, as timm's do.
+        drops = self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0
+        needs_all = self.computes_all_tokens or drops or any(recorded.values())
+        return {} if needs_all else {"num_tokens": len(self._head_names)}
 
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """Saves in the Hub's key layout, which every version of transformers with DeiT opens.

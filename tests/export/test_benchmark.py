@@ -107,7 +107,12 @@ def test_the_tables(report):
     assert "intervals: Wrong int8 +0.60 [+0.00, +10.00]; Exact int8 +0.40 [+0.00, +10.00]." in text
     assert "- Fastest int8 at batch 1: Exact int8, " in text and ", +0.40 [+0.00, +10.00] points lost" in text
     assert "- Fastest float at batch 3: Linear float32, 1.00 (1.00 to 1.00) times as fast as PyTorch eager" in text
-    assert json.loads(json.dumps(report.to_dict()))["rows"][0]["p50"] == report.rows[0].quantile(0.5)
+    found = json.loads(json.dumps(report.to_dict()))
+    row, seconds = found["rows"][1], report.rows[1].quantile(0.5)
+    assert row["p50"] == seconds and 0 < row["of_peak"] < 1
+    assert row["of_peak"] * found["peak"] == pytest.approx(2 * 3 * 3 * 16 * 16 * 10 / seconds)
+    assert row["of_bandwidth"] * found["bandwidth"] == pytest.approx(3 * 3 * 16 * 16 * 4 / seconds)
+    assert f"at {found['peak'] / 1e9:.0f} GFLOP/s, a copy at " in text and f"{row['of_peak']:.0%} and " in text
 
 
 def test_the_widest_table_fits_a_terminal(report):

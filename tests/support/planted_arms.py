@@ -20,7 +20,8 @@ SLEEP = 0.01  # seconds that the slow one adds
 def begin_making(model: str, folder: str, batch_sizes: tuple[int, ...], device: str, threads: int) -> dict[str, Any]:
     """In place of what loads a real model."""
     making = Making(None, folder, batch_sizes, np.load(os.path.join(folder, "calibration.npy")), device, threads)
-    return {"make": lambda arm: arm.make(making)}
+    work = {size: (2 * size * 3 * 16 * 16 * NUM_LABELS, size * 3 * 16 * 16 * 4) for size in batch_sizes}
+    return {"make": lambda arm: arm.make(making), "work": lambda: work}
 
 
 def make(making: Making) -> Programs:

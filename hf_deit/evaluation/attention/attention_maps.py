@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +15,6 @@ from transformers import PreTrainedModel
 
 from ...models.configuration_deit import as_pair
 from ...models.modeling_cait import CaiTForImageClassification, ClassAttention, TalkingHeadsAttention
-from ...models.modeling_deit import DeiTPreTrainedModelBase
 from ..answers.verdicts import CLASS, DISTILLATION, SINGLE
 from ..classifiers.classifiers import Classifier
 
@@ -185,6 +183,7 @@ def recorded_attention(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
         return output
 
     base, implementation, hooks = model.base_model, model.config._attn_implementation, []
+    computed_all = getattr(model, "computes_all_tokens", None)  # None of another library's
     try:
         if isinstance(model, CaiTForImageClassification):
             for layers, function in ((base.layers, _talking_heads), (base.class_layers, _class_attention)):
@@ -192,19 +191,16 @@ def recorded_attention(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
         else:
             model.set_attn_implementation("eager")
             hooks += [layer.attention.register_forward_hook(keep) for layer in base.layers]
-            if isinstance(base, DeiTPreTrainedModelBase):
-                hooks.append(base.register_forward_pre_hook(_of_all_tokens, with_kwargs=True))
+            if computed_all is not None:
+                model.computes_all_tokens = True
         yield recorded
     finally:
         for hook in hooks:
             hook.remove()
+        if computed_all is not None:
+            model.computes_all_tokens = computed_all
         if model.config._attn_implementation != implementation:
             model.set_attn_implementation(implementation)
-
-
-def _of_all_tokens(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Lets the last layer, too, compute what heads do not look at."""
-    return args, {**kwargs, "num_tokens": None}
 
 
 def _talking_heads(attention: TalkingHeadsAttention, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,8 @@ _WORTH = 1.05  # how many times the images per second a larger batch must bring 
 _SHARE_OF_FREE_MEMORY = 0.5  # on a CPU, where what is too much ends the process
 # Sides of the square matrices whose product is the measure of what a device can do.
 _SIDES_ON_CPU, _SIDES_ON_ACCELERATORS = (512, 1024, 2048), (2048, 4096, 8192)
+# Floats: more than any cache holds, and than a launch takes to copy.
+_COPIED_ON_CPU, _COPIED_ON_ACCELERATORS = 1 << 25, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,17 @@ def square_products(
 
         taken = time_in_turn({"": run}, rounds=1)[""][0]
         yield side, run
+
+
+def large_copy(device: torch.device) -> tuple[int, Callable[[], None]]:
+    """A copy within a device's memory, and how many bytes it reads and writes."""
+    source = torch.randn(_COPIED_ON_CPU if device.type == "cpu" else _COPIED_ON_ACCELERATORS, device=device)
+    target = torch.empty_like(source)
+
+    def run() -> None:
+        target.copy_(source)
+
+    return 2 * source.nbytes, run
 
 
 def _arm(of: str | torch.dtype, side: int | None = None) -> str:

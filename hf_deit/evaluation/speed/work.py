@@ -50,6 +50,20 @@ def count_bytes(model: nn.Module, pixel_values: torch.Tensor, **forward_options:
     return storages.most_bytes
 
 
+def work_of(function: Callable[[], object]) -> tuple[int, int]:
+    """The floating-point operations of a function, forward and backward, and the bytes of its `TrafficCounter`.
+
+    It is called once for each. What is compiled does not show them: it is run without that.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.compiler.set_stance("force_eager"):
+        with sdpa_kernel(SDPBackend.MATH), counter:  # as for `count_flop`
+            function()
+        with TrafficCounter() as traffic:
+            function()
+    return counter.get_total_flops(), traffic.total_bytes
+
+
 def weight_bytes(model: nn.Module) -> int:
     """The bytes of the weights of a model, with its buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))

@@ -27,7 +27,7 @@ from ...models.zoo import create_model, list_models
 from .arms import ARMS, EAGER, Arm, usual_arms
 from .processes import ArmError, Process
 from .report import InferenceReport, InferenceRow
-from .serving import CALIBRATION, Warmed, begin_answering, begin_making
+from .serving import CALIBRATION, Warmed, begin_answering, begin_making, begin_peaks
 
 _TURN = 0.25  # seconds that an arm has the machine for, in a round
 _FEWEST_RUNS, _MOST_RUNS = 2, 50  # in them
@@ -106,21 +106,24 @@ def measure_inference(
         timed = pixels.save("timed.npy", tested, np.resize(np.arange(len(tested)), max(batch_sizes)))
 
         tracks = [_Track(arm, size, arm.missing()) for arm in settings.chosen() for size in batch_sizes]
-        _make(tracks, (path, folder, batch_sizes, settings.device, threads))
+        work = _make(tracks, (path, folder, batch_sizes, settings.device, threads))
         _check_reference(tracks[0], model)
         processes = _open(tracks, stack, folder, (timed, settings.device, threads))
-        _time(tracks, processes, settings.rounds)
+        peaks = _open_peaks(stack, folder, settings.device, threads)
+        _time(tracks, processes, peaks, settings.rounds)
         _answer(tracks, processes, pixels, tested)
     _check_reference(tracks[0], model)
     return InferenceReport(
         model=model,
-        rows=tuple(_rows(tracks, description, tested)),
+        rows=tuple(_rows(tracks, description, tested, work)),
         images=tested.words if images is not None else "of noise, as none were given",
         num_images=len(tested),
         num_calibration_images=len(calibrating),
         threads=threads,
         device=settings.device,
         rounds=settings.rounds,
+        peak=max(peak for peak, _ in peaks.found),
+        bandwidth=max(bandwidth for _, bandwidth in peaks.found),
         has_random_weights=path != model,
         environment=_environment(settings),
     )
@@ -212,15 +215,20 @@ def _divided(images: EvaluationImages, settings: Settings) -> tuple[EvaluationIm
     return images.without(~is_tested), images.without(~is_calibrating)
 
 
-def _make(tracks: Sequence[_Track], arguments: tuple[Any, ...]) -> None:
-    """Makes the programs of all arms in one process, and in a new one after one that has ended."""
-    folder, maker = arguments[1], None
+def _make(tracks: Sequence[_Track], arguments: tuple[Any, ...]) -> dict[int, tuple[int, int]]:
+    """Makes the programs of all arms in one process, and in a new one after one that has ended.
+
+    Returns:
+        The work of PyTorch eager by batch size, see `begin_making`.
+    """
+    folder, maker, work = arguments[1], None, {}
     bar = logging.tqdm(list(_by_arm(tracks)), desc="programs are made")
     for arm, own in bar:
         bar.set_postfix_str(f"{arm.title}, {arm.precision}")  # some take minutes
         try:
             if maker is None:
                 maker = Process(begin_making, *arguments, log=os.path.join(folder, "making.log"))
+            work = work or maker.ask("work")
             programs = maker.ask("make", arm)
         except ArmError as error:
             maker = maker if maker is not None and maker.is_alive else None
@@ -234,6 +242,24 @@ def _make(tracks: Sequence[_Track], arguments: tuple[Any, ...]) -> None:
             track.num_bytes = sum(os.path.getsize(file) for file in set(track.files))
     if maker is not None:
         maker.close()
+    return work
+
+
+@dataclass
+class _Peaks:
+    """What measures the device, and FLOP/s and bytes a second of each round."""
+
+    process: Process
+    found: list[tuple[float, float]] = field(default_factory=list)
+
+    def run(self) -> None:
+        self.found.append(self.process.ask("run"))
+
+
+def _open_peaks(stack: ExitStack, folder: str, device: str, threads: int) -> _Peaks:
+    process = Process(begin_peaks, device, threads, log=os.path.join(folder, "peaks.log"))
+    stack.callback(process.close)
+    return _Peaks(process)
 
 
 def _open(tracks: Sequence[_Track], stack: ExitStack, folder: str, arguments: tuple[Any, ...]) -> dict[str, Process]:
@@ -265,7 +291,7 @@ def _by_arm(tracks: Sequence[_Track]) -> Iterator[tuple[Arm, list[_Track]]]:
             yield arm, own
 
 
-def _time(tracks: Sequence[_Track], processes: Mapping[str, Process], rounds: int) -> None:
+def _time(tracks: Sequence[_Track], processes: Mapping[str, Process], peaks: _Peaks, rounds: int) -> None:
     def turn(track: _Track) -> Callable[[], None]:
         runs = min(max(int(_TURN / track.warmed.seconds), _FEWEST_RUNS), _MOST_RUNS)
 
@@ -279,7 +305,7 @@ def _time(tracks: Sequence[_Track], processes: Mapping[str, Process], rounds: in
 
     going = {f"{track.arm.name} {track.batch_size}": track for track in tracks if not track.failure}
     with logging.tqdm(total=len(going) * (rounds + 1), desc="programs have turns") as bar:
-        time_in_turn({name: turn(track) for name, track in going.items()}, rounds=rounds)
+        time_in_turn({**{name: turn(track) for name, track in going.items()}, "peaks": peaks.run}, rounds=rounds)
 
 
 def _answer(
@@ -298,7 +324,10 @@ def _answer(
 
 
 def _rows(
-    tracks: Sequence[_Track], description: ClassifierDescription, images: EvaluationImages
+    tracks: Sequence[_Track],
+    description: ClassifierDescription,
+    images: EvaluationImages,
+    work: Mapping[int, tuple[int, int]],
 ) -> Iterator[InferenceRow]:
     eager = {track.batch_size: track for track in tracks if track.arm is tracks[0].arm}
     order = slice(None) if description.label_order is None else description.label_order
@@ -315,11 +344,14 @@ def _rows(
         answers = track.logits[:, order].argmax(axis=1)
         are_right = images.labels.are_right(answers)[is_labelled]
         rounds = tuple(tuple(turn) for turn in track.turns[1:])
+        flops, traffic = work[track.batch_size]
         base = eager[track.batch_size]
         yield replace(
             row,
             seconds=rounds,
             memory=track.warmed.memory,
+            flops=flops,
+            traffic=traffic,
             speedup=None if base.failure else Ratio.of(_medians(base.turns[1:]), _medians(rounds)),
             agreement=wilson(int((answers == expected).sum()), len(answers)),
             largest_difference=float(np.abs(softmax(track.logits, axis=1) - softmax(reference, axis=1)).max()),

@@ -28,6 +28,8 @@ class InferenceRow:
         seconds: of each run, by round.
         memory: the most bytes that its process held meanwhile, its libraries and the pixels too; of an accelerator
             those that torch reserved there. None where that is not known.
+        flops, traffic: of PyTorch eager's run with this batch size: floating-point operations, and bytes that one
+            operation after the other reads and writes; see `work_of`. None where nothing was measured.
         speedup: PyTorch eager's time at this batch size by its time: medians of each round.
         agreement: fraction of the images with the same best label as PyTorch eager's.
         largest_difference: of a probability from PyTorch eager's.
@@ -43,6 +45,8 @@ class InferenceRow:
     failure: str | None = None
     seconds: tuple[tuple[float, ...], ...] = ()
     memory: int | None = None
+    flops: int | None = None
+    traffic: int | None = None
     speedup: Ratio | None = None
     agreement: Estimate | None = None
     largest_difference: float | None = None
@@ -84,6 +88,8 @@ class InferenceReport:
         threads: of each arm.
         device: "cpu" or "cuda".
         rounds: that were counted.
+        peak: floating-point operations a second of the fastest square product in float32, in the same rounds.
+        bandwidth: bytes a second of a large copy, read and written, likewise.
         has_random_weights: whether the model has learnt nothing.
         environment: see `describe_environment`.
     """
@@ -96,12 +102,24 @@ class InferenceReport:
     threads: int
     device: str
     rounds: int
+    peak: float
+    bandwidth: float
     has_random_weights: bool
     environment: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """As an object of JSON; times are in seconds."""
-        return {**asdict(self), "rows": [row.to_dict() for row in self.rows]}
+        return {**asdict(self), "rows": [{**row.to_dict(), **self._fractions(row)} for row in self.rows]}
+
+    def _fractions(self, row: InferenceRow) -> dict[str, float]:
+        """What part a row takes of what the device can do, were its work that of PyTorch eager; by the median run."""
+        if row.failure:
+            return {}
+        seconds = row.quantile(0.5)
+        return {
+            "of_peak": row.flops / seconds / self.peak,
+            "of_bandwidth": row.traffic / seconds / self.bandwidth,
+        }
 
     def charts(self) -> list[Chart]:
         """A chart of each batch size: the times of the runs of those arms that were measured, the fastest first."""
@@ -174,6 +192,11 @@ class InferenceReport:
             f"{'' if self.device == 'cpu' else '; of the GPU, what torch reserved'}. In per cent: "
             f"{'top-1, and the points of it lost by not using eager' if self._has_labels else 'agreement'}."
         )
+        eager = "; ".join(self._of_device(row) for row in self.rows if row.arm == self.rows[0].arm and not row.failure)
+        yield (
+            f"A product of float32 matrices ran at {self.peak / 1e9:.0f} GFLOP/s, a copy at "
+            f"{self.bandwidth / 1e9:.1f} GB/s. PyTorch eager takes {eager}."
+        )
         for name, is_meant in (("float", _is_float), ("int8", lambda row: not _is_float(row))):
             if lines := list(self._fastest(name, is_meant)):
                 yield "\n".join(lines)
@@ -187,6 +210,10 @@ class InferenceReport:
                 failed.setdefault(f"{row.title} ({row.arm}) at batch {row.batch_size}", row.failure)
         if failed:
             yield "Not measured:\n\n" + "\n".join(f"- {name}: {brief(why, str, 300)}" for name, why in failed.items())
+
+    def _of_device(self, row: InferenceRow) -> str:
+        found = self._fractions(row)
+        return f"{found['of_peak']:.0%} and {found['of_bandwidth']:.0%} of that at batch {row.batch_size}"
 
     def _fastest(self, name: str, is_meant: Any) -> Iterator[str]:
         for size in dict.fromkeys(row.batch_size for row in self.rows):

@@ -15,6 +15,7 @@ from .arms import Answer, Arm, Making, Programs
 CALIBRATION = "calibration.npy"  # in the folder of the programs
 _WARM = 1.05  # so much faster than before makes another block of runs worthwhile
 _BLOCK_SECONDS, _MOST_BLOCKS = 0.1, 20
+_LONGEST_PRODUCT = 0.25  # seconds
 
 
 def begin_making(model: str, folder: str, batch_sizes: tuple[int, ...], device: str, threads: int) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def begin_making(model: str, folder: str, batch_sizes: tuple[int, ...], device: 
     _use_threads(threads)
     import torch
 
+    from ...evaluation.speed.work import work_of
     from ..programs.source import load_source
 
     torch.set_num_threads(threads)
@@ -35,7 +37,33 @@ def begin_making(model: str, folder: str, batch_sizes: tuple[int, ...], device: 
     def make(arm: Arm) -> Programs:
         return {size: list(files) for size, files in arm.make(making).items()}
 
-    return {"make": make}
+    def work() -> dict[int, tuple[int, int]]:
+        """Of PyTorch eager with each batch size; see `work_of`."""
+        classifier = making.source.classifier
+        pixels = {size: torch.zeros(size, *calibration.shape[1:]) for size in batch_sizes}
+        return {size: work_of(lambda batch=batch: classifier.logits(batch)) for size, batch in pixels.items()}
+
+    return {"make": make, "work": work}
+
+
+def begin_peaks(device: str, threads: int) -> dict[str, Any]:
+    """Prepares what the device is measured by: products of square matrices and a large copy, in float32."""
+    _use_threads(threads)
+    import torch
+
+    from ...evaluation.benchmarks.timing import time_in_turn
+    from ...evaluation.speed.throughput import Peak, large_copy, square_products
+
+    torch.set_num_threads(threads)
+    products = dict(square_products(torch.float32, torch.device(device), _LONGEST_PRODUCT))
+    copied, copy = large_copy(torch.device(device))
+
+    def run() -> tuple[float, float]:
+        """FLOP/s of the fastest product, and bytes a second of the copy, once."""
+        seconds = time_in_turn({**products, "copy": copy}, rounds=1)
+        return Peak.of({side: seconds[side] for side in products}).flop_per_second, copied / seconds["copy"][0]
+
+    return {"run": run}
 
 
 @dataclass(frozen=True)

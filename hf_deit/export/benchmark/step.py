@@ -4,20 +4,19 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
 
 from ...errors import InputError, not_one_of, rate
 from ...evaluation.benchmarks.figures import Bar, Chart, markdown_table, short_time
 from ...evaluation.benchmarks.options import check_arms, check_distilled
 from ...evaluation.benchmarks.timing import Ratio, time_in_turn
-from ...evaluation.speed.throughput import Peak, square_products
-from ...evaluation.speed.work import TrafficCounter
+from ...evaluation.speed.throughput import Peak, large_copy, square_products
+from ...evaluation.speed.work import work_of
 from ...hub.environment import describe_environment
 from ..requirements import missing, require
 from .processes import ArmError, Process
@@ -27,7 +26,6 @@ from .step_memory import begin_stepping
 logger = logging.get_logger(__name__)
 
 _LONGEST = 1.0  # seconds of a product of matrices
-_COPIED = {"cpu": 1 << 25, "cuda": 1 << 28}  # floats: more than any cache holds, and than a launch takes to copy
 _KINDS = {"alone": "without a teacher", "live": "with the teacher"}
 
 
@@ -42,7 +40,7 @@ class StepReport:
         loss: of each arm, on the batch before its first step.
         seconds: of a step, by arm and round.
         flops: of a step, forward and backward, by arm.
-        traffic: bytes that the operations of a step read and write, by arm; see `TrafficCounter`. What is compiled
+        traffic: bytes that the operations of a step read and write, by arm; see `work_of`. What is compiled
             is counted as it is without that.
         memory: the most bytes that a step took, by arm, see `step_memory`; empty where that was not measured.
         peak: floating-point operations a second of a square product, in the step's precision.
@@ -186,11 +184,11 @@ def measure_step(
         calls = {arm: steps_of.step(arm) for arm in chosen}
         losses, work = {}, {}
         for arm, call in calls.items():
-            losses[arm], work[arm] = float(call()), _work_of(call)
+            losses[arm], work[arm] = float(call()), work_of(call)
         check_losses(losses, steps_of.tolerance)
         several = {arm: lambda call=call: [call() for _ in range(steps)] for arm, call in calls.items()}
         products = dict(square_products(torch.bfloat16 if bf16 else torch.float32, steps_of.device, _LONGEST))
-        copied, copy_once = _copy(steps_of.device)
+        copied, copy_once = large_copy(steps_of.device)
         seconds = time_in_turn(
             {**several, **{f"product {side}": run for side, run in products.items()}, "copy": copy_once}, rounds=rounds
         )
@@ -242,16 +240,6 @@ def _chosen(arms: Sequence[str]) -> tuple[list[str], list[str]]:
     return [], list(ARMS)
 
 
-def _work_of(call: Callable[[], object]) -> tuple[int, int]:
-    """Floating-point operations of a step, and bytes of its traffic; what is compiled does not show them, so it is run
-    without that.
-    """
-    counter = FlopCounterMode(display=False)
-    with torch.compiler.set_stance("force_eager"), TrafficCounter() as traffic, counter:
-        call()
-    return counter.get_total_flops(), traffic.total_bytes
-
-
 def _memory(arms: Sequence[str], settings: StepSettings) -> dict[str, int]:
     """The most bytes of each arm's step, where that is known."""
     found = {}
@@ -268,10 +256,3 @@ def _memory(arms: Sequence[str], settings: StepSettings) -> dict[str, int]:
         if most is not None:
             found[arm] = most
     return found
-
-
-def _copy(device: torch.device) -> tuple[int, Callable[[], object]]:
-    """A copy, and how many bytes it reads and writes."""
-    source = torch.randn(_COPIED.get(device.type, _COPIED["cpu"]), device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes, lambda: target.copy_(source)
