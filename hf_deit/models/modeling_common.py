@@ -376,8 +376,8 @@ class ImageClassifierBase(PreTrainedModel):
             )
         return {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
 
-    def _needed(self, recorded: Mapping[str, bool]) -> dict[str, Any]:
-        """What tells the base model that heads need less than it gives, if it records nothing of what it computes."""
+    def _options_of_base(self, recorded: Mapping[str, bool]) -> dict[str, Any]:
+        """What a classifier gives its base model besides, which records what `_recorded` says."""
         return {}
 
     @classmethod
@@ -530,7 +530,7 @@ class ImageClassificationMixin:
         """
         recorded = self._recorded(output_hidden_states, output_attentions)
         outputs = self.base_model(
-            pixel_values, view_seeds=view_seeds, return_dict=True, **recorded, **self._needed(recorded)
+            pixel_values, view_seeds=view_seeds, return_dict=True, **recorded, **self._options_of_base(recorded)
         )
         return self._answer(outputs, None if labels is None else check_labels(labels, pixel_values.shape[0]))
 

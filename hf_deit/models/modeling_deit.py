@@ -141,6 +141,13 @@ class DeiTLayer(LayerBase):
         self.attention_depth = StochasticDepth(rate, stream=2 * layer_index)
         self.mlp_depth = StochasticDepth(rate, stream=2 * layer_index + 1)
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout draws: for all tokens, as in timm's, even for those that nobody looks at."""
+        layers = (self.dropout, self.mlp.dropout)
+        in_attention = self.attention.training and self.attention.dropout > 0
+        return in_attention or any(layer.training and layer.p > 0 for layer in layers)
+
     def forward(
         self, hidden_states: torch.Tensor, draws: torch.Tensor | None = None, num_tokens: int | None = None
     ) -> torch.Tensor:
@@ -157,8 +164,9 @@ class DeiTPreTrainedModelBase(ImageClassifierBase):
     """Loading and saving of all DeiT classes.
 
     Attributes:
-        computes_all_tokens: whether a classifier computes of its last block also those tokens that its heads do not
-            look at. It does anyway where states or attentions are asked for, and where dropout draws.
+        computes_all_tokens: whether a classifier computes in its last block also those tokens that its heads do not
+            look at. It does anyway where states or attentions are asked for, and where dropout draws. A subclass whose
+            head looks at patches sets it.
     """
 
     config: DeiTConfigBase
@@ -173,11 +181,11 @@ class DeiTPreTrainedModelBase(ImageClassifierBase):
     # Some published checkpoints carry a pooler, which no classifier uses.
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\."]  # noqa: RUF012
 
-    def _needed(self, recorded: Mapping[str, bool]) -> dict[str, Any]:
-        # Of dropout all tokens draw, as timm's do.
-        drops = self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0
-        needs_all = self.computes_all_tokens or drops or any(recorded.values())
-        return {} if needs_all else {"num_tokens": len(self._head_names)}
+    def _options_of_base(self, recorded: Mapping[str, bool]) -> dict[str, Any]:
+        base = self.base_model
+        if self.computes_all_tokens or base.layers[-1].drops or any(recorded.values()):
+            return {}
+        return {"num_tokens": len(base.embeddings.special_tokens)}
 
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """Saves in the Hub's key layout, which every version of transformers with DeiT opens.
@@ -232,10 +240,11 @@ class _DeiTBackbone(DeiTPreTrainedModelBase):
         self,
         pixel_values: torch.Tensor,
         view_seeds: torch.Tensor | None = None,
-        num_tokens: int | None = None,
         output_hidden_states: bool | None = None,  # these three are read by the decorator
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        num_tokens: int | None = None,
     ) -> BaseModelOutput:
         """Encodes images.
 
@@ -243,20 +252,26 @@ class _DeiTBackbone(DeiTPreTrainedModelBase):
             pixel_values: (B, C, H, W), normalised; H and W multiples of the patch size.
             view_seeds: (B,) int64, from `keyed.view_seed`. They decide what stochastic depth drops, which then depends
                 on the view and not on the batch that it is in. Without them torch's generator decides.
-            num_tokens: of the last block only the first so many tokens are computed; None for all. What they are does
-                not depend on it, but by rounding. A classifier, whose heads look at the special tokens alone, asks
-                for these: of 12 blocks a fifteenth of the work is spared.
             output_hidden_states, output_attentions, return_dict: as in transformers.
+            num_tokens: in the last block only the first so many tokens are computed; None for all. Without dropout,
+                which would draw otherwise, they are the same but for rounding. A classifier, whose heads look at the
+                special tokens alone, asks for these, which spares a fourteenth of the work of 12 blocks.
 
         Returns:
             `last_hidden_state` (B, T, D), or (B, num_tokens, D), after the final norm: class token, distillation token
             if any, patches.
 
         Raises:
-            ValueError: the pixels have the wrong shape, or attentions are asked for that there are not.
+            ValueError: the pixels have the wrong shape, attentions are asked for that there are not, or `num_tokens`
+                is no number of tokens, or given where states or attentions are asked for.
         """
-        self._recorded(output_hidden_states, output_attentions)
+        recorded = self._recorded(output_hidden_states, output_attentions)
         hidden_states = self.embeddings(pixel_values)
+        if num_tokens is not None and (any(recorded.values()) or not 1 <= num_tokens <= hidden_states.shape[1]):
+            raise ValueError(
+                f"num_tokens must be from 1 to {hidden_states.shape[1]}, and None where hidden states or attentions "
+                f"are asked for, got {num_tokens}"
+            )
         draws = depth_draws(self.layers, view_seeds)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, draws)

@@ -164,9 +164,9 @@ class Teacher(nn.Module):
             if not isinstance(error, torch._dynamo.exc.TorchDynamoException):  # imported by now, and slow to import
                 raise
             raise InputError(
-                f"the teacher {self.name_or_path!r} runs compiled, as before, and torch cannot compile it here "
-                f"({first_line(error)}): install a C++ compiler, or begin anew with --teacher_speed off and, if there "
-                "are any, other --teacher_labels"
+                f"torch cannot compile the teacher {self.name_or_path!r} here, which is to run compiled "
+                f"({first_line(error)}): mend that, as by a C++ compiler, or begin anew with --teacher_speed off and, "
+                "if there are any, other --teacher_labels"
             ) from error
 
     def _logits_of(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -184,7 +184,7 @@ class Teacher(nn.Module):
             (B, num_labels) float32 logits, in the student's label order.
 
         Raises:
-            InputError: it runs compiled, and torch cannot compile here.
+            InputError: it is to run compiled, and torch cannot compile it here.
         """
         pixel_values = pixel_values.float()
         if self.channel_order is not None:

@@ -137,19 +137,45 @@ def test_memory_is_of_the_tensors_that_live_at_once():
     assert count_bytes(Chain(), torch.zeros(5, 3, 4, 4)) == 4 * 5 * one
 
 
-def test_traffic_is_what_operations_read_and_write():
-    """By hand, of float32: a product, an operation in place on an expanded tensor, and those that move nothing."""
-    one, other, gradient = (torch.zeros(8, 8, requires_grad=needs) for needs in (True, False, False))
-    row = torch.zeros(8)
+TRAFFIC = {  # in numbers of four bytes, of a matrix of 8 x 8 and what stands beside it
+    "a product": (lambda m, row: m @ m.T, 3 * 64),
+    "a product of batches": (lambda m, row: m.view(2, 4, 8) @ m.view(2, 8, 4), 2 * 64 + 2 * 16),
+    "views": (lambda m, row: m.view(64).view(8, 8).t().expand(2, 8, 8), 0),
+    "memory": (lambda m, row: (torch.empty(1000), m.new_empty(50), torch.empty_like(m)), 0),
+    "in place, by a row for all": (lambda m, row: m.add_(row.expand(8, 8)), 64 + 8 + 64),
+    "a copy": (lambda m, row: m.copy_(m.clone()), 2 * 2 * 64),
+    "a value": (lambda m, row: m.fill_(1.0), 64),
+    "into another": (lambda m, row: torch.add(m, m, out=row.new_empty(8, 8)), 3 * 64),
+    "of several": (lambda m, row: torch._foreach_mul_([m, row], 2.0), 2 * (64 + 8)),
+    "two results": (lambda m, row: m.max(dim=0), 64 + 8 + 2 * 8),  # the second are indices, of eight bytes
+}
+
+
+@pytest.mark.parametrize("what", TRAFFIC)
+def test_traffic_is_what_operations_read_and_write(what):
+    function, numbers = TRAFFIC[what]
+    matrix, row = torch.zeros(8, 8), torch.zeros(8)
     with TrafficCounter() as traffic:
-        product = one @ other  # two read, one written
-        product.view(64).view(8, 8).t()
-        torch.empty(1000)
-        gradient.add_(row.expand(8, 8))  # a matrix and eight numbers read, a matrix written
-    assert traffic.total_bytes == 4 * (3 * 64 + (2 * 64 + 8))
-    with TrafficCounter() as traffic:
-        product.backward(gradient)  # of `one` alone: a product, and the gradient is kept as it is
-    assert traffic.total_bytes in (4 * 3 * 64, 4 * 5 * 64)  # or copied
+        function(matrix, row)
+    assert traffic.total_bytes == 4 * numbers
+
+
+def test_the_traffic_of_a_training_step():
+    """A product, its gradient, and AdamW, which reads and, as it says, writes weight, gradient and two moments."""
+    layer, images = nn.Linear(8, 8, bias=False), torch.zeros(5, 8)
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    layer(images).sum().backward()
+    optimizer.step()  # makes the moments
+    layer.weight.grad = None
+    with TrafficCounter() as forward:
+        loss = layer(images).sum()
+    with TrafficCounter() as backward:
+        loss.backward()
+    with TrafficCounter() as step:
+        optimizer.step()
+    assert forward.total_bytes == 4 * (40 + 64 + 40 + 40 + 1)
+    assert backward.total_bytes == 4 * (1 + (1 + 40 + 64))  # where all begins; the sum's is one number for all
+    assert step.total_bytes == 4 * (2 * 4 * 64 + 2 + 1)  # and its count, which is read once more
 
 
 def needs(images, error=None):

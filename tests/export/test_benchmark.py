@@ -110,9 +110,9 @@ def test_the_tables(report):
     found = json.loads(json.dumps(report.to_dict()))
     row, seconds = found["rows"][1], report.rows[1].quantile(0.5)
     assert row["p50"] == seconds and 0 < row["of_peak"] < 1
-    assert row["of_peak"] * found["peak"] == pytest.approx(2 * 3 * 3 * 16 * 16 * 10 / seconds)
-    assert row["of_bandwidth"] * found["bandwidth"] == pytest.approx(3 * 3 * 16 * 16 * 4 / seconds)
-    assert f"at {found['peak'] / 1e9:.0f} GFLOP/s, a copy at " in text and f"{row['of_peak']:.0%} and " in text
+    assert row["of_peak"] * found["peaks"][0] == pytest.approx(2 * 3 * 3 * 16 * 16 * 10 / seconds)
+    assert row["of_bandwidth"] * found["peaks"][1] == pytest.approx(3 * 3 * 16 * 16 * 4 / seconds)
+    assert f"at {found['peaks'][0] / 1e9:.0f} GFLOP/s, a copy at " in text and f"{row['of_peak']:.0%} and " in text
 
 
 def test_the_widest_table_fits_a_terminal(report):

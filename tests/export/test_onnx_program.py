@@ -100,6 +100,16 @@ def distilled(tmp_path_factory):
     return source, folder
 
 
+def test_all_tokens_of_the_last_layer_are_in_the_program():
+    source = export_source(randomise(DISTILLED_DEIT.tiny()))
+    model, shapes = source.classifier.model, []
+    model.base_model.layers[-1].register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[1]))
+    with torch.no_grad():
+        model(pixel_values=torch.zeros(1, 3, *source.classifier.input_size))
+    core_model(source)
+    assert shapes[0] == 2 and {*shapes[1:]} == {2 + 16} and not model.computes_all_tokens
+
+
 def test_the_network_answers_as_trained(distilled):
     source, folder = distilled
     assert_answers_as_trained(source, onnx.load(folder / MODEL))

@@ -638,13 +638,36 @@ def test_of_the_last_layer_only_what_the_heads_look_at_is_computed(kind, attenti
     states = model.base_model(pixel_values, view_seeds=seeds(3)).last_hidden_state
     first = model.base_model(pixel_values, view_seeds=seeds(3), num_tokens=1).last_hidden_state
     torch.testing.assert_close(first, states[:, :1])
-    if attention == "eager":
-        assert model(pixel_values, output_attentions=True).attentions[-1].shape[-2:] == (special + 16,) * 2
-    model.config.hidden_dropout_prob = 0.1
-    model(pixel_values)
-    model.eval()(pixel_values)
-    whole = [special + 16] * (2 if attention == "eager" else 1)
-    assert [shape[1] for shape in shapes] == [special, special + 16, special + 16, 1, *whole, special]
+    assert [shape[1] for shape in shapes] == [special, special + 16, special + 16, 1]
+    for number, options in ((0, {}), (special + 17, {}), (1, {"output_hidden_states": True})):
+        with pytest.raises(
+            ValueError, match=f"num_tokens must be from 1 to {special + 16}, and None .*, got {number}"
+        ):
+            model.base_model(pixel_values, num_tokens=number, **options)
+
+
+@DEIT_KINDS
+def test_all_of_the_last_layer_is_computed_where_it_is_looked_at_or_drawn_for(kind):
+    shapes, special = [], kind.num_special_positions
+
+    def tokens(model, **options):
+        model.base_model.layers[-1].register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+        model.set_attn_implementation("eager")
+        output = model(images(), **options)
+        return output, shapes.pop()[1]
+
+    assert tokens(kind.tiny().train())[1] == special
+    output, number = tokens(kind.tiny(), output_attentions=True)
+    assert number == special + 16 and output.attentions[-1].shape[-2:] == (special + 16,) * 2
+    model = kind.tiny()
+    model.computes_all_tokens = True
+    assert tokens(model)[1] == special + 16
+    for rate in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        model = kind.tiny(**{rate: 0.5})
+        assert tokens(model.train())[1] == special + 16
+        assert tokens(model.eval())[1] == special
+        model.base_model.layers[-1].train()  # as one draws several answers of
+        assert tokens(model)[1] == special + 16
 
 
 @EVERY_KIND

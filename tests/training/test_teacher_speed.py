@@ -140,7 +140,7 @@ def test_compiling_is_for_the_batches_of_the_training_and_must_pay(timed, folder
     monkeypatch.setattr(teacher_speed, "_LEAST_GAIN", 1.0)
     monkeypatch.setattr(torch, "compile", lambda function, **settings: without_compiler)
     assert choose(teacher_of(folder)).execution == FASTEST
-    with pytest.raises(InputError, match=r"runs compiled, as before, .* here \(no compiler\): install a C\+\+"):
+    with pytest.raises(InputError, match=r"is to run compiled \(no compiler\): mend that, as by a C\+\+"):
         copy.deepcopy(teacher)(pixels)
 
 

@@ -183,7 +183,6 @@ def recorded_attention(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
         return output
 
     base, implementation, hooks = model.base_model, model.config._attn_implementation, []
-    computed_all = getattr(model, "computes_all_tokens", None)  # None of another library's
     try:
         if isinstance(model, CaiTForImageClassification):
             for layers, function in ((base.layers, _talking_heads), (base.class_layers, _class_attention)):
@@ -191,14 +190,10 @@ def recorded_attention(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
         else:
             model.set_attn_implementation("eager")
             hooks += [layer.attention.register_forward_hook(keep) for layer in base.layers]
-            if computed_all is not None:
-                model.computes_all_tokens = True
         yield recorded
     finally:
         for hook in hooks:
             hook.remove()
-        if computed_all is not None:
-            model.computes_all_tokens = computed_all
         if model.config._attn_implementation != implementation:
             model.set_attn_implementation(implementation)
 

@@ -11,7 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-_WITHOUT_TRAFFIC = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided}
+# Operations by name: those that move nothing, though torch does not call them views, and those that read nothing of
+# what they write in place.
+_WITHOUT_TRAFFIC = frozenset(
+    ("_unsafe_view", "empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
+)
+_OVERWRITING = frozenset(("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_", "uniform_", "normal_"))
 
 
 @torch.no_grad()
@@ -70,10 +75,11 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 class TrafficCounter(TorchDispatchMode):
-    """Counts the bytes that operations read and write, each tensor once by each operation; views move none.
+    """Counts the bytes that operations read and write: each tensor once by each operation. Views move none.
 
     What an operation moves within itself, and what a cache spares, is not seen: that is about what one operation
-    after the other must get from memory, of tensors that are larger than the caches.
+    after the other must get from memory, of tensors that are larger than the caches. Of a table of which rows are
+    looked up, all is counted.
 
     Attributes:
         total_bytes: of all operations within it.
@@ -90,16 +96,31 @@ class TrafficCounter(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        if not (func.is_view or func.overloadpacket in _WITHOUT_TRAFFIC):
-            moved = (*tree_leaves((args, kwargs)), *tree_leaves(outputs))
-            self.total_bytes += sum(_bytes_of(one) for one in moved if isinstance(one, torch.Tensor))
+        kwargs = kwargs or {}
+        outputs = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if func.is_view or name in _WITHOUT_TRAFFIC:
+            return outputs
+        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        for argument in func._schema.arguments:
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
+            is_read = not ((is_written and (argument.is_out or name in _OVERWRITING)) or _is_only_a_shape(name))
+            self.total_bytes += (is_read + is_written) * _bytes_in(given.get(argument.name))
+        new = [value for value in func._schema.returns if value.alias_info is None]
+        if new:  # else all are arguments that are written
+            self.total_bytes += _bytes_in(outputs)
         return outputs
 
 
-def _bytes_of(tensor: torch.Tensor) -> int:
-    """What lies in memory of it: an expanded tensor has fewer numbers than its shape says."""
-    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+def _is_only_a_shape(name: str) -> bool:
+    """Whether an operation wants no number of its argument, as `zeros_like`."""
+    return name.endswith("_like") or name.startswith("new_")
+
+
+def _bytes_in(values: Any) -> int:
+    """What lies in memory of tensors: an expanded one has fewer numbers than its shape says."""
+    tensors = [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+    return sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
 
 
 class _Storages(TorchDispatchMode):

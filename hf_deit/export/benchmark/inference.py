@@ -29,6 +29,8 @@ from .processes import ArmError, Process
 from .report import InferenceReport, InferenceRow
 from .serving import CALIBRATION, Warmed, begin_answering, begin_making, begin_peaks
 
+logger = logging.get_logger(__name__)
+
 _TURN = 0.25  # seconds that an arm has the machine for, in a round
 _FEWEST_RUNS, _MOST_RUNS = 2, 50  # in them
 _CHUNK = 256  # images whose pixels lie on the disk at once
@@ -109,7 +111,7 @@ def measure_inference(
         work = _make(tracks, (path, folder, batch_sizes, settings.device, threads))
         _check_reference(tracks[0], model)
         processes = _open(tracks, stack, folder, (timed, settings.device, threads))
-        peaks = _open_peaks(stack, folder, settings.device, threads)
+        peaks = _Peaks(stack, folder, settings.device, threads)
         _time(tracks, processes, peaks, settings.rounds)
         _answer(tracks, processes, pixels, tested)
     _check_reference(tracks[0], model)
@@ -122,8 +124,7 @@ def measure_inference(
         threads=threads,
         device=settings.device,
         rounds=settings.rounds,
-        peak=max(peak for peak, _ in peaks.found),
-        bandwidth=max(bandwidth for _, bandwidth in peaks.found),
+        peaks=peaks.best,
         has_random_weights=path != model,
         environment=_environment(settings),
     )
@@ -245,21 +246,37 @@ def _make(tracks: Sequence[_Track], arguments: tuple[Any, ...]) -> dict[int, tup
     return work
 
 
-@dataclass
 class _Peaks:
-    """What measures the device, and FLOP/s and bytes a second of each round."""
+    """What measures the device; without it there is all the rest.
 
-    process: Process
-    found: list[tuple[float, float]] = field(default_factory=list)
+    Attributes:
+        found: of each round, FLOP/s of a product and bytes a second of a copy.
+    """
+
+    def __init__(self, stack: ExitStack, folder: str, device: str, threads: int) -> None:
+        self.found: list[tuple[float, float]] = []
+        self._process: Process | None = None
+        try:
+            self._process = Process(begin_peaks, device, threads, log=os.path.join(folder, "peaks.log"))
+            stack.callback(self._process.close)
+        except ArmError as error:
+            self._give_up(error)
 
     def run(self) -> None:
-        self.found.append(self.process.ask("run"))
+        if self._process is not None:
+            try:
+                self.found.append(self._process.ask("run"))
+            except ArmError as error:
+                self._give_up(error)
 
+    def _give_up(self, error: ArmError) -> None:
+        self._process = None
+        logger.warning("the peaks of the device are not measured any more: %s", error)
 
-def _open_peaks(stack: ExitStack, folder: str, device: str, threads: int) -> _Peaks:
-    process = Process(begin_peaks, device, threads, log=os.path.join(folder, "peaks.log"))
-    stack.callback(process.close)
-    return _Peaks(process)
+    @property
+    def best(self) -> tuple[float, float] | None:
+        """Of the rounds that count."""
+        return None if len(self.found) < 2 else tuple(map(max, zip(*self.found[1:], strict=True)))
 
 
 def _open(tracks: Sequence[_Track], stack: ExitStack, folder: str, arguments: tuple[Any, ...]) -> dict[str, Process]:

@@ -154,10 +154,7 @@ def _load(programs: "Programs", device: str, threads: int) -> "torch.nn.Module":
 
     torch.set_num_threads(threads)
     path = next(iter(programs.values()))[0]
-    module = torch.load(path, map_location=device, weights_only=False)  # which this benchmark has saved
-    if hasattr(module.model, "computes_all_tokens"):
-        module.model.computes_all_tokens = False  # as in whatever opens it in PyTorch
-    return module
+    return torch.load(path, map_location=device, weights_only=False)  # a module, which this benchmark has saved
 
 
 def _answer_of(run: Callable[[Any], Any], device: str) -> "Answer":

@@ -88,8 +88,8 @@ class InferenceReport:
         threads: of each arm.
         device: "cpu" or "cuda".
         rounds: that were counted.
-        peak: floating-point operations a second of the fastest square product in float32, in the same rounds.
-        bandwidth: bytes a second of a large copy, read and written, likewise.
+        peaks: floating-point operations a second of the fastest square product in float32, and bytes a second of a
+            large copy, read and written, in the same rounds; None where they could not be measured.
         has_random_weights: whether the model has learnt nothing.
         environment: see `describe_environment`.
     """
@@ -102,8 +102,7 @@ class InferenceReport:
     threads: int
     device: str
     rounds: int
-    peak: float
-    bandwidth: float
+    peaks: tuple[float, float] | None
     has_random_weights: bool
     environment: dict[str, Any]
 
@@ -113,12 +112,12 @@ class InferenceReport:
 
     def _fractions(self, row: InferenceRow) -> dict[str, float]:
         """What part a row takes of what the device can do, were its work that of PyTorch eager; by the median run."""
-        if row.failure:
+        if row.failure or self.peaks is None:
             return {}
-        seconds = row.quantile(0.5)
+        rates = row.flops / row.quantile(0.5), row.traffic / row.quantile(0.5)
         return {
-            "of_peak": row.flops / seconds / self.peak,
-            "of_bandwidth": row.traffic / seconds / self.bandwidth,
+            f"of_{name}": rate / peak
+            for name, rate, peak in zip(("peak", "bandwidth"), rates, self.peaks, strict=True)
         }
 
     def charts(self) -> list[Chart]:
@@ -192,11 +191,12 @@ class InferenceReport:
             f"{'' if self.device == 'cpu' else '; of the GPU, what torch reserved'}. In per cent: "
             f"{'top-1, and the points of it lost by not using eager' if self._has_labels else 'agreement'}."
         )
-        eager = "; ".join(self._of_device(row) for row in self.rows if row.arm == self.rows[0].arm and not row.failure)
-        yield (
-            f"A product of float32 matrices ran at {self.peak / 1e9:.0f} GFLOP/s, a copy at "
-            f"{self.bandwidth / 1e9:.1f} GB/s. PyTorch eager takes {eager}."
-        )
+        if self.peaks is not None:
+            eager = [self._of_device(row) for row in self.rows if row.arm == self.rows[0].arm and not row.failure]
+            yield (
+                f"A product of float32 matrices ran at {self.peaks[0] / 1e9:.0f} GFLOP/s, a copy at "
+                f"{self.peaks[1] / 1e9:.1f} GB/s. PyTorch eager takes {'; '.join(eager)}."
+            )
         for name, is_meant in (("float", _is_float), ("int8", lambda row: not _is_float(row))):
             if lines := list(self._fastest(name, is_meant)):
                 yield "\n".join(lines)

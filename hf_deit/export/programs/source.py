@@ -59,9 +59,6 @@ def load_source(model: str, *, weights: Choice = "published") -> ExportSource:
             f"{config.problem_type!r}), and what is exported gives probabilities that add up to 1: export one that "
             "was trained to choose one of several labels"
         )
-    # Runtimes fuse the attention that they know. With fewer queries than keys OpenVINO answers wrongly in bfloat16.
-    if hasattr(classifier.model, "computes_all_tokens"):
-        classifier.model.computes_all_tokens = True
     weights_of, is_folder = description.weights, description.revision is None
     return ExportSource(
         classifier=classifier,
