@@ -22,12 +22,12 @@ def begin_stepping(settings: StepSettings) -> dict[str, Callable[..., Any]]:
         On a GPU it is what torch has allocated there; on a CPU by how much the process has grown, which counts what
         the allocator and a compiler hold, too.
         """
-        gc.collect()
-        release()
+        _give_back()
         on_gpu = steps.device.type == "cuda"
         before = torch.cuda.memory_allocated() if on_gpu else resident_memory()
         step = steps.step(arm)
         step()
+        _give_back()  # what making them took
         most = 0
         for _ in range(_STEPS - 1):
             forget_peak(steps.device.type)
@@ -37,3 +37,8 @@ def begin_stepping(settings: StepSettings) -> dict[str, Callable[..., Any]]:
         return most - before if most and before is not None else None
 
     return {"memory": memory}
+
+
+def _give_back() -> None:
+    gc.collect()
+    release()
