@@ -18,6 +18,8 @@ from support import tiny
 from support.images import FEATURES, broken, noise
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import DataLoader
+from torchvision.transforms import Resize
+from torchvision.transforms.functional import to_tensor
 
 from hf_deit.data.decoded_images import DecodedImages
 from hf_deit.data.decoding import ImageDecoder, decode_image, fault_of_pixels
@@ -78,7 +80,10 @@ def test_the_part_is_timms_and_the_rest_is_drawn_alike(small):
     assert isinstance(jpeg, JpegImage) and isinstance(shrunk, ShrunkImage) and shrunk.image.size == (127, 96)
     assert jpeg.size == shrunk.size == image.size
     for seed in range(30):
-        if not small:
+        if small:
+            height, width = Resize(24)(to_tensor(image)).shape[1:]
+            assert transform.draw(jpeg.size) == ((0, 0, 643, 485), (width, height))
+        else:
             seed_global_random_state(seed)
             top, left, height, width = timms.get_params(image, timms.scale, timms.ratio)
             seed_global_random_state(seed)
@@ -199,6 +204,7 @@ def test_broken_images_are_passed_over_as_without_it(photographs, transform):
     for index in (1, 3):
         with pytest.raises(BadImageError, match=rf"the image of row {index} cannot be decoded"):
             views[ViewKey(0, 0, index, 0)]
+    assert views.name(ViewKey(0, 0, 0, 0)) == "row 0 of the training images"
     assert random.getstate() == state
 
 
