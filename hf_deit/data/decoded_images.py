@@ -17,7 +17,7 @@ from transformers.utils import logging
 from ..errors import InputError
 from ..models.keyed import fold
 from .decoding import ImageDecoder, is_remote, size_of
-from .scaled_images import ShrunkImage, shrink, shrunk_size
+from .scaled_images import ShrunkImage, open_row, shrink, shrunk_size
 
 logger = logging.get_logger(__name__)
 
@@ -90,9 +90,10 @@ class DecodedImages:
             image = Image.frombytes("RGB", (width, height), content[_SIZES.size :])
             return image if [width, height] == size else ShrunkImage(image, (size[0], size[1]))
         except (OSError, ValueError, struct.error):  # it is not there, or is damaged
-            image = self._decode(index)
-            if self._shorter_side is not None:
-                image = shrink(image, self._shorter_side)
+            if self._shorter_side is None:
+                image = self._decode(index)
+            else:
+                image = shrink(open_row(self._decode, index), self._shorter_side)
             if fold(index) < self.kept_part * 2**64:
                 self._keep(image, path)
             return image

@@ -141,9 +141,15 @@ def open_row(decode: ImageDecoder, index: int) -> Image.Image | JpegImage:
     return open_image(decode.encoded(index), f"row {index}")
 
 
-def shrink(image: Image.Image, shorter_side: int) -> Image.Image | ShrunkImage:
-    """An image whose shorter side is longer than so many pixels, shrunk to them; any other as it is."""
-    size = shrunk_size(image.size, shorter_side)
+def shrink(image: Image.Image | JpegImage, shorter_side: int) -> Image.Image | ShrunkImage:
+    """An image whose shorter side is longer than so many pixels, shrunk to them; any other as it is, decoded.
+
+    Raises:
+        BadImageError: see `decode_image`.
+    """
+    size, whole = shrunk_size(image.size, shorter_side), (0, 0, *image.size)
+    if isinstance(image, JpegImage):
+        return image.load(whole, size)[0] if size == image.size else ShrunkImage(image.part(whole, size), image.size)
     return image if size == image.size else ShrunkImage(image.resize(size, _FILTER), image.size)
 
 
