@@ -118,7 +118,7 @@ def scale_for(box: Box, size: Size) -> int:
 
 
 def open_image(encoded: dict[str, Any] | None, name: str) -> Image.Image | JpegImage:
-    """A JPEG that is not decoded yet; an image of another format, or a part of one, decoded to RGB.
+    """A JPEG, not decoded yet; or an image of another format, decoded to RGB.
 
     Args:
         encoded, name: see `decode_image`.
