@@ -15,7 +15,10 @@ from .command_line import CommandParser, run_command
 if TYPE_CHECKING:
     from ..evaluation.benchmarks.figures import Report
 
-_COUNTS = ("image_size", "batch_size", "rounds", "steps", "batches", "storage_views", "threads", "max_images")
+_COUNTS = (
+    *("image_size", "photograph_width", "batch_size", "rounds", "steps", "batches", "storage_views", "threads"),
+    "max_images",
+)
 _ENDINGS = (".json", ".md", ".png")
 
 
@@ -162,11 +165,12 @@ def _add_loader(benchmarks: argparse._SubParsersAction) -> argparse.ArgumentPars
     loader.set_defaults(measure=_measure_loader)
     add = loader.add_argument
     add("--image_size", type=int, default=224, help="in pixels")
+    add("--photograph_width", type=int, default=500, help="of the JPEG images, in pixels; 3/4 as high")
     add("--batch_size", type=int, default=48, help="views of a batch; a multiple of 3")
     add("--batches", type=int, default=4, help="of an arm in a round")
     add("--num_workers", type=int, default=0, help="of each loader; 0 makes views in the process itself")
     add("--rounds", type=int, default=7, help="that are counted")
-    add("--arms", nargs="+", default=[], help="some, as hf_deit:1 timm:uint8 (default: all)")
+    add("--arms", nargs="+", default=[], help="some, as hf_deit:1-reduced (default: all of the same pixels)")
     return loader
 
 

@@ -17,12 +17,13 @@ from transformers.utils import logging
 from ..errors import InputError
 from ..models.keyed import fold
 from .decoding import ImageDecoder, is_remote, size_of
+from .scaled_images import ShrunkImage, open_row, shrink, shrunk_size
 
 logger = logging.get_logger(__name__)
 
 _PREFIX = "hf_deit_images_"
 _LOCK, _OPEN = "lock", "takes_more"  # held while the owner lives; there while there is room
-_SIZE = struct.Struct("<II")  # width and height, before the pixels
+_SIZES = struct.Struct("<IIII")  # width and height of what is kept, and of the image, before the pixels
 _SAMPLED = 256  # images whose headers tell how large all are
 _USUAL_BYTES = 3 * 500 * 375  # where no header tells it, as of ImageNet
 _BLOCK = 4096  # bytes, in which disks count
@@ -34,19 +35,24 @@ class DecodedImages:
 
     They lie in a folder of their own among the system's temporary files (TMPDIR), which goes with the object, and
     where there is memory the system holds them there. What a process that was killed has left, the next one removes.
-    Where not all have room, always the same ones are kept. The pixels are those that `decode` gives.
+    Where not all have room, always the same ones are kept. The pixels are those that `decode` gives, or those of a
+    smaller image; which images are kept changes none.
 
     Args:
         decode: gives the RGB image of a row.
         num_images: rows.
         max_bytes: of all files, about: by the sizes of some images.
+        shorter_side: to so many pixels images are shrunk before they are kept, and those that are not kept, too; None
+            for not at all.
 
     Raises:
         InputError: there can be no temporary files.
     """
 
-    def __init__(self, decode: ImageDecoder, num_images: int, max_bytes: float) -> None:
-        self._decode = decode
+    def __init__(
+        self, decode: ImageDecoder, num_images: int, max_bytes: float, *, shorter_side: int | None = None
+    ) -> None:
+        self._decode, self._shorter_side = decode, shorter_side
         try:
             _remove_abandoned()
             self.folder = tempfile.mkdtemp(prefix=_PREFIX)
@@ -63,7 +69,7 @@ class DecodedImages:
         self._gone = weakref.finalize(self, _remove, self.folder, lock, os.getpid())
         # Those of other processes of the run see the same disk, of which none has written anything yet.
         room = min(max_bytes, _PART_OF_DISK * free / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        self.kept_part = min(1.0, room / max(_bytes_of_all(decode, num_images), 1))
+        self.kept_part = min(1.0, room / max(_bytes_of_all(decode, num_images, shorter_side), 1))
         if self.kept_part < 1:
             logger.warning(
                 "%.0f %% of the %s images are kept decoded, in %.1f GB in %s: --cache_images_gb gives them more room, "
@@ -74,20 +80,26 @@ class DecodedImages:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_gone"}  # a worker removes nothing
 
-    def __call__(self, index: int) -> Image.Image:
+    def __call__(self, index: int) -> Image.Image | ShrunkImage:
         """The image of a row; raises what `decode` does."""
         path = os.path.join(self.folder, str(index // 1000), str(index))
         try:
             with open(path, "rb") as file:
                 content = memoryview(file.read())
-            return Image.frombytes("RGB", _SIZE.unpack_from(content), content[_SIZE.size :])
+            width, height, *size = _SIZES.unpack_from(content)
+            image = Image.frombytes("RGB", (width, height), content[_SIZES.size :])
+            return image if [width, height] == size else ShrunkImage(image, (size[0], size[1]))
         except (OSError, ValueError, struct.error):  # it is not there, or is damaged
-            image = self._decode(index)
+            if self._shorter_side is None:
+                image = self._decode(index)
+            else:
+                image = shrink(open_row(self._decode, index), self._shorter_side)
             if fold(index) < self.kept_part * 2**64:
                 self._keep(image, path)
             return image
 
-    def _keep(self, image: Image.Image, path: str) -> None:
+    def _keep(self, image: Image.Image | ShrunkImage, path: str) -> None:
+        pixels = image.image if isinstance(image, ShrunkImage) else image
         unfinished, is_open = f"{path}.{os.getpid()}", os.path.join(self.folder, _OPEN)
         if not os.path.exists(is_open):
             return
@@ -95,8 +107,8 @@ class DecodedImages:
             with suppress(FileExistsError):
                 os.mkdir(os.path.dirname(path))  # not the folder itself, if it is gone: a worker may outlive its owner
             with open(unfinished, "wb") as file:
-                file.write(_SIZE.pack(*image.size))
-                file.write(image.tobytes())
+                file.write(_SIZES.pack(*pixels.size, *image.size))
+                file.write(pixels.tobytes())
             os.replace(unfinished, path)  # whole or not at all, for those who read it meanwhile
         except OSError as error:
             with suppress(OSError):
@@ -126,9 +138,12 @@ def _remove_abandoned() -> None:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _bytes_of_all(decode: ImageDecoder, num_images: int) -> float:
+def _bytes_of_all(decode: ImageDecoder, num_images: int, shorter_side: int | None) -> float:
     """About how much the pixels of all images take on disk. Images elsewhere than here are not asked for."""
     rows = np.linspace(0, num_images - 1, num=min(num_images, _SAMPLED), dtype=int).tolist() if num_images else []
     here = [encoded for row in rows if not is_remote(((encoded := decode.encoded(row)) or {}).get("path") or "")]
-    known = [3 * width * height for width, height in filter(None, map(size_of, here))] or [_USUAL_BYTES]
-    return num_images * float(np.mean([-(-(size + _SIZE.size) // _BLOCK) * _BLOCK for size in known]))
+    sizes = [*filter(None, map(size_of, here))]
+    if shorter_side is not None:
+        sizes = [shrunk_size(size, shorter_side) for size in sizes]
+    known = [3 * width * height for width, height in sizes] or [_USUAL_BYTES]
+    return num_images * float(np.mean([-(-(size + _SIZES.size) // _BLOCK) * _BLOCK for size in known]))

@@ -14,7 +14,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import datasets
 from datasets.utils.file_utils import is_local_path, xopen
@@ -39,6 +39,10 @@ _TRANSPOSITIONS = {  # by the EXIF orientation; 1 is upright (TIFF 6.0, tag 274)
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Of a turned image: whether its left side was its right or lower one, and its top likewise.
+_MIRRORED = {2: (True, False), 3: (True, True), 4: (False, True), 6: (True, False), 7: (True, True), 8: (False, True)}
+_SIDEWAYS = (5, 6, 7, 8)
+_JPEG_FORMATS = ("JPEG", "MPO")  # as cameras have several images in one file, of which the first is taken
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _SNIFFED = 4096  # bytes
 # Segments of a JPEG that Pillow passes over, or reads without a doubt if they have so many bytes: JFIF, Adobe, Huffman
@@ -63,19 +67,32 @@ class _DeepImageError(ValueError):
     """An image has more than 8 bits per channel; the message is its mode."""
 
 
-def decode_image(encoded: dict[str, Any] | None, name: str) -> Image.Image:
+class JpegHeader(NamedTuple):
+    """What is known of a JPEG before it is decoded.
+
+    Attributes:
+        size: (width, height), upright.
+        mirrored: whether columns, and rows, count from the stored image's right or lower end once it is upright.
+    """
+
+    size: tuple[int, int]
+    mirrored: tuple[bool, bool]
+
+
+def decode_image(encoded: dict[str, Any] | None, name: str, scale: int = 1) -> Image.Image:
     """Decodes an image to RGB: turned upright, and where it is transparent white, as the image processors have it.
 
     Args:
         encoded: with its "bytes" or its "path", as `datasets.Image(decode=False)` gives it; None is a missing image.
         name: what to call it in the message.
+        scale: by which the sides of a JPEG are divided, and rounded up, as it is decoded: 1, 2, 4 or 8.
 
     Raises:
         BadImageError: the image is missing or broken, has more than 8 bits per channel, or too many pixels.
     """
     _prepare_pillow()
     try:
-        return _with_or_without_metadata(_decode, _file_of(encoded))
+        return _with_or_without_metadata(functools.partial(_decode, scale=scale), _file_of(encoded))
     except Exception as error:
         path = encoded.get("path") if encoded else None
         kind, remedy = _kind_and_remedy(error)
@@ -153,6 +170,17 @@ def size_of(encoded: dict[str, Any] | None) -> tuple[int, int] | None:
     try:
         with Image.open(_file_of(encoded)) as image:
             return image.size
+    except Exception:  # of any kind, as of a broken file; who decodes it says what is wrong
+        return None
+
+
+def jpeg_header(content: bytes) -> JpegHeader | None:
+    """The header of a JPEG file; None of another one, and of one that cannot be read."""
+    if not content.startswith(_JPEG):
+        return None
+    _prepare_pillow()
+    try:
+        return _with_or_without_metadata(_read_jpeg_header, io.BytesIO(content))
     except Exception:  # of any kind, as of a broken file; who decodes it says what is wrong
         return None
 
@@ -316,9 +344,22 @@ def _check_depth(image: Image.Image) -> None:
         raise _DeepImageError(image.mode)
 
 
-def _decode(file: _File) -> Image.Image:
+def _read_jpeg_header(file: _File) -> JpegHeader | None:
+    with Image.open(file) as image:
+        if image.format not in _JPEG_FORMATS:
+            return None
+        width, height = image.size
+        orientation = _orientation(image)
+    size = (height, width) if orientation in _SIDEWAYS else (width, height)
+    return JpegHeader(size, _MIRRORED.get(orientation, (False, False)))
+
+
+def _decode(file: _File, scale: int = 1) -> Image.Image:
     with _opened(file) as opened:
         image = Image.open(opened)
+        if scale > 1 and image.format in _JPEG_FORMATS:
+            # Pillow takes the largest scale at which both sides are as long: of eight pixels or more, this one.
+            image.draft(None, (max(image.width // scale, 1), max(image.height // scale, 1)))
         image.load()
     _check_depth(image)
     image = _upright(image)
@@ -335,11 +376,16 @@ def _opened(file: _File, buffering: int = -1) -> contextlib.AbstractContextManag
 def _upright(image: Image.Image) -> Image.Image:
     """The image as its orientation says that it is to be looked at; as it is, if that cannot be read."""
     # ImageOps.exif_transpose writes all of the EXIF data anew, which fails where any of them is broken.
-    try:
-        method = _TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:
-        return image
+    method = _TRANSPOSITIONS.get(_orientation(image))
     return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation if orientation in _TRANSPOSITIONS else None
+    except Exception:
+        return None
 
 
 def _with_or_without_metadata(read: Callable[[_File], _T], file: _File) -> _T:

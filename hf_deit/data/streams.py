@@ -20,6 +20,7 @@ from ..errors import BadImageError, InputError, first_line, image_name
 from ..models.keyed import fold
 from .columns import IGNORED_LABEL, without_format
 from .decoding import decode_image
+from .scaled_images import open_image
 from .view_dataset import KeyedViews, ReadImage
 from .views import image_and_view
 
@@ -240,8 +241,11 @@ class StreamViewDataset(KeyedViews):
         return self.stream.images_per_epoch
 
     def _read(self, key: StreamKey) -> ReadImage:
+        name = f"position {key.index} of the stream"
         try:
-            return ReadImage(decode_image(key.encoded, f"position {key.index} of the stream"), key.label, [])
+            image = (open_image if self.reduced_decoding else decode_image)(key.encoded, name)
+            self._check_pixels(key, image)
+            return ReadImage(image, key.label, [])
         except BadImageError as error:
             if self.on_bad_image == "stop":
                 raise

@@ -6,6 +6,7 @@ numbers that the device needs to erase and mix it (`hf_deit.data.batch_augment`)
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -22,15 +23,16 @@ from .batch_augment import Mixing, RandomErasing
 from .columns import IGNORED_LABEL, labels_of, without_format
 from .decoded_images import DecodedImages
 from .decoding import ImageDecoder
+from .scaled_images import JpegImage, ShrunkImage, bytes_of, open_row
 from .views import ViewKey, preserve_global_random_state, seed_global_random_state
 
 _MOST_KEPT = 64 * 1024 * 1024  # bytes of a worker's decoded images: 64 of ImageNet's average size are 47 MB
 
 
 class ReadImage(NamedTuple):
-    """What was read for a key: its image in RGB, its label, and a line for each broken image that it stands in for."""
+    """What was read for a key: its image, its label, and a line for each broken image that it stands in for."""
 
-    image: Image.Image
+    image: Image.Image | ShrunkImage | JpegImage
     label: int
     passed_over: list[str]
 
@@ -67,8 +69,7 @@ class _ReadImages:
         self._last = name, found
         last_slot = key.slot + (self._repeats - 1 - key.view) * self._images_per_block
         kept_images = [found.image, *(other.image for _, other in self._kept.values())]
-        # Pillow has four bytes for a pixel of three.
-        if last_slot > key.slot and sum(4 * image.width * image.height for image in kept_images) <= _MOST_KEPT:
+        if last_slot > key.slot and sum(map(bytes_of, kept_images)) <= _MOST_KEPT:
             self._kept[name] = last_slot, found
         return found
 
@@ -89,12 +90,14 @@ class KeyedViews(Dataset):
 
     Args:
         transform: from an RGB image to (3, H, W) uint8. It must not change the image, which may get more views.
+            Images that are not decoded whole, or kept smaller, need a `TrainTransform`.
         seed: the run's seed.
         repeats, images_per_block: of the sampler that the keys come from. Views do not depend on them, but how often
             an image is decoded for them does.
         erasing: draws which part of a view is erased on the device; None for none.
         mixing: draws how views are mixed on the device; None for not at all.
         on_bad_image: "stop" raises `BadImageError`; "skip" lets another image stand in.
+        reduced_decoding: whether a JPEG is decoded at the smallest scale that a view allows; see `JpegImage`.
 
     Attributes:
         has_labels: whether any image has a label.
@@ -115,8 +118,10 @@ class KeyedViews(Dataset):
         erasing: RandomErasing | None = None,
         mixing: Mixing | None = None,
         on_bad_image: Literal["stop", "skip"] = "stop",
+        reduced_decoding: bool = False,
     ) -> None:
         self.transform = transform
+        self.reduced_decoding = reduced_decoding
         self.seed = seed
         self.erasing = erasing
         self.mixing = mixing
@@ -125,6 +130,15 @@ class KeyedViews(Dataset):
 
     def _read(self, key: Any) -> ReadImage:
         raise NotImplementedError
+
+    def _check_pixels(self, key: Any, image: Image.Image | ShrunkImage | JpegImage) -> None:
+        """Decodes of an image what a key's view needs, as before that nobody knows whether it is broken.
+
+        Raises:
+            BadImageError: it is.
+        """
+        if isinstance(image, JpegImage):
+            self.transform.load(image, view_seed(self.seed, key.epoch, key.slot))
 
     def name(self, key: Any) -> str:
         """What to call a key's image: its file, or its place in the data set; here only that of its view."""
@@ -186,12 +200,13 @@ class ViewDataset(KeyedViews):
 
     Args:
         dataset: has an `Image` and a `ClassLabel` column; a label of None means that there is none.
-        cache_bytes: how many bytes of decoded images to keep on disk; see `DecodedImages`.
+        cache_bytes: how many bytes of decoded images to keep on disk; see `DecodedImages`. Not with reduced decoding.
+        kept_side: to so many pixels the shorter side of what is kept is shrunk; None for not at all.
         **settings: see `KeyedViews`.
 
     Attributes:
         labels: of all rows, (N,) int64, `IGNORED_LABEL` where there is none.
-        decoded: gives the RGB image of a row, or raises `BadImageError`.
+        decoded: gives the image of a row, or raises `BadImageError`.
     """
 
     def __init__(
@@ -202,13 +217,18 @@ class ViewDataset(KeyedViews):
         image_column: str = "image",
         label_column: str = "label",
         cache_bytes: float = 0.0,
+        kept_side: int | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(transform, **settings)
         self.dataset = without_format(dataset)
         self.image_column, self.label_column = image_column, label_column
         self._decode = ImageDecoder(self.dataset, image_column)
-        self.decoded = DecodedImages(self._decode, len(self.dataset), cache_bytes) if cache_bytes else self._decode
+        self.decoded: Callable[[int], Image.Image | ShrunkImage | JpegImage] = self._decode
+        if self.reduced_decoding:
+            self.decoded = partial(open_row, self._decode)
+        elif cache_bytes:
+            self.decoded = DecodedImages(self._decode, len(self.dataset), cache_bytes, shorter_side=kept_side)
         self.labels = labels_of(self.dataset, label_column)
         self.has_labels = bool((self.labels >= 0).any())
 
@@ -220,7 +240,9 @@ class ViewDataset(KeyedViews):
         for offset in range(len(self)):
             candidate = (key.index + offset) % len(self)
             try:
-                return ReadImage(self.decoded(candidate), int(self.labels[candidate]), passed_over)
+                image = self.decoded(candidate)
+                self._check_pixels(key, image)
+                return ReadImage(image, int(self.labels[candidate]), passed_over)
             except BadImageError as error:
                 if self.on_bad_image == "stop":
                     raise

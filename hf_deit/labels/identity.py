@@ -37,6 +37,8 @@ _HINTS = {
     "teacher.execution": "--teacher_speed auto runs the teacher as that of the store did",
     "teacher": "--teacher_model_name_or_path names the teacher, and with --teacher_labels_readonly none is needed",
     "data": "rows, their labels and their order must be the same; --validation_seed and --labels_kept choose some",
+    "augmentation.reduced_decoding": "--reduced_decoding says it",
+    "augmentation.shorter_side": "--cache_images says it: resized makes other pixels, decoded does not",
     "seed": "--data_seed is that of the views, while another --seed makes another student",
     "group_size": "--mixup_group_size says it, and the batch of a device must hold whole groups: for smaller batches "
     "the labels must be recorded with smaller groups",
@@ -70,7 +72,8 @@ class StoreIdentity:
             order), `dtype`, `preprocessing` (with the `input_size` that it was shown, if that is not the student's).
             Of several `names`, `members` (revision, dtype, preprocessing of each) and `weights`, in one order.
         data: `name`, `config`, `revision`, `rows`, `fingerprint` (from `data_fingerprint`).
-        augmentation: all settings that views depend on, with defaults filled in.
+        augmentation: all settings that views depend on, with defaults filled in; `reduced_decoding`, and the
+            `shorter_side` to which images are shrunk, only where they are.
         versions: of the libraries that make pixels. They may differ, as long as the pixels are the same.
         seed: of the views.
         group_size: views that mixup mixes with each other.

@@ -209,7 +209,14 @@ _MEANT = {
         "verify_images validate_images check_data check_dataset verify_data check_files check_headers skip_checks "
         "no_check no_verify check_corrupt verify check"
     ),
-    "cache_images": "cache_decoded ram_cache cache_in_memory cache_ram cache_disk decoded_cache",
+    "cache_images": (
+        "cache_decoded ram_cache cache_in_memory cache_ram cache_disk decoded_cache cache_resized resized_cache "
+        "max_resolution"
+    ),
+    "reduced_decoding": (
+        "draft draft_mode use_draft jpeg_draft dct_scale dct_scaling scaled_decoding fast_decode reduced_decode "
+        "decode_scale shrink_on_load"
+    ),
     "cache_images_gb": "cache_gb cache_size cache_size_gb max_cache_gb",
     "on_bad_teacher_answer": "skip_nan ignore_nan nan_teacher teacher_nan on_nan on_teacher_nan skip_bad_answers",
     "dataloader_num_workers": (

@@ -31,6 +31,7 @@ REFUSED = (
     *("teacher_input_size", "distillation_alpha", "distillation_temperature", "distillation_reduction"),
     *("teacher_labels_revision", "teacher_labels_top_k"),
     *("crop_scale_min", "horizontal_flip", "auto_augment", "repeated_augmentation", "repeats_placement"),
+    "reduced_decoding",
     *("random_erasing", "mixup", "cutmix", "mixup_probability", "mixup_switch_probability", "mixup_group_size"),
     *("label_smoothing_factor", "seed", "data_seed"),
     # The optimizer's state brings its own numbers along: others would be stated, and not be used.
@@ -117,7 +118,7 @@ _OTHER_WORDS = {
 OF_ONE_MACHINE = (
     *("output_dir", "use_cpu", "local_rank", "ddp_backend", "debug", "skip_memory_metrics"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "cache_images", "cache_images_gb"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "cache_images_gb"),
     *("log_format", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name"),
     *("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "hub_token"),
 )
@@ -127,6 +128,8 @@ _PERHAPS_FOLDERS = (
     *("deepspeed", "teacher_recipe", "teacher_probe", "resume_from_checkpoint"),
 )
 _A_FOLDER = "a folder or file there"
+# Of what is kept of images, this makes other pixels; whether any other is kept is nobody else's business.
+_RESIZED, _NOT_RESIZED = "resized", "not resized"
 _ORDER = {name: place for place, name in enumerate(REFUSED)}
 
 
@@ -177,6 +180,8 @@ def refused(
         may_differ |= {"metric_for_best_model", "greater_is_better"}
     if all(isinstance(side.get("teacher_model_name_or_path"), list) for side in (before, now)):
         may_differ.add("teacher_weights")  # that go with the teachers, in whatever order
+    if _RESIZED in (before.get("cache_images"), now.get("cache_images")):
+        may_differ.discard("cache_images")
     if "train" in compared:
         may_differ |= {name for name in _FOLDERS_OF_IMAGES if before.get(name) and now.get(name)}
     names = [name for name in DEFAULTS if name not in may_differ]
@@ -195,6 +200,7 @@ def stated_options(recipe: Mapping[str, Any], args: DistillationTrainingArgument
     options = {**DEFAULTS, **recipe, "resume_from_checkpoint": wish, "resume_from_hub": args.resume_from_hub}
     options["push_to_hub"] = args.push_to_hub
     options["data_seed"] = options["seed"] if options["data_seed"] is None else options["data_seed"]
+    options["cache_images"] = _RESIZED if options["cache_images"] == _RESIZED else _NOT_RESIZED
     options |= {name: options[name] and _A_FOLDER for name in _FOLDERS_OF_IMAGES}
     for name in _PERHAPS_FOLDERS:
         options[name] = _elsewhere(options[name])

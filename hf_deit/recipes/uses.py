@@ -356,9 +356,14 @@ _USES = {
         ", but streaming is true: leave one of them out",
     ),
     "cache_images_gb": _Use(
-        lambda options: options["cache_images"] == "decoded" and not options["streaming"],
+        lambda options: options["cache_images"] in ("decoded", "resized") and not options["streaming"],
         "is how much cache_images may take",
         ", but cache_images is {cache_images!r}, streaming {streaming}: leave it out, or give --cache_images decoded",
+    ),
+    "reduced_decoding": _Use(
+        lambda options: options["dataset_name"] != DIGITS or _has_unlabeled(options),
+        "is about JPEG images",
+        ", but those of {dataset_name} are none: leave it out",
     ),
     "distillation_alpha": _Use(_is_distilled, "weighs what a teacher says", _UNTAUGHT),
     "distillation_temperature": _Use(_is_soft, "is of soft distillation", _NOT_SOFT),

@@ -126,6 +126,16 @@ def train_transform(args: DistillationTrainingArguments, processor: DistilledDei
     )
 
 
+def kept_side(args: DistillationTrainingArguments, processor: DistilledDeiTImageProcessor) -> int | None:
+    """To how many pixels the shorter side of an image is shrunk that is kept resized; None where none is.
+
+    Only crops of less than a quarter of an image are then enlarged that need not be.
+    """
+    if args.cache_images != "resized":
+        return None
+    return 2 * max(processor.crop_size.height, processor.crop_size.width)
+
+
 def check_data(
     dataset: datasets.Dataset | datasets.IterableDataset, model: PreTrainedModel, teacher: AnyTeacher | None
 ) -> tuple[str, str]:
@@ -220,9 +230,15 @@ def as_views(
         "erasing": args.erasing,
         "mixing": args.mixing,
         "on_bad_image": args.on_bad_image,
+        "reduced_decoding": args.reduced_decoding,
     }
     transform = train_transform(args, processor)
     if isinstance(dataset, ImageStream):
+        if args.cache_images != "off":
+            raise InputError(
+                f"cache_images keeps images by their rows, but a stream has none, got {args.cache_images!r}: leave "
+                "it out"
+            )
         if dataset.seed is None:
             dataset = replace(dataset, seed=data_seed(args))
         return StreamViewDataset(dataset, transform, **settings)
@@ -232,7 +248,8 @@ def as_views(
     if not images_are_checked:
         check_stored_images(dataset, image_column, "images to train on", args.on_bad_image, args.check_images)
     columns = {"image_column": image_column, "label_column": label_column}
-    return ViewDataset(dataset, transform, **columns, cache_bytes=args.cache_bytes, **settings)
+    kept = {"cache_bytes": args.cache_bytes, "kept_side": kept_side(args, processor)}
+    return ViewDataset(dataset, transform, **columns, **kept, **settings)
 
 
 def as_evaluation(

@@ -23,7 +23,7 @@ from ..models.image_processing_deit import DistilledDeiTImageProcessor
 from ..models.single_teacher import size_in_words
 from ..models.teacher import AnyDescription
 from .arguments import DistillationTrainingArguments
-from .datasets import data_seed, make_sampler
+from .datasets import data_seed, kept_side, make_sampler
 from .pace import num_steps
 from .processes import on_every_process, on_main_process
 
@@ -206,6 +206,7 @@ class RunLabels:
                 "another store"
             )
         args, views, mixing = self.args, self.views, self.views.mixing
+        scaled = {"reduced_decoding": args.reduced_decoding, "shorter_side": kept_side(args, self._processor)}
         return StoreIdentity(
             teacher=there.teacher if teacher is None else teacher,
             data=self._data,
@@ -220,6 +221,7 @@ class RunLabels:
                 "auto_augment": args.auto_augment,
                 "random_erasing": None if views.erasing is None else asdict(views.erasing),
                 "mixing": None if mixing is None else {k: v for k, v in asdict(mixing).items() if k != "group_size"},
+                **{name: value for name, value in scaled.items() if value},  # stores without them have whole images
             },
             versions={name: version(name) for name in _LIBRARIES},
             seed=views.seed,

@@ -144,6 +144,7 @@ def test_a_word_is_in_the_table_once():
         ("model-ema-decay", "ema_decay"),
         ("model-ema-warmup", "ema_warmup"),
         ("reprob", "random_erasing"),
+        ("dct-scale", "reduced_decoding"),
         ("clip-grad", "max_grad_norm"),
         ("opt", "optim"),
         ("amp", "bf16"),

@@ -79,6 +79,8 @@ def stated(line: list[str]) -> dict:
         (["--per_device_train_batch_size", "8"], [], ["per_device_train_batch_size"]),
         (["--logging_steps", "3"], [], ["logging_steps"]),
         (["--ema_decay", "0"], [], ["ema_decay"]),
+        (["--cache_images", "decoded"], [], []),
+        (["--cache_images", "resized"], ["--cache_images", "decoded"], ["cache_images"]),
         (["--save_strategy", "no"], [], ["save_strategy"]),
         (["--resume_from_checkpoint", "true"], [], ["resume_from_checkpoint"]),
         (["--output_dir", "elsewhere", "--run_name", "a"], [], []),
@@ -152,6 +154,14 @@ def test_what_makes_no_other_run_is_not_refused(name):
     told = [difference.name for difference in applied(now, before)]
     follows = name == "logging_steps"  # 0 now is as many as make sense
     assert told == ([name] if name in APPLIED and not follows else [])
+
+
+@pytest.mark.parametrize(("kept", "is_other"), [("decoded", False), ("resized", True)])
+def test_images_that_are_kept_resized_make_another_run(kept, is_other):
+    before, now = {**RUN, "cache_images": kept}, RUN
+    for one, other in ((before, now), (now, before)):
+        assert [name for name, *_ in refused(one, other)] == ["cache_images"] * is_other
+    assert [*refused(before, before)] == []
 
 
 @pytest.mark.parametrize("metric", [{}, {"metric_for_best_model": "top1", "greater_is_better": True}])

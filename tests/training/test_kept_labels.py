@@ -518,6 +518,8 @@ OTHERS = {
     "augmentation.auto_augment": {"auto_augment": "rand-m5-mstd0.5-inc1"},
     "augmentation.horizontal_flip": {"horizontal_flip": 0.0},
     "augmentation.crop_scale_min": {"crop_scale_min": 0.2},
+    "augmentation.reduced_decoding": {"reduced_decoding": True},
+    "augmentation.shorter_side": {"cache_images": "resized"},
     "augmentation.random_erasing": {"random_erasing": 0.0},
     "augmentation.random_erasing.probability": {"random_erasing": 0.5},
     "augmentation.mixing.mixup_alpha": {"mixup": 0.5},

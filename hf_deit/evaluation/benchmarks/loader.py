@@ -23,11 +23,22 @@ from .options import check_arms
 from .stand_ins import photographs
 from .timing import Ratio, time_in_turn
 
-# This package's: views of an image that is drawn, and what is kept of images.
-_OURS = {"hf_deit:3": (3, "off"), "hf_deit:1": (1, "off")}
-_OURS |= {f"{name}-cached": (repeats, "decoded") for name, (repeats, _) in _OURS.items()}
+# This package's: views of an image that is drawn, and how images are decoded or kept.
+_OURS: dict[str, tuple[int, dict[str, Any]]] = {
+    f"hf_deit:{repeats}{name}": (repeats, settings)
+    for name, settings in (
+        ("", {}),
+        ("-cached", {"cache_images": "decoded"}),
+        ("-resized", {"cache_images": "resized"}),
+        ("-reduced", {"reduced_decoding": True}),
+    )
+    for repeats in (3, 1)
+}
 _TIMM = ("timm:uint8", "timm:float")
 ARMS = (*_OURS, *_TIMM)
+_OTHER_PIXELS = ("-resized", "-reduced")  # of images that are larger than usual, so that they must be asked for
+_MOST_PIXELS = 256 * 500 * 375  # of all images together, which are made and held in memory
+_FEWEST = 12  # different images
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class LoaderReport:
 
     Attributes:
         image_size: in pixels.
+        photograph_size: (width, height) of the JPEG images.
         batch_size: views of a batch.
         num_workers: of each loader.
         seconds: of a batch, by arm and round.
@@ -43,6 +55,7 @@ class LoaderReport:
     """
 
     image_size: int
+    photograph_size: tuple[int, int]
     batch_size: int
     num_workers: int
     seconds: dict[str, list[float]]
@@ -71,9 +84,10 @@ class LoaderReport:
 
     @property
     def title(self) -> str:
+        width, height = self.photograph_size
         return (
-            f"A view of {self.image_size} pixels from a JPEG image of 500 x 375, in batches of {self.batch_size}, "
-            f"{counted(self.num_workers, 'worker')}, medians, on {self.environment['device']}"
+            f"A view of {self.image_size} pixels from a JPEG image of {width} x {height}, in batches of "
+            f"{self.batch_size}, {counted(self.num_workers, 'worker')}, medians, on {self.environment['device']}"
         )
 
     def __str__(self) -> str:
@@ -92,6 +106,7 @@ class LoaderReport:
 def measure_loader(
     *,
     image_size: int = 224,
+    photograph_width: int = 500,
     batch_size: int = 48,
     batches: int = 4,
     num_workers: int = 0,
@@ -102,16 +117,17 @@ def measure_loader(
 
     "hf_deit:3" and "hf_deit:1" are the Trainer's, with three views of an image that is drawn, as in the paper, and
     with one; like "timm:uint8", timm's transform with its collation for a prefetcher, they leave normalising and
-    erasing to the device. "timm:float" does them, too, as the authors' loader. "-cached" has `cache_images`, and has
-    decoded all images before.
+    erasing to the device. "timm:float" does them, too, as the authors' loader. "-cached" and "-resized" have
+    `cache_images`, and have decoded all images before; "-reduced" has `reduced_decoding`.
 
     Args:
         image_size: in pixels.
+        photograph_width: of the JPEG images, in pixels; they are three quarters as high.
         batch_size: views of a batch; a multiple of 3.
         batches: of an arm in a round.
         num_workers: of each loader; 0 makes views in the process itself.
         rounds: that are counted.
-        arms: some of `ARMS`; all by default.
+        arms: some of `ARMS`; by default all that make the same pixels.
 
     Raises:
         InputError: an arm is not known, or a batch has no whole images.
@@ -119,22 +135,32 @@ def measure_loader(
     check_arms(arms, ARMS)
     if batch_size % 3:
         raise InputError(f"--batch_size must be a multiple of 3, the views of an image, got {batch_size}")
-    chosen = [arm for arm in ARMS if not arms or arm in arms]
+    chosen = [arm for arm in ARMS if (arm in arms if arms else not arm.endswith(_OTHER_PIXELS))]
+    size = (photograph_width, max(photograph_width * 3 // 4, 1))
     with tempfile.TemporaryDirectory() as folder:
-        made = _Loaders(image_size, batch_size, batches, num_workers, folder)
+        made = _Loaders(image_size, batch_size, batches, num_workers, folder, size)
         calls = {arm: made.round_of(arm) for arm in chosen}
         seconds = time_in_turn(calls, rounds=rounds)
     of_a_batch = {arm: [value / batches for value in seconds[arm]] for arm in calls}
-    return LoaderReport(image_size, batch_size, num_workers, of_a_batch, describe_environment(device_type="cpu"))
+    return LoaderReport(image_size, size, batch_size, num_workers, of_a_batch, describe_environment(device_type="cpu"))
 
 
 class _Loaders:
     """Makes each arm's loader, of the same images."""
 
-    def __init__(self, image_size: int, batch_size: int, batches: int, num_workers: int, folder: str) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        batch_size: int,
+        batches: int,
+        num_workers: int,
+        folder: str,
+        size: tuple[int, int] = (500, 375),
+    ) -> None:
         self._image_size, self._batch_size, self._num_workers = image_size, batch_size, num_workers
         self._folder = folder
-        self._data = photographs(batches * batch_size)
+        different = min(256, max(_MOST_PIXELS // (size[0] * size[1]), _FEWEST))
+        self._data = photographs(batches * batch_size, different=different, size=size)
         self._processor = DistilledDeiTImageProcessor(crop_size=image_size)
 
     def round_of(self, arm: str) -> Callable[[], None]:
@@ -147,14 +173,14 @@ class _Loaders:
 
         return run
 
-    def _arguments(self, repeats: int = 1, cache_images: str = "off") -> DistillationTrainingArguments:
+    def _arguments(self, repeats: int = 1, **settings: Any) -> DistillationTrainingArguments:
         return DistillationTrainingArguments(
             output_dir=self._folder,
             per_device_train_batch_size=self._batch_size,
             dataloader_num_workers=self._num_workers,
             dataloader_persistent_workers=self._num_workers > 0,
             repeated_augmentation=repeats,
-            cache_images=cache_images,
+            **settings,
             mixup=0.0,
             cutmix=0.0,
             distillation_type="none",
@@ -164,14 +190,14 @@ class _Loaders:
             save_strategy="no",
         )
 
-    def _trainers(self, repeats: int, cache_images: str) -> Any:
+    def _trainers(self, repeats: int, settings: dict[str, Any]) -> Any:
         names = dict(enumerate(self._data.features["label"].names))
         sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 12}
         student = create_model("deit_tiny_patch16_224", id2label=names, image_size=self._image_size, **sizes)
         trainer = DistillationTrainer(
-            student, self._arguments(repeats, cache_images), processing_class=self._processor, train_dataset=self._data
+            student, self._arguments(repeats, **settings), processing_class=self._processor, train_dataset=self._data
         )
-        if cache_images != "off":
+        if "cache_images" in settings:
             for index in range(len(self._data)):  # an epoch of several views has but a part of the images
                 trainer.train_dataset.decoded(index)
         return trainer.get_train_dataloader()

@@ -13,19 +13,22 @@ from ...models.teacher import Teacher, TeacherDescription
 NUM_LABELS = 1000
 
 
-def photographs(count: int, *, different: int = 256, seed: int = 0) -> datasets.Dataset:
-    """JPEG images of 500 × 375 pixels, about as smooth and as large as ImageNet's, with random labels.
+def photographs(
+    count: int, *, different: int = 256, size: tuple[int, int] = (500, 375), seed: int = 0
+) -> datasets.Dataset:
+    """JPEG images about as smooth and, by default, as large as ImageNet's, with random labels.
 
     Args:
         count: rows.
         different: images; others are these again.
+        size: (width, height) in pixels.
         seed: of pixels and labels.
     """
-    generator = np.random.default_rng(seed)
+    generator, (width, height) = np.random.default_rng(seed), size
     images = []
     for _ in range(different):
-        coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
-        noisy = np.asarray(coarse, dtype=np.int16) + generator.normal(0, 8, (375, 500, 1)).astype(np.int16)
+        coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(size)
+        noisy = np.asarray(coarse, dtype=np.int16) + generator.normal(0, 8, (height, width, 1)).astype(np.int16)
         stream = BytesIO()
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
         images.append({"bytes": stream.getvalue(), "path": None})
