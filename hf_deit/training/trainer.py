@@ -411,8 +411,8 @@ class DistillationTrainer(Trainer):
                 heads[PLAIN.field] = fuse_logits(heads[CLASS.field], heads[DISTILLATION.field], plain_fusion)
             return (loss, heads) if return_outputs else loss
         seeds = {"view_seeds": inputs["view_seeds"]} if self._takes_view_seeds and "view_seeds" in inputs else {}
+        answer = self._teacher_answer(inputs)  # first: what it takes is free again before the student needs as much
         outputs = model(pixel_values=inputs["pixel_values"], **seeds)
-        answer = self._teacher_answer(inputs)
         if answer is not None:
             self.teacher_answers.note(has_answer(answer), inputs)
         loss, parts = self.distillation_objective(outputs, inputs, answer)
