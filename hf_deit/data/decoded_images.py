@@ -53,6 +53,7 @@ class DecodedImages:
         self, decode: ImageDecoder, num_images: int, max_bytes: float, *, shorter_side: int | None = None
     ) -> None:
         self._decode, self._shorter_side = decode, shorter_side
+        self._how = "decoded" if shorter_side is None else "resized"
         try:
             _remove_abandoned()
             self.folder = tempfile.mkdtemp(prefix=_PREFIX)
@@ -63,8 +64,8 @@ class DecodedImages:
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise InputError(
-                f"images cannot be kept decoded in {tempfile.gettempdir()!r} ({error.strerror or error}): let TMPDIR "
-                "name another folder, or leave --cache_images out"
+                f"images cannot be kept {self._how} in {tempfile.gettempdir()!r} ({error.strerror or error}): let "
+                "TMPDIR name another folder, or leave --cache_images out"
             ) from error
         self._gone = weakref.finalize(self, _remove, self.folder, lock, os.getpid())
         # Those of other processes of the run see the same disk, of which none has written anything yet.
@@ -72,9 +73,9 @@ class DecodedImages:
         self.kept_part = min(1.0, room / max(_bytes_of_all(decode, num_images, shorter_side), 1))
         if self.kept_part < 1:
             logger.warning(
-                "%.0f %% of the %s images are kept decoded, in %.1f GB in %s: --cache_images_gb gives them more room, "
+                "%.0f %% of the %s images are kept %s, in %.1f GB in %s: --cache_images_gb gives them more room, "
                 "TMPDIR another place",
-                *(100 * self.kept_part, f"{num_images:,}", room / 1e9, self.folder),
+                *(100 * self.kept_part, f"{num_images:,}", self._how, room / 1e9, self.folder),
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ class DecodedImages:
                 os.remove(unfinished)
             with suppress(OSError):
                 os.remove(is_open)  # which one process can, so that one line is said
-                logger.warning("no more images are kept decoded in %s: %s", self.folder, error.strerror or error)
+                logger.warning("no more images are kept %s in %s: %s", self._how, self.folder, error.strerror or error)
 
 
 def _remove(folder: str, lock: FileLock, owner: int) -> None:

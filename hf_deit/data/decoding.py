@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import datasets
@@ -91,8 +91,15 @@ def decode_image(encoded: dict[str, Any] | None, name: str, scale: int = 1) -> I
         BadImageError: the image is missing or broken, has more than 8 bits per channel, or too many pixels.
     """
     _prepare_pillow()
-    try:
+    with _refusing(encoded, name):
         return _with_or_without_metadata(functools.partial(_decode, scale=scale), _file_of(encoded))
+
+
+@contextlib.contextmanager
+def _refusing(encoded: dict[str, Any] | None, name: str) -> Iterator[None]:
+    """Turns whatever goes wrong with an image in it into a `BadImageError`; see `decode_image`."""
+    try:
+        yield
     except Exception as error:
         path = encoded.get("path") if encoded else None
         kind, remedy = _kind_and_remedy(error)
@@ -229,6 +236,16 @@ def file_content(encoded: dict[str, Any] | None) -> bytes:
         return b""
     with _opened(_file_of(encoded)) as file:
         return file.read()
+
+
+def content_to_decode(encoded: dict[str, Any] | None, name: str) -> bytes:
+    """See `file_content`; a file that cannot be read is refused as `decode_image` does it.
+
+    Raises:
+        BadImageError: it cannot be read.
+    """
+    with _refusing(encoded, name):
+        return file_content(encoded)
 
 
 def is_remote(path: str) -> bool:

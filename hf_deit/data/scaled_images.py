@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from .decoding import ImageDecoder, JpegHeader, decode_image, file_content, jpeg_header
+from .decoding import ImageDecoder, JpegHeader, content_to_decode, decode_image, jpeg_header
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Size = tuple[int, int]  # width, height
@@ -126,13 +126,10 @@ def open_image(encoded: dict[str, Any] | None, name: str) -> Image.Image | JpegI
     Raises:
         BadImageError: the image is broken, as far as that is known so far; see `decode_image`.
     """
-    try:
-        content = file_content(encoded)
-    except Exception:  # of any kind, as of a file elsewhere
-        content = b""
+    content = content_to_decode(encoded, name)
     header = jpeg_header(content)
     if header is None:
-        return decode_image(encoded, name)
+        return decode_image({**encoded, "bytes": content} if content else encoded, name)  # which is read but once
     return JpegImage(content, header, encoded.get("path"), name)
 
 

@@ -244,7 +244,7 @@ class StreamViewDataset(KeyedViews):
         name = f"position {key.index} of the stream"
         try:
             image = (open_image if self.reduced_decoding else decode_image)(key.encoded, name)
-            self._check_pixels(key, image)
+            self._load(key, image)
             return ReadImage(image, key.label, [])
         except BadImageError as error:
             if self.on_bad_image == "stop":

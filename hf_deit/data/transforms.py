@@ -1,6 +1,5 @@
 """The training transform of one image: timm's, in the authors' order and with their constants."""
 
-import random
 import re
 from collections.abc import Callable, Sequence
 
@@ -11,6 +10,7 @@ from torchvision import transforms
 from ..errors import InputError
 from ..models.image_processing_deit import SMALL_INPUT
 from .scaled_images import Box, JpegImage, ShrunkImage, Size
+from .views import preserve_global_random_state, seed_global_random_state
 
 _RAND_AUGMENT_PART = re.compile(r"^(m|n|p|w|t|mstd|mmax|inc)\d")
 _SMALL_INPUT_PADDING = 4  # pixels, as the authors
@@ -46,17 +46,14 @@ class TrainTransform(transforms.Compose):
         return (left, top, left + part_width, top + part_height), (first.size[1], first.size[0])
 
     def load(self, image: JpegImage, seed: int) -> None:
-        """Decodes what a view needs of an image, by the generator's seed of the view; the generator stays as it is.
+        """Decodes what a view needs of an image, by the seed of the view; the global generators stay as they are.
 
         Raises:
             BadImageError: it cannot be decoded.
         """
-        state = random.getstate()
-        random.seed(seed)
-        try:
+        with preserve_global_random_state():
+            seed_global_random_state(seed)
             image.load(*self.draw(image.size))
-        finally:
-            random.setstate(state)
 
     def __call__(self, image: Image.Image | ShrunkImage | JpegImage) -> torch.Tensor:
         if isinstance(image, Image.Image):

@@ -29,10 +29,13 @@ from .views import ViewKey, preserve_global_random_state, seed_global_random_sta
 _MOST_KEPT = 64 * 1024 * 1024  # bytes of a worker's decoded images: 64 of ImageNet's average size are 47 MB
 
 
+AnyImage = Image.Image | ShrunkImage | JpegImage
+
+
 class ReadImage(NamedTuple):
     """What was read for a key: its image, its label, and a line for each broken image that it stands in for."""
 
-    image: Image.Image | ShrunkImage | JpegImage
+    image: AnyImage
     label: int
     passed_over: list[str]
 
@@ -55,11 +58,22 @@ class _ReadImages:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._repeats, self._images_per_block)  # a worker that is sent it begins without images
 
-    def get(self, key: Any, read: Callable[[Any], ReadImage]) -> ReadImage:
+    def get(self, key: Any, read: Callable[[Any], ReadImage], load: Callable[[Any, AnyImage], None]) -> ReadImage:
+        """The image of a key.
+
+        Args:
+            read: makes it.
+            load: decodes of one that other views have had what this one needs, which counts before it is kept on.
+        """
         name = key.epoch, key.index
         _, found = self._kept.pop(name, (0, None))
         if name == self._last[0]:
             found = self._last[1]
+        if found is not None:
+            try:
+                load(key, found.image)
+            except BadImageError:
+                found = None
         if found is None:
             self._last = (None, None)
             self._kept = {
@@ -131,8 +145,8 @@ class KeyedViews(Dataset):
     def _read(self, key: Any) -> ReadImage:
         raise NotImplementedError
 
-    def _check_pixels(self, key: Any, image: Image.Image | ShrunkImage | JpegImage) -> None:
-        """Decodes of an image what a key's view needs, as before that nobody knows whether it is broken.
+    def _load(self, key: Any, image: AnyImage) -> None:
+        """Decodes of an image what a key's view needs: before that nobody knows whether it is broken, nor its size.
 
         Raises:
             BadImageError: it is.
@@ -153,7 +167,7 @@ class KeyedViews(Dataset):
             # Image by image, so that one is decoded once for its views of a batch though there be no room to keep it.
             for place in chain.from_iterable(places.values()):
                 key, sample = keys[place], samples[place]
-                image, label, passed_over = self._images.get(key, self._read)
+                image, label, passed_over = self._images.get(key, self._read, self._load)
                 seed = view_seed(self.seed, key.epoch, key.slot)
                 seed_global_random_state(seed)
                 pixel_values = self.transform(image)
@@ -200,13 +214,16 @@ class ViewDataset(KeyedViews):
 
     Args:
         dataset: has an `Image` and a `ClassLabel` column; a label of None means that there is none.
-        cache_bytes: how many bytes of decoded images to keep on disk; see `DecodedImages`. Not with reduced decoding.
+        cache_bytes: how many bytes of decoded images to keep on disk; see `DecodedImages`. None with reduced decoding.
         kept_side: to so many pixels the shorter side of what is kept is shrunk; None for not at all.
         **settings: see `KeyedViews`.
 
     Attributes:
         labels: of all rows, (N,) int64, `IGNORED_LABEL` where there is none.
         decoded: gives the image of a row, or raises `BadImageError`.
+
+    Raises:
+        ValueError: images are to be kept and to be decoded for each view, or to be shrunk and not to be kept.
     """
 
     def __init__(
@@ -224,7 +241,12 @@ class ViewDataset(KeyedViews):
         self.dataset = without_format(dataset)
         self.image_column, self.label_column = image_column, label_column
         self._decode = ImageDecoder(self.dataset, image_column)
-        self.decoded: Callable[[int], Image.Image | ShrunkImage | JpegImage] = self._decode
+        if (self.reduced_decoding and cache_bytes) or (kept_side is not None and not cache_bytes):
+            raise ValueError(
+                "kept_side is of images that cache_bytes keeps, and reduced_decoding goes without both, got kept_side "
+                f"{kept_side}, cache_bytes {cache_bytes:g}, reduced_decoding {self.reduced_decoding}"
+            )
+        self.decoded: Callable[[int], AnyImage] = self._decode
         if self.reduced_decoding:
             self.decoded = partial(open_row, self._decode)
         elif cache_bytes:
@@ -241,7 +263,7 @@ class ViewDataset(KeyedViews):
             candidate = (key.index + offset) % len(self)
             try:
                 image = self.decoded(candidate)
-                self._check_pixels(key, image)
+                self._load(key, image)
                 return ReadImage(image, int(self.labels[candidate]), passed_over)
             except BadImageError as error:
                 if self.on_bad_image == "stop":

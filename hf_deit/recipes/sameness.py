@@ -128,8 +128,8 @@ _PERHAPS_FOLDERS = (
     *("deepspeed", "teacher_recipe", "teacher_probe", "resume_from_checkpoint"),
 )
 _A_FOLDER = "a folder or file there"
-# Of what is kept of images, this makes other pixels; whether any other is kept is nobody else's business.
-_RESIZED, _NOT_RESIZED = "resized", "not resized"
+# The one value of cache_images that makes other pixels; the others are alike, and nobody else's business.
+_RESIZED = "resized"
 _ORDER = {name: place for place, name in enumerate(REFUSED)}
 
 
@@ -200,7 +200,7 @@ def stated_options(recipe: Mapping[str, Any], args: DistillationTrainingArgument
     options = {**DEFAULTS, **recipe, "resume_from_checkpoint": wish, "resume_from_hub": args.resume_from_hub}
     options["push_to_hub"] = args.push_to_hub
     options["data_seed"] = options["seed"] if options["data_seed"] is None else options["data_seed"]
-    options["cache_images"] = _RESIZED if options["cache_images"] == _RESIZED else _NOT_RESIZED
+    options["cache_images"] = _RESIZED if options["cache_images"] == _RESIZED else "off"
     options |= {name: options[name] and _A_FOLDER for name in _FOLDERS_OF_IMAGES}
     for name in _PERHAPS_FOLDERS:
         options[name] = _elsewhere(options[name])

@@ -358,7 +358,8 @@ _USES = {
     "cache_images_gb": _Use(
         lambda options: options["cache_images"] in ("decoded", "resized") and not options["streaming"],
         "is how much cache_images may take",
-        ", but cache_images is {cache_images!r}, streaming {streaming}: leave it out, or give --cache_images decoded",
+        ", but cache_images is {cache_images!r}, streaming {streaming}: leave it out, or give --cache_images decoded "
+        "or resized",
     ),
     "reduced_decoding": _Use(
         lambda options: options["dataset_name"] != DIGITS or _has_unlabeled(options),

@@ -351,8 +351,8 @@ class DistillationTrainingArguments(TrainingArguments):
             raise InputError("ema_warmup is of the moving average, but ema_decay is 0: give one, or leave it out")
         if self.reduced_decoding and self.cache_images != "off":
             raise InputError(
-                "reduced_decoding decodes for each view what that needs, but what cache_images keeps is decoded "
-                f"whole, got {self.cache_images!r}: give --reduced_decoding false or --cache_images off"
+                "reduced_decoding decodes an image anew for each view, but what cache_images keeps serves all views, "
+                f"got {self.cache_images!r}: give --reduced_decoding false or --cache_images off"
             )
         schedules = [schedule.value for schedule in SchedulerType]
         if self.lr_scheduler_type not in schedules:

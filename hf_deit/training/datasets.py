@@ -127,10 +127,7 @@ def train_transform(args: DistillationTrainingArguments, processor: DistilledDei
 
 
 def kept_side(args: DistillationTrainingArguments, processor: DistilledDeiTImageProcessor) -> int | None:
-    """To how many pixels the shorter side of an image is shrunk that is kept resized; None where none is.
-
-    Only crops of less than a quarter of an image are then enlarged that need not be.
-    """
+    """To how many pixels the shorter side of an image is shrunk that is kept resized; None where none is."""
     if args.cache_images != "resized":
         return None
     return 2 * max(processor.crop_size.height, processor.crop_size.width)

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Resize
 from torchvision.transforms.functional import to_tensor
 
+from hf_deit.data import decoding, view_dataset
 from hf_deit.data.decoded_images import DecodedImages
 from hf_deit.data.decoding import ImageDecoder, decode_image, fault_of_pixels
-from hf_deit.data.scaled_images import JpegImage, ShrunkImage, open_image, scale_for, shrink
+from hf_deit.data.scaled_images import JpegImage, ShrunkImage, bytes_of, open_image, scale_for, shrink
 from hf_deit.data.streams import ImageStream, StreamSampler, StreamViewDataset
 from hf_deit.data.transforms import build_train_transform
 from hf_deit.data.view_dataset import ViewDataset, collate
@@ -292,3 +293,51 @@ def test_a_run_takes_what_its_arguments_say(tmp_path, photographs):
 def test_what_is_decoded_smaller_is_not_kept(tmp_path, kept):
     with pytest.raises(InputError, match="--reduced_decoding false or --cache_images off"):
         DistillationTrainingArguments(output_dir=str(tmp_path), reduced_decoding=True, cache_images=kept)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_file_is_read_once_and_refused_where_it_cannot_be(tmp_path, monkeypatch, format):
+    image, path = encoded(smooth(200, 100), format), tmp_path / "image"
+    path.write_bytes(image["bytes"])
+    opened = []
+    monkeypatch.setattr(decoding, "_opened", lambda *a, whole=decoding._opened: opened.append(a) or whole(*a))
+    found = shrink(open_image({"bytes": None, "path": str(path)}, "it"), 50)
+    assert np.array_equal(found.image, shrink(open_image(image, "it"), 50).image)
+    assert [file for file, *_ in opened if isinstance(file, str)] == [str(path)]
+    reads = iter([OSError(5, "Input/output error")])  # a second time it could be read
+
+    def fails_once(*given):
+        for error in reads:
+            raise error
+        return decoding.file_content(*given)
+
+    monkeypatch.setattr(decoding, "file_content", fails_once)
+    with pytest.raises(BadImageError, match=r"the image of it \(.*image\) cannot be decoded"):
+        open_image({"bytes": None, "path": str(path)}, "it")
+
+
+def test_what_is_decoded_for_other_views_counts_before_an_image_is_kept(monkeypatch):
+    """Three views of ten images, which lie far apart: of most crops a fourth of a side is enough, of some not."""
+    images = [encoded(smooth(803, 607, seed)) for seed in range(10)]
+    views = ViewDataset(
+        table(images),
+        build_train_transform(SIZE, image_mean=MEAN, crop_scale_min=0.01),
+        seed=0,
+        repeats=3,
+        images_per_block=10,
+        reduced_decoding=True,
+    )
+    monkeypatch.setattr(view_dataset, "_MOST_KEPT", 2_000_000)
+    scales, most = set(), 0
+    for slot in range(30):
+        views[ViewKey(0, slot, slot % 10, slot // 10)]
+        kept = [found.image for _, found in views._images._kept.values()]
+        scales |= {scale for image in kept for scale in image._decoded}
+        most = max(most, sum(map(bytes_of, kept)))
+    assert len(scales) > 2 and 1_000_000 < most <= 2_000_000
+
+
+@pytest.mark.parametrize(("reduced", "cache", "side"), [(True, 1e9, None), (False, 0.0, 60), (True, 0.0, 60)])
+def test_views_refuse_what_would_be_swallowed(photographs, transform, reduced, cache, side):
+    with pytest.raises(ValueError, match=f"got kept_side {side}, cache_bytes {cache:g}".replace("+", r"\+")):
+        ViewDataset(photographs, transform, seed=0, reduced_decoding=reduced, cache_bytes=cache, kept_side=side)

@@ -36,7 +36,7 @@ _OURS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 _TIMM = ("timm:uint8", "timm:float")
 ARMS = (*_OURS, *_TIMM)
-_OTHER_PIXELS = ("-resized", "-reduced")  # of images that are larger than usual, so that they must be asked for
+_OTHER_PIXELS = ("-resized", "-reduced")  # measured where they are asked for: only larger images are other with them
 _MOST_PIXELS = 256 * 500 * 375  # of all images together, which are made and held in memory
 _FEWEST = 12  # different images
 
