@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..evaluation.benchmarks.figures import Report
 
 _COUNTS = (
-    *("image_size", "photograph_width", "batch_size", "rounds", "steps", "batches", "storage_views", "threads"),
-    "max_images",
+    *("image_size", "photograph_width", "batch_size", "rounds", "steps", "batches"),
+    *("storage_views", "threads", "max_images"),
 )
 _ENDINGS = (".json", ".md", ".png")
 

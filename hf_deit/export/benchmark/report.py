@@ -114,11 +114,8 @@ class InferenceReport:
         """What part a row takes of what the device can do, were its work that of PyTorch eager; by the median run."""
         if row.failure or self.peaks is None:
             return {}
-        rates = row.flops / row.quantile(0.5), row.traffic / row.quantile(0.5)
-        return {
-            f"of_{name}": rate / peak
-            for name, rate, peak in zip(("peak", "bandwidth"), rates, self.peaks, strict=True)
-        }
+        (peak, bandwidth), seconds = self.peaks, row.quantile(0.5)
+        return {"of_peak": row.flops / seconds / peak, "of_bandwidth": row.traffic / seconds / bandwidth}
 
     def charts(self) -> list[Chart]:
         """A chart of each batch size: the times of the runs of those arms that were measured, the fastest first."""
