@@ -106,8 +106,7 @@ class TrafficCounter(TorchDispatchMode):
             is_written = argument.alias_info is not None and argument.alias_info.is_write
             is_read = not ((is_written and (argument.is_out or name in _OVERWRITING)) or _is_only_a_shape(name))
             self.total_bytes += (is_read + is_written) * _bytes_in(given.get(argument.name))
-        new = [value for value in func._schema.returns if value.alias_info is None]
-        if new:  # else all are arguments that are written
+        if any(value.alias_info is None for value in func._schema.returns):  # else all are arguments that are written
             self.total_bytes += _bytes_in(outputs)
         return outputs
 
